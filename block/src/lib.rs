@@ -1,0 +1,29 @@
+//! What a disk is: identifiers, block arithmetic, the file and block-device
+//! backend, and the one place where io_uring is driven.
+//!
+//! Knows nothing of journals, protocols or networks; every other crate may know
+//! this one. `unsafe` lives in [`sys`] only.
+
+pub mod blocks;
+pub mod buffer;
+pub mod checksum;
+pub mod disk;
+pub mod error;
+pub mod extent;
+pub mod ids;
+pub mod name;
+pub mod reader;
+pub mod size;
+pub mod sys;
+pub mod zero;
+
+pub use blocks::{BLOCK_BYTES, BlockRange};
+pub use buffer::AlignedBuf;
+pub use checksum::crc32c;
+pub use disk::{Access, DiskKind, FileDisk, Identity, Stamp};
+pub use error::{Error, ErrorKind, Result};
+pub use extent::Extent;
+pub use ids::{Epoch, Incarnation, Position, Seq, VolumeId};
+pub use name::{GroupName, VolumeName};
+pub use reader::DirectReader;
+pub use zero::is_zero;

@@ -1,0 +1,67 @@
+//! File system calls that std does not offer.
+//!
+//! Invariant 1: every call takes a descriptor borrowed for its whole duration
+//! and passes no memory to the kernel, so there is nothing to keep alive.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+fn offset_arg(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (offset_arg(offset)?, offset_arg(len)?);
+    loop {
+        // SAFETY: invariant 1.
+        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Deallocates; reads back zero.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Reads back zero, stays allocated.
+pub fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    // SAFETY: invariant 1. The shared file position it moves is used by nobody:
+    // all reads and writes of this crate name their offset.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), offset_arg(offset)?, whence) };
+    if at >= 0 {
+        return Ok(Some(at as u64));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENXIO) => Ok(None),
+        _ => Err(error),
+    }
+}
+
+/// First byte of data at or after `offset`; `None` when only a hole follows.
+pub fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, libc::SEEK_DATA)
+}
+
+/// First byte of a hole at or after `offset`; the end of the file counts as one.
+pub fn seek_hole(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, libc::SEEK_HOLE)
+}
+
+/// No readahead: a page cache filled in large folios makes later 4 KiB writes an
+/// order of magnitude dearer (docs/design/0001). Advice only, so no result.
+pub fn advise_random(file: &File) {
+    // SAFETY: invariant 1.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+}

@@ -1,0 +1,8 @@
+//! The crate's only unsafe code: raw system calls and the io_uring driver.
+//! No raw pointer leaves this folder.
+#![allow(unsafe_code)]
+
+mod file;
+pub mod uring;
+
+pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};
