@@ -12,6 +12,7 @@ pub mod error;
 pub mod ids;
 pub mod pki;
 pub mod security;
+pub mod source;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};
