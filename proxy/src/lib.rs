@@ -6,7 +6,21 @@
 //! shipper in the journal and over the link only. Promise: no failure of the
 //! journal or of a shipper fails a guest's I/O.
 
+mod accept;
+mod engine;
 pub mod error;
+mod gate;
+pub mod group;
+pub mod journaling;
+pub mod latency;
+pub mod listen;
 pub mod nbd;
+pub mod server;
+mod syncs;
+mod volume;
 
 pub use error::{Error, ErrorKind, Result};
+pub use group::Group;
+pub use listen::ListenAddr;
+pub use server::{ExportConfig, Server, StartGate, VolumeFigures};
+pub use volume::Journaled;
