@@ -11,9 +11,11 @@
 //! the receiver's durable decision counts from there on.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::journaling::Attempt;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Names an attempt at a cutover.
+pub type Attempt = u64;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gate {

@@ -5,11 +5,14 @@
 
 use crate::engine::{Command, Mailbox};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journaling::{Attempt, Claim, Journaling};
+use crate::gate::Attempt;
 use crossbeam::channel::{Sender, bounded};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use towline_block::{Epoch, Position, Seq, VolumeId, VolumeName};
+use towline_block::{Seq, VolumeId, VolumeName};
+use towline_journal::format::Counter;
+use towline_journal::state::{Promoted, Seal};
+use towline_journal::{Claim, Journal};
 
 /// How long a volume's thread may take to answer what needs no I/O. It is busy with
 /// one step of another request at most.
@@ -26,11 +29,11 @@ pub(crate) struct Member {
 #[derive(Clone)]
 pub struct Group {
     members: Arc<[Member]>,
-    journal: Option<Arc<dyn Journaling>>,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Group {
-    pub(crate) fn new(members: Vec<Member>, journal: Option<Arc<dyn Journaling>>) -> Group {
+    pub(crate) fn new(members: Vec<Member>, journal: Option<Arc<Journal>>) -> Group {
         Group { members: members.into(), journal }
     }
 
@@ -49,7 +52,7 @@ impl Group {
             let _ = self.release(attempt);
             return Err(error);
         }
-        Ok(self.journal.as_ref().map_or(Seq::NONE, |journal| journal.head()))
+        Ok(self.journal.as_ref().map_or(Seq::NONE, |journal| Seq(journal.get(Counter::Head))))
     }
 
     /// Ends the hold of this attempt; of no consequence when it is over already.
@@ -65,7 +68,7 @@ impl Group {
     /// [`ErrorKind::Timeout`] when a source needs more than `max`,
     /// [`ErrorKind::Storage`] when a source or the state cannot be written. The
     /// group goes on as before the hold then.
-    pub fn seal(&self, attempt: Attempt, max: Duration) -> Result<Position> {
+    pub fn seal(&self, attempt: Attempt, max: Duration) -> Result<Seal> {
         let sealed = self
             .ask_all(Instant::now() + max, |done| Command::Seal { attempt, done })
             .and_then(|()| self.seal_journal(attempt));
@@ -75,7 +78,7 @@ impl Group {
         sealed
     }
 
-    fn seal_journal(&self, attempt: Attempt) -> Result<Position> {
+    fn seal_journal(&self, attempt: Attempt) -> Result<Seal> {
         let journal = self.journal.as_ref().ok_or_else(not_journaled)?;
         journal.seal(attempt).map_err(|error| {
             Error::caused(ErrorKind::Storage, "cannot store the seal of the group", error)
@@ -93,11 +96,11 @@ impl Group {
     }
 
     /// The receiver has taken over: changes are refused from now on, for good.
-    pub fn commit(&self, epoch: Epoch, exports: &[String]) -> Result<()> {
-        let refusal: Arc<str> = refusal_of(epoch, exports).into();
+    pub fn commit(&self, attempt: Attempt, promoted: Promoted) -> Result<()> {
+        let refusal: Arc<str> = refusal_of(promoted.epoch, &promoted.exports).into();
         self.ask_all(answer_by(), |done| Command::Promote { refusal: refusal.clone(), done })?;
         let Some(journal) = &self.journal else { return Ok(()) };
-        journal.commit(epoch, exports).map_err(|error| {
+        journal.commit(attempt, promoted).map_err(|error| {
             Error::caused(ErrorKind::Storage, "cannot store that the group was promoted", error)
         })
     }
@@ -106,11 +109,6 @@ impl Group {
     pub fn claim(&self, volume: VolumeId, from: u64, blocks_max: u64) -> Result<Option<Claim>> {
         let member = self.member(volume)?;
         ask(member, |done| Command::Claim { from_block: from, blocks_max, done })
-    }
-
-    /// Makes all blocks of a volume dirty.
-    pub fn resync(&self, volume: VolumeId) -> Result<()> {
-        ask(self.member(volume)?, |done| Command::Resync { done })
     }
 
     fn open(&self, attempt: Attempt) -> Result<()> {
@@ -169,14 +167,13 @@ fn not_journaled() -> Error {
 }
 
 /// What a client of a promoted group is told.
-pub fn refusal_of(epoch: Epoch, exports: &[String]) -> String {
+pub(crate) fn refusal_of(epoch: u32, exports: &[String]) -> String {
     let place = match exports {
         [] => "its new place".to_owned(),
         exports => exports.join(", "),
     };
     format!(
-        "this group was cut over (epoch {}) and is served at {place}: changes here are refused, \
-         connect there",
-        epoch.0
+        "this group was cut over (epoch {epoch}) and is served at {place}: changes here are refused, \
+         connect there"
     )
 }

@@ -11,7 +11,6 @@ mod engine;
 pub mod error;
 mod gate;
 pub mod group;
-pub mod journaling;
 pub mod latency;
 pub mod listen;
 pub mod nbd;

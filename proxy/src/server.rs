@@ -3,9 +3,8 @@
 use crate::accept::{self, Door, Lobby};
 use crate::engine::{Command, Engine, Inbox, Mailbox, Setup, mailbox};
 use crate::error::{Error, ErrorKind, Result};
-use crate::gate::Gate;
-use crate::group::{Group, Member};
-use crate::journaling::Attempt;
+use crate::gate::{Attempt, Gate};
+use crate::group::{Group, Member, refusal_of};
 use crate::latency::{Counters, Latency};
 use crate::listen::{self, Bound, ListenAddr};
 use crate::nbd::handshake::Export;
@@ -16,6 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::watch;
 use towline_block::{Access, FileDisk, VolumeName};
+use towline_journal::state::{Promoted, Seal};
 
 /// A volume to serve. Its export has its name; the first is also the default.
 pub struct ExportConfig {
@@ -42,6 +42,23 @@ pub enum StartGate {
 }
 
 impl StartGate {
+    /// As a journal's seal says: a seal found at start means that the decision of
+    /// its attempt was not learned before the restart.
+    pub fn of_seal(seal: Option<&Seal>) -> StartGate {
+        match seal {
+            None => StartGate::Open,
+            Some(Seal { promoted: Some(Promoted { epoch, exports }), .. }) => {
+                StartGate::Promoted { refusal: refusal_of(*epoch, exports) }
+            }
+            Some(Seal { attempt, promoted: None, .. }) => StartGate::Sealed {
+                attempt: *attempt,
+                refusal: "this group is sealed for a cutover whose outcome is not known here yet: \
+                          changes are refused until `towline ship` has asked the receiver"
+                    .to_owned(),
+            },
+        }
+    }
+
     fn gate(&self) -> Gate {
         match self {
             StartGate::Open => Gate::Open,

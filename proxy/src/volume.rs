@@ -4,13 +4,13 @@
 //! volume are ever in flight to its source together, so nothing here locks or
 //! waits. Flushes alone are asynchronous; they belong to the engine.
 
-use crate::journaling::{Begun, Change, Claim, Journaling, Outcome, Ticket};
 use crate::nbd::errno::Errno;
 use crate::nbd::proto::allocation;
 use crate::nbd::reply::Descriptor;
 use std::sync::Arc;
 use std::time::Instant;
-use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName, is_zero};
+use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
+use towline_journal::{Begun, Change, Claim, Journal, Outcome, Ticket};
 
 /// A zero or trim is journaled and executed in pieces of at most this, so that no
 /// single step holds the volume's thread for long.
@@ -29,7 +29,7 @@ pub struct Failure {
 /// A volume's journal and its number there.
 #[derive(Clone)]
 pub struct Journaled {
-    pub journal: Arc<dyn Journaling>,
+    pub journal: Arc<Journal>,
     pub id: VolumeId,
 }
 
@@ -72,12 +72,8 @@ impl Volume {
         if data.is_empty() {
             return Ok(());
         }
-        let extent = Extent::new(offset, data.len() as u64);
-        let begun = self.begin(|| match is_zero(data) {
-            // The target learns zeroes; the source gets what the guest sent.
-            true => Change::Zero { extent, trim: false },
-            false => Change::Write { offset, data },
-        });
+        // Data of zeroes alone is journaled as zeroes; the source gets it as it came.
+        let begun = self.begin(|| Change::Write { offset, data });
         let result = self.timed(|disk| disk.write_at(data, offset));
         self.finish(begun, &result);
         result.map_err(|error| self.failed("write", offset, &error))
@@ -140,12 +136,6 @@ impl Volume {
     pub fn claim(&self, from_block: u64, blocks_max: u64) -> Option<Claim> {
         let Journaled { journal, id } = self.journaled.as_ref()?;
         journal.claim(*id, from_block, blocks_max)
-    }
-
-    pub fn resync(&self) {
-        if let Some(Journaled { journal, id }) = &self.journaled {
-            journal.resync_volume(*id);
-        }
     }
 
     fn begin<'a>(&self, change: impl FnOnce() -> Change<'a>) -> Option<Begun> {

@@ -143,17 +143,18 @@ impl Input {
 }
 
 /// Replies not sent yet.
-#[derive(Default)]
 pub struct Output {
     bytes: Vec<u8>,
     len: usize,
 }
 
-impl Output {
-    pub fn new() -> Output {
+impl Default for Output {
+    fn default() -> Output {
         Output { bytes: vec![0; BUFFER_BYTES], len: 0 }
     }
+}
 
+impl Output {
     pub fn len(&self) -> usize {
         self.len
     }
@@ -213,13 +214,12 @@ impl Output {
             return Output { bytes, len: 0 };
         }
         Output { bytes, len: 0 }.close(memory);
-        Output::new()
+        Output::default()
     }
 
-    pub fn close(mut self, memory: &mut LargeMemory) {
+    pub fn close(self, memory: &mut LargeMemory) {
         let fits = memory.resize(self.bytes.len(), 0);
         assert!(fits, "giving memory back always fits");
-        self.bytes = Vec::new();
     }
 }
 
@@ -271,7 +271,7 @@ mod tests {
         let mut memory = LargeMemory::new();
         let mut outputs = Vec::new();
         loop {
-            let mut output = Output::new();
+            let mut output = Output::default();
             if !output.make_room(32 << 20, &mut memory) {
                 break;
             }
@@ -281,6 +281,6 @@ mod tests {
         let recycled = Output::recycle(outputs.pop().unwrap().lend().buf, &mut memory);
         assert_eq!(recycled.bytes.len(), BUFFER_BYTES);
         assert!(memory.take_freed());
-        assert!(Output::new().make_room(32 << 20, &mut memory));
+        assert!(Output::default().make_room(32 << 20, &mut memory));
     }
 }

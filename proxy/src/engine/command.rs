@@ -1,7 +1,7 @@
 //! What other threads ask of a volume's thread, and how it is woken.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::journaling::{Attempt, Claim};
+use crate::gate::Attempt;
 use crate::nbd::request::Terms;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use socket2::{Domain, Socket, Type};
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use towline_block::sys::uring::Fd;
+use towline_journal::Claim;
 
 /// A client that has finished its handshake.
 pub struct NewConnection {
@@ -51,9 +52,6 @@ pub enum Command {
         from_block: u64,
         blocks_max: u64,
         done: Sender<Result<Option<Claim>>>,
-    },
-    Resync {
-        done: Sender<Result<()>>,
     },
     /// Ends the thread: answers what was received, flushes the source.
     Stop,

@@ -94,8 +94,8 @@ impl Connection {
             fd: Arc::new(new.fd),
             terms: new.terms,
             input: Input::new(),
-            output: Output::new(),
-            spare: Some(Output::new()),
+            output: Output::default(),
+            spare: Some(Output::default()),
             receiving: false,
             sending: false,
             watching: false,
@@ -150,7 +150,7 @@ impl Connection {
 
     /// Swaps the output buffers for a send. Call only while none is in flight.
     pub fn swap_output(&mut self) -> Output {
-        let next = self.spare.take().unwrap_or_else(Output::new);
+        let next = self.spare.take().unwrap_or_default();
         std::mem::replace(&mut self.output, next)
     }
 
@@ -198,7 +198,7 @@ impl Connection {
 
     pub fn free(mut self, memory: &mut LargeMemory) {
         self.input.close(memory);
-        std::mem::take(&mut self.output).close(memory);
+        self.output.close(memory);
         if let Some(spare) = self.spare.take() {
             spare.close(memory);
         }

@@ -7,7 +7,6 @@ use super::connection::{Connection, Ending, Pause, Stamp};
 use super::slots::{Key, Purpose};
 use crate::error::Result;
 use crate::gate::Gate;
-use crate::journaling::Ticket;
 use crate::latency::{Counters, Latency, Recorder};
 use crate::nbd::reply::Descriptor;
 use crate::syncs::Syncs;
@@ -18,6 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 use towline_block::sys::uring::{Completion, Driver, Op, Window};
+use towline_journal::Ticket;
 
 /// Operations submitted in one system call: a receive, a send and a watch of every
 /// connection that a volume may have.

@@ -66,10 +66,6 @@ impl Engine {
             Command::Claim { from_block, blocks_max, done } => {
                 answer(&done, Ok(self.core.volume.claim(from_block, blocks_max)));
             }
-            Command::Resync { done } => {
-                self.core.volume.resync();
-                answer(&done, Ok(()));
-            }
             Command::Stop => self.stop(),
         }
         Ok(())

@@ -7,7 +7,6 @@ use super::obey::{answer, sealed};
 use super::slots::{Key, Purpose, Slots};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::journaling::Outcome;
 use crate::latency::{Counters, Latency};
 use crate::volume::Volume;
 use crossbeam::channel::Sender;
@@ -15,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use towline_block::sys::uring::{Completion, Window};
+use towline_journal::Outcome;
 
 /// What a volume's thread starts from.
 pub struct Setup {

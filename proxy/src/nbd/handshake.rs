@@ -18,7 +18,7 @@ pub const OPTION_BYTES_MAX: u32 = 64 << 10;
 /// taken for hostile and dropped.
 pub const OPTION_SKIP_BYTES_MAX: u32 = 4 << 20;
 /// Context queries looked at in one option.
-const QUERIES_MAX: u32 = 256;
+const QUERIES_MAX: usize = 256;
 
 /// What a client may ask for.
 #[derive(Clone, Debug)]
@@ -255,10 +255,9 @@ impl Negotiation {
     }
 
     fn list_contexts(&self, data: &[u8], reply: &mut Replies<'_>) {
-        if self.contexts_export(data, reply).is_some() {
-            let (_, count, queries) = parse_queries(data).unwrap_or_default();
-            let wanted = |query: &[u8]| query == b"base:" || query == ALLOCATION_CONTEXT.as_bytes();
-            if count == 0 || queries.into_iter().any(wanted) {
+        if let Some((_, queries)) = self.contexts(data, reply) {
+            let matches = |query: &&[u8]| *query == b"base:" || is_allocation(query);
+            if queries.is_empty() || queries.iter().any(matches) {
                 reply.context(0);
             }
             reply.ack();
@@ -268,9 +267,8 @@ impl Negotiation {
     fn set_contexts(&mut self, data: &[u8], reply: &mut Replies<'_>) {
         // Whatever comes of it, what was selected before no longer is.
         self.allocation_of = None;
-        if let Some(index) = self.contexts_export(data, reply) {
-            let (_, _, queries) = parse_queries(data).unwrap_or_default();
-            if queries.into_iter().any(|query| query == ALLOCATION_CONTEXT.as_bytes()) {
+        if let Some((index, queries)) = self.contexts(data, reply) {
+            if queries.iter().any(is_allocation) {
                 self.allocation_of = Some(index);
                 reply.context(ALLOCATION_CONTEXT_ID);
             }
@@ -278,26 +276,34 @@ impl Negotiation {
         }
     }
 
-    /// The export of a well-formed context option, else `None` and an error reply.
-    fn contexts_export(&self, data: &[u8], reply: &mut Replies<'_>) -> Option<usize> {
+    /// Export and queries of a context option, or `None` and an error reply.
+    fn contexts<'a>(
+        &self,
+        data: &'a [u8],
+        reply: &mut Replies<'_>,
+    ) -> Option<(usize, Vec<&'a [u8]>)> {
         if !self.structured {
             reply.error(option_reply::ERR_INVALID, "negotiate structured replies first");
             return None;
         }
-        let Some((name, count, _)) = parse_queries(data) else {
+        let Some(Queries { export, queries }) = parse_queries(data) else {
             reply.error(option_reply::ERR_INVALID, "malformed context queries");
             return None;
         };
-        if count > QUERIES_MAX {
+        if queries.len() > QUERIES_MAX {
             reply.error(option_reply::ERR_TOO_BIG, "too many context queries");
             return None;
         }
-        let index = self.find(name);
+        let index = self.find(export);
         if index.is_none() {
             reply.error(option_reply::ERR_UNKNOWN, "no such export");
         }
-        index
+        Some((index?, queries))
     }
+}
+
+fn is_allocation(query: &&[u8]) -> bool {
+    *query == ALLOCATION_CONTEXT.as_bytes()
 }
 
 fn block_sizes() -> [u8; 12] {
@@ -383,8 +389,13 @@ fn parse_info(data: &[u8]) -> Option<(&[u8], impl Iterator<Item = u16> + Clone)>
     Some((name, wanted.iter().map(|kind| u16::from_be_bytes(*kind))))
 }
 
-/// Export name, number of queries and the queries of the context options.
-fn parse_queries(data: &[u8]) -> Option<(&[u8], u32, Vec<&[u8]>)> {
+/// Data of the context options.
+struct Queries<'a> {
+    export: &'a [u8],
+    queries: Vec<&'a [u8]>,
+}
+
+fn parse_queries(data: &[u8]) -> Option<Queries<'_>> {
     let mut fields = Fields(data);
     let name = fields.string()?;
     let count = fields.u32()?;
@@ -393,7 +404,7 @@ fn parse_queries(data: &[u8]) -> Option<(&[u8], u32, Vec<&[u8]>)> {
         // Every query takes at least four bytes, so the data bounds the loop.
         queries.push(fields.string()?);
     }
-    fields.0.is_empty().then_some((name, count, queries))
+    fields.0.is_empty().then_some(Queries { export: name, queries })
 }
 
 #[cfg(test)]
