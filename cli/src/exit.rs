@@ -80,10 +80,27 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if cause.is::<Unreachable>() {
         return Some(Exit::Unreachable);
     }
-    match cause.downcast_ref::<towline_block::Error>()?.kind() {
-        towline_block::ErrorKind::InvalidInput => Some(Exit::Usage),
-        _ => None,
+    if let Some(error) = cause.downcast_ref::<towline_block::Error>() {
+        use towline_block::ErrorKind;
+        return matches!(error.kind(), ErrorKind::InvalidInput).then_some(Exit::Usage);
     }
+    if let Some(error) = cause.downcast_ref::<towline_journal::Error>() {
+        use towline_journal::ErrorKind;
+        return match error.kind() {
+            ErrorKind::InvalidInput => Some(Exit::Usage),
+            ErrorKind::Missing => Some(Exit::Unreachable),
+            _ => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<towline_shipper::Error>() {
+        use towline_shipper::ErrorKind;
+        return match error.kind() {
+            ErrorKind::InvalidInput => Some(Exit::Usage),
+            ErrorKind::Unreachable => Some(Exit::Unreachable),
+            _ => None,
+        };
+    }
+    None
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use super::tools;
 use anyhow::{Context, bail};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -66,6 +67,8 @@ impl LoopDisk {
             .args([retries.as_str(), "retry-delay=1", "retry-exponential=no"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // Out of reach of a Ctrl-C, so that the unmounting comes first.
+            .process_group(0)
             .spawn()
             .context("cannot start nbdfuse")?;
         let mut disk = LoopDisk { fuse, fuse_dir: dir.to_owned(), device: None };

@@ -4,6 +4,7 @@
 use anyhow::{Context, bail};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -41,6 +42,8 @@ impl Recipe {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // Ctrl-C at a terminal reaches the demo alone, which ends its daemons.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start towline {}", self.name))?;
         let mut daemon = Daemon { recipe: self.clone(), child };
@@ -78,6 +81,15 @@ impl Daemon {
 
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What is known of a daemon that ended by itself.
+    pub fn obituary(&mut self) -> String {
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => status.to_string(),
+            _ => "unknown status".into(),
+        };
+        format!("towline {} ended by itself ({status}):\n{}", self.recipe.name, self.recipe.log_tail())
     }
 
     /// `kill -9`, and starts it again. Returns the time from the kill until it
