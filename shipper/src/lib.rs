@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Shipping: what crosses the wire, and the side that receives it.
+//!
+//! [`batch`] and [`wire`] are the formats both sides share, [`security`] and
+//! [`pki`] decide who may speak, [`receiver`] is the whole target side: staging,
+//! applying, points, promotion. The source side (cutting, walking, the ship
+//! session) reads the journal and writes these formats.
+//!
+//! Nothing here writes a source disk or a ring.
+
+pub mod batch;
+pub mod error;
+pub mod ids;
+pub mod pki;
+pub mod security;
+pub mod wire;
+
+pub use error::{Error, ErrorKind, Result};
+pub use ids::{BatchHash, GroupUuid, SessionId};

@@ -1,0 +1,308 @@
+//! The write path: begin, copy, commit, finish. Never fails, never waits for
+//! anything but the append lock, which is held for tens of nanoseconds.
+
+use crate::format::*;
+use crate::journal::Journal;
+use crate::map::{Bits, VolumeMap};
+use std::sync::atomic::Ordering;
+use towline_block::{BlockRange, Extent, VolumeId, crc32c, is_zero};
+
+/// A change that a client asked for, checked against the volume's size.
+#[derive(Clone, Copy, Debug)]
+pub enum Change<'a> {
+    Write {
+        offset: u64,
+        data: &'a [u8],
+    },
+    /// Reads zero afterwards. At most `u32::MAX` bytes a change.
+    Zero {
+        extent: Extent,
+        trim: bool,
+    },
+    /// A flush. Takes its place in the order when it is issued.
+    Barrier,
+}
+
+impl Change<'_> {
+    pub fn extent(&self) -> Extent {
+        match self {
+            Change::Write { offset, data } => Extent::new(*offset, data.len() as u64),
+            Change::Zero { extent, .. } => *extent,
+            Change::Barrier => Extent::new(0, 0),
+        }
+    }
+}
+
+/// How a change was taken. Either way the source operation comes next, then
+/// [`Journal::finish`].
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// Its record is visible in the ring.
+    Record(Ticket),
+    /// Its blocks are dirty in the change map; no record exists.
+    Map,
+}
+
+/// The records of one begun change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    first: u64,
+    count: u32,
+    volume: VolumeId,
+    extent: Extent,
+}
+
+impl Ticket {
+    pub fn first_seq(&self) -> u64 {
+        self.first
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Failed,
+}
+
+/// What the append lock guards: where the next record goes.
+pub(crate) struct Cursor {
+    pub next_seq: u64,
+    /// Monotonic; modulo the area's size the place of the next payload.
+    pub payload_head: u64,
+    pub payload_tail: u64,
+    /// Records up to here no longer occupy ring space.
+    pub freed_seq: u64,
+    /// R5: the stream holds every change.
+    pub whole: bool,
+}
+
+impl Cursor {
+    pub(crate) fn free_slots(&self, slots: u64) -> u64 {
+        slots - (self.next_seq - 1 - self.freed_seq)
+    }
+
+    /// Where a payload of `len` bytes would begin, if it fits. Payloads do not wrap;
+    /// what is skipped at the end of the area counts as used until they are freed.
+    fn place(&mut self, len: u64, area: u64) -> Option<u64> {
+        let into = self.payload_head % area;
+        let start =
+            if into + len > area { self.payload_head + area - into } else { self.payload_head };
+        if self.payload_head == self.payload_tail && len <= area {
+            self.payload_tail = start;
+            self.payload_head = start;
+        }
+        (start + len - self.payload_tail <= area).then_some(start)
+    }
+}
+
+/// Slots freed in one go by the acknowledging thread, so that the append lock is
+/// held for microseconds at most.
+const FREED_AT_ONCE_MAX: u64 = 64;
+
+impl Journal {
+    /// Takes a change into the journal or, where it cannot, into the change map.
+    /// Must be followed by the source operation and, for a record, [`Self::finish`].
+    pub fn begin(&self, volume: VolumeId, change: &Change<'_>) -> Begun {
+        let extent = change.extent();
+        let ring = &self.ring;
+        let now_ns = (self.clock)();
+        ring.counter(Counter::LastChangeNs).fetch_max(now_ns, Ordering::Relaxed);
+        let is_barrier = matches!(change, Change::Barrier);
+        if !is_barrier {
+            if extent.is_empty() {
+                return Begun::Map;
+            }
+            ring.counter(Counter::GuestWrittenBytes).fetch_add(extent.len, Ordering::Relaxed);
+            let map = VolumeMap::new(ring, volume);
+            // R2. Only this thread, the volume's, takes dirty away from its blocks.
+            if map.all_set(Bits::Dirty, BlockRange::touching(extent)) {
+                ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
+                return Begun::Map;
+            }
+        }
+        let zero = match change {
+            Change::Write { data, .. } => is_zero(data),
+            _ => true,
+        };
+        let piece_bytes = if zero { u64::from(u32::MAX) } else { RECORD_PAYLOAD_BYTES_MAX };
+        let count = extent.len.div_ceil(piece_bytes).max(1);
+        let payload = if zero { 0 } else { extent.len };
+        let Some((first, position)) = self.reserve(volume, extent, count, payload) else {
+            return Begun::Map;
+        };
+        match change {
+            Change::Write { data, .. } if !zero => {
+                self.publish_pieces(volume, now_ns, first, position, extent, data);
+            }
+            _ => {
+                let mut slot = Slot::new(kind_of(change, zero), volume, extent, now_ns);
+                ring.publish(first, &mut slot, SlotState::Intent);
+            }
+        }
+        ring.counter(Counter::JournaledBytes).fetch_add(payload, Ordering::Relaxed);
+        Begun::Record(Ticket { first, count: count as u32, volume, extent })
+    }
+
+    /// Sequence numbers and room for a change, or its blocks dirty (R2, R5).
+    fn reserve(
+        &self,
+        volume: VolumeId,
+        extent: Extent,
+        count: u64,
+        payload: u64,
+    ) -> Option<(u64, u64)> {
+        let (slots, area) = (self.ring.slots(), self.ring.payload_bytes());
+        // Consecutive pieces are aligned each; the last may leave a gap.
+        let room = payload.next_multiple_of(PAYLOAD_ALIGN);
+        let mut cursor = self.cursor.lock().expect("the append lock's owner never panics");
+        let position = if room == 0 { Some(0) } else { cursor.place(room, area) };
+        let fits = cursor.free_slots(slots) >= count + CONTROL_SLOTS_RESERVED;
+        if let (true, Some(position)) = (fits, position) {
+            let first = cursor.next_seq;
+            cursor.next_seq += count;
+            if room > 0 {
+                cursor.payload_head = position + room;
+                self.ring.set(Counter::PayloadHead, cursor.payload_head);
+            }
+            self.ring.set(Counter::Head, cursor.next_seq - 1);
+            return Some((first, position));
+        }
+        if !extent.is_empty() {
+            self.make_dirty(&mut cursor, volume, BlockRange::touching(extent));
+            self.ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
+        }
+        None
+    }
+
+    fn publish_pieces(
+        &self,
+        volume: VolumeId,
+        now_ns: u64,
+        first: u64,
+        position: u64,
+        extent: Extent,
+        data: &[u8],
+    ) {
+        let pieces = extent.pieces(RECORD_PAYLOAD_BYTES_MAX);
+        for ((index, piece), bytes) in
+            pieces.enumerate().zip(data.chunks(RECORD_PAYLOAD_BYTES_MAX as usize))
+        {
+            let at = position + index as u64 * RECORD_PAYLOAD_BYTES_MAX;
+            self.ring.write_payload(at, bytes);
+            let mut slot = Slot::new(Kind::Write, volume, piece, now_ns);
+            slot.payload_position = at.into();
+            slot.payload_crc = crc32c(bytes).into();
+            self.ring.publish(first + index as u64, &mut slot, SlotState::Intent);
+        }
+    }
+
+    /// Dirty blocks go past the journal: BREAK first if the group was whole (R5).
+    pub(crate) fn make_dirty(&self, cursor: &mut Cursor, volume: VolumeId, blocks: BlockRange) {
+        if cursor.whole {
+            self.append_control(cursor, Control::Break, 0);
+            cursor.whole = false;
+            self.ring.set(Counter::Whole, 0);
+            self.ring.counter(Counter::Breaks).fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                group = %self.group,
+                volume = volume.0,
+                "the journal cannot take a change: its blocks go to the change map until the \
+                 target has caught up (BREAK)"
+            );
+        }
+        VolumeMap::new(&self.ring, volume).set(Bits::Dirty, blocks);
+    }
+
+    /// Appends a control record; slots are reserved for them. Returns its number.
+    pub(crate) fn append_control(
+        &self,
+        cursor: &mut Cursor,
+        control: Control,
+        argument: u64,
+    ) -> u64 {
+        assert!(
+            cursor.free_slots(self.ring.slots()) > 0,
+            "BREAK, HEAL and SEAL alternate with acknowledgements: reserved slots suffice"
+        );
+        let seq = cursor.next_seq;
+        cursor.next_seq += 1;
+        let nothing = Extent::new(0, 0);
+        let mut slot = Slot::new(Kind::Control, VolumeId(0), nothing, (self.clock)());
+        slot.control = (control as u32).into();
+        slot.argument = argument.into();
+        self.ring.publish(seq, &mut slot, SlotState::Done);
+        self.ring.set(Counter::Head, seq);
+        self.advance_done();
+        seq
+    }
+
+    /// The source operation of a begun change has ended.
+    pub fn finish(&self, ticket: Ticket, outcome: Outcome) {
+        let state = match outcome {
+            Outcome::Done => SlotState::Done,
+            Outcome::Failed => {
+                // R1: what the source now holds there is unknown; the walker reads it.
+                if !ticket.extent.is_empty() {
+                    let mut cursor =
+                        self.cursor.lock().expect("the append lock's owner never panics");
+                    let blocks = BlockRange::touching(ticket.extent);
+                    self.make_dirty(&mut cursor, ticket.volume, blocks);
+                }
+                SlotState::Failed
+            }
+        };
+        for seq in ticket.first..ticket.first + u64::from(ticket.count) {
+            // SeqCst, as the loads in `advance_done`: of two threads that finish
+            // neighbours at once, at least one sees both.
+            self.ring.commit(seq).store(commit_word(seq, state), Ordering::SeqCst);
+        }
+        self.advance_done();
+    }
+
+    /// Moves the done mark over all final records that follow it without a gap.
+    pub(crate) fn advance_done(&self) {
+        let done = self.ring.counter(Counter::Done);
+        loop {
+            let at = done.load(Ordering::SeqCst);
+            let next = at + 1;
+            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::SeqCst));
+            if seq != next || !state.is_final() {
+                return;
+            }
+            // Lost races mean that another thread moved it: go on from there.
+            let _ = done.compare_exchange(at, next, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
+    /// Frees the ring space of records up to `acked` (R11), a few at a time.
+    pub(crate) fn free_up_to(&self, acked: u64) {
+        loop {
+            let mut cursor = self.cursor.lock().expect("the append lock's owner never panics");
+            let end = acked.min(cursor.freed_seq + FREED_AT_ONCE_MAX);
+            for seq in cursor.freed_seq + 1..=end {
+                if let Ok(record) = self.ring.record(seq)
+                    && let Some(position) = record.payload_position
+                {
+                    let bytes = record.extent.len.next_multiple_of(PAYLOAD_ALIGN);
+                    cursor.payload_tail = position + bytes;
+                }
+            }
+            cursor.freed_seq = cursor.freed_seq.max(end);
+            self.ring.set(Counter::PayloadTail, cursor.payload_tail);
+            if end >= acked {
+                return;
+            }
+        }
+    }
+}
+
+fn kind_of(change: &Change<'_>, zero: bool) -> Kind {
+    match change {
+        Change::Write { .. } if zero => Kind::Zero,
+        Change::Write { .. } => Kind::Write,
+        Change::Zero { trim: true, .. } => Kind::Trim,
+        Change::Zero { .. } => Kind::Zero,
+        Change::Barrier => Kind::Barrier,
+    }
+}

@@ -1,0 +1,196 @@
+//! The shipper's requests, served on the proxy's side: attach, claim, ack, heal.
+
+use crate::append::Cursor;
+use crate::format::{Control, Counter};
+use crate::journal::Journal;
+use crate::map::{Bits, VolumeMap};
+use crate::resume::{self, Durable, Holding, Resume};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::sync::{MutexGuard, atomic::Ordering};
+use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
+
+/// Free slots there must be before a HEAL: its own, the next BREAK's, a RESYNC's and
+/// a SEAL's. HEAL can wait for an ack, the others cannot.
+const HEAL_LEAVES_SLOTS: u64 = 4;
+
+/// A stretch of dirty blocks given to the walker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    pub id: u64,
+    pub volume: VolumeId,
+    pub first_block: u64,
+    pub blocks: u64,
+    /// P of rule R3: the stream carries all records up to here before the blocks.
+    pub granted_at: u64,
+}
+
+impl Claim {
+    pub fn range(&self) -> BlockRange {
+        BlockRange::new(self.first_block, self.blocks)
+    }
+}
+
+/// Where a shipper goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    pub epoch: u32,
+    pub incarnation: u32,
+    /// First record to ship.
+    pub start_seq: u64,
+    /// Set when the target cannot be continued: everything became dirty, and the
+    /// stream restarts here. The reason is for the log.
+    pub resync: Option<String>,
+    /// Claims that the stream counts as complete where it begins.
+    pub claims_upto: u64,
+    /// Bytes that were on their way under an older session and are dirty again.
+    pub reverted_bytes: u64,
+}
+
+impl Journal {
+    /// A new shipper session, which knows what the target durably has. `None`: the
+    /// target was promoted in a later epoch and must not be written.
+    pub fn attach(&self, target: Durable) -> Option<Attached> {
+        let reverted = {
+            // What the target has of our claims is off the map before the rest reverts.
+            if target.incarnation == self.ring.incarnation() && target.epoch <= self.epoch() {
+                self.end_claims(target.claims);
+            }
+            self.revert_claims()
+        };
+        let holding = Holding {
+            epoch: self.epoch(),
+            incarnation: self.ring.incarnation(),
+            acked: self.ring.get(Counter::Acked),
+            acked_claims: self.ring.get(Counter::AckedClaims),
+            done: self.ring.get(Counter::Done),
+            base: Durable {
+                epoch: 0,
+                incarnation: self.ring.superblock.base_incarnation.get(),
+                seq: self.ring.superblock.base_seq.get(),
+                claims: self.ring.superblock.base_claims.get(),
+            },
+        };
+        let mut attached = Attached {
+            epoch: holding.epoch,
+            incarnation: holding.incarnation,
+            start_seq: 0,
+            resync: None,
+            claims_upto: target.claims,
+            reverted_bytes: reverted * BLOCK_BYTES,
+        };
+        match resume::decide(target, &holding) {
+            Resume::Superseded => return None,
+            Resume::From(seq) => {
+                attached.start_seq = seq;
+                if target.incarnation != holding.incarnation {
+                    attached.claims_upto = 0;
+                }
+                self.ack(seq - 1, holding.acked_claims);
+            }
+            Resume::Resync(why) => {
+                attached.resync = Some(why.to_owned());
+                attached.start_seq = self.resync_all();
+                attached.claims_upto = self.ring.get(Counter::NextClaim) - 1;
+            }
+        }
+        Some(attached)
+    }
+
+    /// Everything becomes dirty. The stream goes on at the RESYNC record whose number
+    /// is returned, whatever the target had. Also for a damaged record in the ring.
+    pub fn resync_all(&self) -> u64 {
+        let mut cursor = self.lock_cursor();
+        for index in 0..self.sources.len() {
+            let volume = VolumeId(index as u16);
+            let all = VolumeMap::new(&self.ring, volume).all();
+            self.make_dirty(&mut cursor, volume, all);
+        }
+        drop(cursor);
+        self.revert_claims();
+        // What is final is covered by the dirty blocks. What is in flight keeps its
+        // slot until it ends, and is skipped: its blocks are dirty, too.
+        self.ack(self.ring.get(Counter::Done), self.ring.get(Counter::AckedClaims));
+        self.append_control(&mut self.lock_cursor(), Control::Resync, 0)
+    }
+
+    /// Claims a run of dirty blocks at or after `from_block`. Only on the volume's
+    /// I/O thread, between two operations: nothing is in flight on the range (R3).
+    pub fn claim(&self, volume: VolumeId, from_block: u64, blocks_max: u64) -> Option<Claim> {
+        let map = VolumeMap::new(&self.ring, volume);
+        let run = map.claimable(from_block, blocks_max)?;
+        let id = self.ring.counter(Counter::NextClaim).fetch_add(1, Ordering::SeqCst);
+        self.claims.lock().expect("claims lock").insert(id, (volume, run));
+        map.set(Bits::Claimed, run);
+        map.clear(Bits::Dirty, run);
+        let granted_at = self.lock_cursor().next_seq - 1;
+        Some(Claim { id, volume, first_block: run.first, blocks: run.count, granted_at })
+    }
+
+    /// The target durably has all records up to `seq` and all claims up to `claims`.
+    pub fn ack(&self, seq: u64, claims: u64) {
+        let seq = seq.min(self.ring.get(Counter::Done));
+        self.end_claims(claims);
+        if seq > self.ring.get(Counter::Acked) {
+            self.ring.set(Counter::Acked, seq);
+            self.free_up_to(seq);
+        }
+    }
+
+    /// Appends HEAL when nothing is dirty or claimed (R4). The shipper asks once the
+    /// stream has passed every Q. Returns the record's number.
+    pub fn heal(&self) -> Option<u64> {
+        let mut cursor = self.lock_cursor();
+        let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
+        if cursor.whole || pending > 0 || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS {
+            return None;
+        }
+        let seq = self.append_control(&mut cursor, Control::Heal, 0);
+        cursor.whole = true;
+        self.ring.set(Counter::Whole, 1);
+        self.ring.set(Counter::HealedSeq, seq);
+        tracing::info!(group = %self.group, seq, "the journal holds every change again (HEAL)");
+        Some(seq)
+    }
+
+    /// The ring's file, to be passed to the shipper. It maps it read-only.
+    pub fn ring_file(&self) -> &File {
+        &self.ring_file
+    }
+
+    pub fn epoch(&self) -> u32 {
+        self.state.lock().expect("state lock").epoch
+    }
+
+    pub(crate) fn lock_cursor(&self) -> MutexGuard<'_, Cursor> {
+        self.cursor.lock().expect("the append lock's owner never panics")
+    }
+
+    fn end_claims(&self, up_to: u64) {
+        let mut claims = self.claims.lock().expect("claims lock");
+        while let Some(entry) = claims.first_entry()
+            && *entry.key() <= up_to
+        {
+            let (id, (volume, blocks)) = entry.remove_entry();
+            VolumeMap::new(&self.ring, volume).clear(Bits::Claimed, blocks);
+            self.ring.set(Counter::AckedClaims, id);
+        }
+    }
+
+    /// Claims that no session will finish are dirty again. Returns blocks.
+    pub(crate) fn revert_claims(&self) -> u64 {
+        self.claims.lock().expect("claims lock").clear();
+        let mut reverted = 0;
+        for index in 0..self.sources.len() {
+            let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
+            let mut at = 0;
+            while let Some(run) = map.next_claimed(at) {
+                // Dirty before unclaimed: the block is never neither.
+                map.set(Bits::Dirty, run);
+                reverted += map.clear(Bits::Claimed, run);
+                at = run.end();
+            }
+        }
+        reverted
+    }
+}

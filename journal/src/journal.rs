@@ -1,0 +1,560 @@
+//! The journal as its owner, the proxy, holds it: opening and recovery.
+
+use crate::append::Cursor;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::*;
+use crate::map::{Bits, VolumeMap, runs_of};
+use crate::record::{Record, SlotFault};
+use crate::recover::{self, Decision, RingFound, SavedFound, SourceFound, StateFound};
+use crate::ring::{Ring, RingSpec};
+use crate::saved::Saved;
+use crate::state::*;
+use crate::sys::shm_free_bytes;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, atomic::Ordering};
+use towline_block::{BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c};
+
+pub use crate::recover::AttachPolicy;
+
+/// How much later than the last journaled change a source may claim to have been
+/// changed before it counts as changed by somebody else: file stamps are taken
+/// when a write ends, ours when it begins, and a write may wait for a slow disk.
+const STAMP_SLACK_NS: i128 = 2_000_000_000;
+
+/// Largest ring taken without being asked for.
+const RING_BYTES_DEFAULT_MAX: u64 = 256 << 20;
+
+/// One volume to journal. The disk must be owned ([`towline_block::Access::Own`]).
+#[derive(Clone)]
+pub struct Source {
+    pub name: VolumeName,
+    pub disk: Arc<FileDisk>,
+}
+
+pub struct Options {
+    pub group: GroupName,
+    /// The `--state` directory; the group gets a folder in it.
+    pub state_dir: PathBuf,
+    /// Where rings live, a file system in memory.
+    pub ring_dir: PathBuf,
+    /// Payload bytes of a ring made now; `None`: [`default_ring_bytes`].
+    pub ring_bytes: Option<u64>,
+    pub sources: Vec<Source>,
+    pub attach: AttachPolicy,
+    /// Unix time in nanoseconds.
+    pub clock: fn() -> u64,
+}
+
+/// What recovery found and did, for the log and for tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// A sentence for the operator.
+    pub summary: String,
+    pub created: bool,
+    pub restarted: bool,
+    /// Records between the target's ack and the head.
+    pub records: u64,
+    /// Records whose outcome was open: rewritten from the source.
+    pub rewritten: u64,
+    /// Records whose outcome was open or unreadable: their blocks are dirty.
+    pub dirtied: u64,
+    /// Source bytes read (only those of records with open outcome).
+    pub source_bytes_read: u64,
+    /// Set when the group was sealed by a cutover.
+    pub seal: Option<Seal>,
+}
+
+pub struct Journal {
+    pub(crate) group: GroupName,
+    pub(crate) dir: GroupDir,
+    pub(crate) ring: Ring,
+    pub(crate) ring_file: File,
+    pub(crate) cursor: Mutex<Cursor>,
+    pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
+    pub(crate) state: Mutex<GroupState>,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) clock: fn() -> u64,
+    _lock: File,
+}
+
+/// min(256 MiB, 1/8 of memory, half of what is free where rings live).
+pub fn default_ring_bytes(ring_dir: &Path) -> u64 {
+    let memory = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.to_owned();
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
+        .map_or(RING_BYTES_DEFAULT_MAX, |kib| kib * 1024 / 8);
+    let free = shm_free_bytes(ring_dir).map_or(RING_BYTES_DEFAULT_MAX, |free| free / 2);
+    RING_BYTES_DEFAULT_MAX.min(memory).min(free).max(RING_BYTES_MIN) / PAGE_BYTES * PAGE_BYTES
+}
+
+/// The wall clock, for [`Options::clock`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the journal's default clock is read"
+)]
+pub fn unix_now_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_nanos() as u64)
+}
+
+impl Journal {
+    /// Opens the group's journal: creates it, goes on with it, or recovers it, as
+    /// the table in `recover.rs` says. Never writes a source (R1).
+    pub fn open(options: Options) -> Result<(Arc<Journal>, OpenReport)> {
+        if options.sources.is_empty() || options.sources.len() > VOLUMES_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("a group has 1 to {VOLUMES_MAX} volumes, not {}", options.sources.len()),
+            ));
+        }
+        let dir = GroupDir::of(&options.state_dir, &options.group);
+        dir.create()?;
+        let lock = dir.lock("lock", "proxy")?;
+        let stored = dir.load()?;
+        if let Some(state) = &stored {
+            check_volumes(state, &options.sources)?;
+        }
+        let found = Found::gather(&dir, stored.as_ref(), &options)?;
+        let decision = recover::decide(
+            if stored.is_some() { StateFound::Present } else { StateFound::Absent },
+            found.ring_found,
+            found.saved_found,
+            found.source,
+            options.attach,
+        );
+        let mut report = OpenReport::default();
+        let restart = |why: &str, report: &mut OpenReport| {
+            *report = OpenReport {
+                restarted: true,
+                summary: format!("everything will be sent again: {why}"),
+                ..OpenReport::default()
+            };
+            new_incarnation(&dir, &options, stored.as_ref(), None)
+        };
+        let (ring, ring_file, state, cursor) = match decision {
+            Decision::Refuse(why) => {
+                return Err(Error::new(
+                    ErrorKind::Newer,
+                    format!("group {} is left untouched: {why}", options.group),
+                ));
+            }
+            Decision::UseRing => {
+                let (ring, file) = found.ring.expect("an intact ring was opened");
+                match close_open_records(&ring, &options, &mut report) {
+                    Ok(cursor) => {
+                        report.summary = format!(
+                            "journal goes on: {} records for the target, {} of them rewritten",
+                            report.records, report.rewritten
+                        );
+                        (ring, file, stored.clone().expect("state is present"), cursor)
+                    }
+                    Err(damage) => {
+                        tracing::error!("{damage}");
+                        restart("a record in the ring is damaged", &mut report)?
+                    }
+                }
+            }
+            Decision::Create => {
+                report.created = true;
+                report.summary = "new group: everything will be sent".into();
+                new_incarnation(&dir, &options, None, None)?
+            }
+            Decision::RestoreSaved => {
+                report.summary = "journal restored from the orderly stop".into();
+                new_incarnation(&dir, &options, stored.as_ref(), found.saved.as_ref())?
+            }
+            Decision::Restart(why) => restart(why, &mut report)?,
+        };
+        report.seal = state.seal.clone();
+        let journal = Journal {
+            group: options.group,
+            dir,
+            ring,
+            ring_file,
+            cursor: Mutex::new(cursor),
+            claims: Mutex::new(BTreeMap::new()),
+            state: Mutex::new(state),
+            sources: options.sources,
+            clock: options.clock,
+            _lock: lock,
+        };
+        journal.start(&mut report)?;
+        Ok((Arc::new(journal), report))
+    }
+
+    /// Common end of every way to open: what the last run left for a later start is
+    /// gone, counts are those of the bits, claims are dirty again, failed records
+    /// have dirty blocks, and a group with anything dirty is not whole.
+    fn start(&self, report: &mut OpenReport) -> Result<()> {
+        Saved::remove(&self.dir.saved_path())?;
+        let mut state = self.state.lock().expect("state lock");
+        if state.stopped.take().is_some() {
+            self.dir.store(&state)?;
+        }
+        drop(state);
+        self.ring.set(Counter::OwnerPid, u64::from(std::process::id()));
+        let mut pending = 0;
+        for index in 0..self.sources.len() {
+            // A kill may have come between a bit and its count.
+            VolumeMap::new(&self.ring, VolumeId(index as u16)).recount(&mut pending);
+        }
+        self.revert_claims();
+        let mut cursor = self.lock_cursor();
+        if pending > 0 {
+            let nothing = BlockRange::new(0, 0);
+            self.make_dirty(&mut cursor, VolumeId(0), nothing);
+        }
+        let head = cursor.next_seq - 1;
+        for seq in self.ring.get(Counter::Acked) + 1..=head {
+            let Ok(record) = self.ring.record(seq) else { continue };
+            if record.state == SlotState::Failed && !record.extent.is_empty() {
+                let blocks = BlockRange::touching(record.extent);
+                let map = VolumeMap::new(&self.ring, record.volume);
+                if !map.all_set(Bits::Dirty, blocks) {
+                    report.dirtied += 1;
+                    self.make_dirty(&mut cursor, record.volume, blocks);
+                }
+            }
+        }
+        drop(cursor);
+        self.advance_done();
+        Ok(())
+    }
+
+    pub fn group(&self) -> &GroupName {
+        &self.group
+    }
+
+    pub fn dir(&self) -> &GroupDir {
+        &self.dir
+    }
+
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.ring.get(counter)
+    }
+
+    /// Publishes a figure for `towline status`.
+    pub fn publish(&self, counter: Counter, value: u64) {
+        self.ring.set(counter, value);
+    }
+
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Records under which addresses each volume is served.
+    pub fn set_exports(&self, exports: &[Vec<String>]) -> Result<()> {
+        let mut state = self.state.lock().expect("state lock");
+        for (volume, exports) in state.volumes.iter_mut().zip(exports) {
+            volume.exports.clone_from(exports);
+        }
+        self.dir.store(&state)
+    }
+}
+
+fn check_volumes(state: &GroupState, sources: &[Source]) -> Result<()> {
+    let known: Vec<_> = state.volumes.iter().map(|v| (&v.name, v.size_bytes)).collect();
+    let given: Vec<_> = sources.iter().map(|s| (&s.name, s.disk.size_bytes())).collect();
+    if known == given {
+        return Ok(());
+    }
+    let list = |volumes: &[(&VolumeName, u64)]| {
+        volumes.iter().map(|(n, b)| format!("{n} ({b} bytes)")).collect::<Vec<_>>().join(", ")
+    };
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "group {} was made of {}, not of {}: volumes cannot be added, removed, renamed or \
+             resized yet; give the same ones, or another --state directory for a new group",
+            state.group,
+            list(&known),
+            list(&given)
+        ),
+    ))
+}
+
+/// Everything the decision depends on.
+struct Found {
+    ring: Option<(Ring, File)>,
+    ring_found: RingFound,
+    saved: Option<Saved>,
+    saved_found: SavedFound,
+    source: SourceFound,
+}
+
+impl Found {
+    fn gather(dir: &GroupDir, state: Option<&GroupState>, options: &Options) -> Result<Found> {
+        let mut found = Found {
+            ring: None,
+            ring_found: RingFound::Absent,
+            saved: None,
+            saved_found: SavedFound::Absent,
+            source: SourceFound::Same,
+        };
+        let Some(state) = state else { return Ok(found) };
+        match OpenOptions::new().read(true).write(true).open(&state.ring.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => found.ring_found = RingFound::Unusable,
+            Ok(file) => match Ring::open(&file, true) {
+                Ok(ring)
+                    if ring.superblock.ring_id == state.ring.id.0
+                        && ring.superblock.group_uuid == state.group_uuid.0 =>
+                {
+                    found.ring_found = RingFound::Intact;
+                    found.ring = Some((ring, file));
+                }
+                Ok(_) => found.ring_found = RingFound::Unusable,
+                Err(e) if e.kind() == ErrorKind::Newer => found.ring_found = RingFound::Newer,
+                Err(e) => {
+                    tracing::error!(ring = %state.ring.path.display(), "{e}");
+                    found.ring_found = RingFound::Unusable;
+                }
+            },
+        }
+        match Saved::load(&dir.saved_path()) {
+            Ok(None) => {}
+            Ok(Some(saved))
+                if state.stopped.is_some()
+                    && saved.group_uuid == state.group_uuid.0
+                    && saved.ring_id == state.ring.id.0 =>
+            {
+                found.saved_found = SavedFound::Valid;
+                found.saved = Some(saved);
+            }
+            Ok(Some(_)) => found.saved_found = SavedFound::Unusable,
+            Err(e) => {
+                tracing::error!("{e}");
+                found.saved_found = SavedFound::Unusable;
+            }
+        }
+        found.source = sources_found(state, found.ring.as_ref().map(|(r, _)| r), &options.sources)?;
+        Ok(found)
+    }
+}
+
+fn sources_found(
+    state: &GroupState,
+    ring: Option<&Ring>,
+    sources: &[Source],
+) -> Result<SourceFound> {
+    let mut result = SourceFound::Same;
+    for (index, (source, known)) in sources.iter().zip(&state.volumes).enumerate() {
+        if source.disk.identity()? != known.identity {
+            tracing::warn!(volume = %source.name, "the source is another disk than before");
+            return Ok(SourceFound::Changed);
+        }
+        let Some(now) = source.disk.stamp()? else {
+            result = SourceFound::Unknown;
+            continue;
+        };
+        let changed = match (&state.stopped, ring) {
+            (Some(stopped), _) => stopped.stamps.get(index).copied().flatten() != Some(now),
+            (None, Some(ring)) => is_later_than_journal(now, ring),
+            (None, None) => false, // decided by the lost ring already
+        };
+        if changed {
+            tracing::warn!(volume = %source.name, "the source was changed while no proxy ran");
+            return Ok(SourceFound::Changed);
+        }
+    }
+    Ok(result)
+}
+
+fn is_later_than_journal(stamp: Stamp, ring: &Ring) -> bool {
+    let last = ring.get(Counter::LastChangeNs).max(ring.superblock.created_unix_ns.get());
+    stamp.modified_ns > i128::from(last) + STAMP_SLACK_NS
+}
+
+/// Scans the slots behind the target's ack, closes every record without outcome
+/// (R1) and rebuilds the cursor from what the slots say.
+fn close_open_records(ring: &Ring, options: &Options, report: &mut OpenReport) -> Result<Cursor> {
+    let acked = ring.get(Counter::Acked);
+    let slots = ring.slots();
+    let head = (acked + 1..=acked + slots)
+        .rev()
+        .find(|seq| commit_parts(ring.commit(*seq).load(Ordering::Acquire)).0 == *seq)
+        .unwrap_or(acked);
+    let mut cursor = Cursor {
+        next_seq: head + 1,
+        payload_head: 0,
+        payload_tail: u64::MAX,
+        freed_seq: acked,
+        whole: ring.get(Counter::Whole) == 1,
+    };
+    report.records = head - acked;
+    let mut payload = Vec::new();
+    for seq in acked + 1..=head {
+        let record = match ring.record(seq) {
+            Ok(record) => record,
+            Err(SlotFault::OtherRecord { .. }) => {
+                void_record(ring, seq, options);
+                continue;
+            }
+            Err(fault) => {
+                // Its commit word is right, its content is not: memory was overwritten,
+                // and with it the knowledge of which blocks it touched.
+                let what = format!("record {seq} of group {}: {fault:?}", options.group);
+                return Err(Error::new(ErrorKind::Damaged, what));
+            }
+        };
+        match record.control {
+            Some(Control::Break | Control::Resync) => cursor.whole = false,
+            Some(Control::Heal) => cursor.whole = true,
+            _ => {}
+        }
+        if let Some(position) = record.payload_position {
+            let end = position + record.extent.len.next_multiple_of(PAYLOAD_ALIGN);
+            cursor.payload_head = cursor.payload_head.max(end);
+            cursor.payload_tail = cursor.payload_tail.min(position);
+        }
+        if record.state == SlotState::Intent {
+            close_record(ring, &record, options, report);
+            continue;
+        }
+        payload.clear();
+        if record.state == SlotState::Done && !ring.read_payload(&record, &mut payload) {
+            tracing::error!(seq, "payload fails its checksum: its blocks go to the change map");
+            ring.commit(seq).store(commit_word(seq, SlotState::Failed), Ordering::SeqCst);
+        }
+    }
+    if cursor.payload_tail == u64::MAX {
+        let head = ring.get(Counter::PayloadHead);
+        (cursor.payload_head, cursor.payload_tail) = (head, head);
+    }
+    ring.set(Counter::Head, head);
+    ring.set(Counter::Whole, u64::from(cursor.whole));
+    Ok(cursor)
+}
+
+/// A slot that was given out but never completed. Nothing happened at the source:
+/// the record becomes visible before the source is written.
+fn void_record(ring: &Ring, seq: u64, options: &Options) {
+    let mut slot = Slot::new(Kind::Void, VolumeId(0), Extent::new(0, 0), (options.clock)());
+    ring.publish(seq, &mut slot, SlotState::Failed);
+}
+
+/// R1: a record without outcome was never acknowledged. A write takes the content
+/// the source has now, whatever part of it arrived; a barrier has no effect; the
+/// rest becomes a tombstone whose blocks are dirtied before exports open.
+fn close_record(ring: &Ring, record: &Record, options: &Options, report: &mut OpenReport) {
+    let seq = record.seq;
+    let state = match (record.kind, record.payload_position) {
+        (Kind::Barrier, _) => SlotState::Done,
+        (Kind::Write, Some(position)) => {
+            let mut now = vec![0; record.extent.len as usize];
+            let disk = &options.sources[record.volume.index()].disk;
+            if let Err(e) = disk.read_at(&mut now, record.extent.offset) {
+                tracing::error!(seq, "{e}: its blocks go to the change map");
+                SlotState::Failed
+            } else {
+                report.source_bytes_read += now.len() as u64;
+                report.rewritten += 1;
+                ring.write_payload(position, &now);
+                let mut slot = Slot::new(Kind::Write, record.volume, record.extent, record.unix_ns);
+                slot.payload_position = position.into();
+                slot.payload_crc = crc32c(&now).into();
+                ring.publish(seq, &mut slot, SlotState::Done);
+                return;
+            }
+        }
+        _ => SlotState::Failed,
+    };
+    ring.commit(seq).store(commit_word(seq, state), Ordering::SeqCst);
+}
+
+/// Makes a ring for the next incarnation and names it in `state.json`; the change
+/// map is everything, or what an orderly stop saved.
+fn new_incarnation(
+    dir: &GroupDir,
+    options: &Options,
+    old: Option<&GroupState>,
+    saved: Option<&Saved>,
+) -> Result<(Ring, File, GroupState, Cursor)> {
+    let ring_id = Hex16::random();
+    let name = format!("towline-{}-{}.ring", options.group, &ring_id.to_string()[..12]);
+    let ring_path = options.ring_dir.join(name);
+    let payload_bytes = options.ring_bytes.unwrap_or_else(|| default_ring_bytes(&options.ring_dir));
+    if payload_bytes < RING_BYTES_MIN {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("a ring of {payload_bytes} bytes is too small: {RING_BYTES_MIN} is the least"),
+        ));
+    }
+    let mut volumes = Vec::new();
+    for source in &options.sources {
+        volumes.push(VolumeState {
+            name: source.name.clone(),
+            path: source.disk.path().to_owned(),
+            size_bytes: source.disk.size_bytes(),
+            identity: source.disk.identity()?,
+            exports: Vec::new(),
+        });
+    }
+    let state = GroupState {
+        version: STATE_VERSION,
+        group: options.group.clone(),
+        group_uuid: old.map_or_else(Hex16::random, |old| old.group_uuid),
+        epoch: old.map_or(1, |old| old.epoch),
+        incarnation: old.map_or(1, |old| old.incarnation + 1),
+        ring: RingPlace { path: ring_path.clone(), id: ring_id },
+        volumes,
+        seal: old.and_then(|old| old.seal.clone()),
+        stopped: None,
+    };
+    let spec = RingSpec {
+        group_name: options.group.to_string(),
+        group_uuid: state.group_uuid.0,
+        ring_id: ring_id.0,
+        boot_id: boot_id(),
+        epoch: state.epoch,
+        incarnation: state.incarnation,
+        base_incarnation: saved.map_or(0, |s| s.incarnation),
+        base_seq: saved.map_or(0, |s| s.acked_seq),
+        base_claims: saved.map_or(0, |s| s.acked_claims),
+        payload_bytes,
+        created_unix_ns: (options.clock)(),
+        volumes: options
+            .sources
+            .iter()
+            .map(|s| (s.name.to_string(), s.disk.size_bytes()))
+            .collect(),
+    };
+    let (ring, file) = Ring::create(&ring_path, &spec)?;
+    for index in 0..options.sources.len() {
+        let map = VolumeMap::new(&ring, VolumeId(index as u16));
+        match saved {
+            None => {
+                map.set(Bits::Dirty, map.all());
+            }
+            Some(saved) => {
+                let words = saved.words.get(index).map_or(&[][..], Vec::as_slice);
+                for run in runs_of(words, map.all().count) {
+                    map.set(Bits::Dirty, run);
+                }
+            }
+        }
+    }
+    ring.set(Counter::NextClaim, 1);
+    let nothing = Extent::new(0, 0);
+    let mut slot = Slot::new(Kind::Control, VolumeId(0), nothing, spec.created_unix_ns);
+    slot.control = (Control::Resync as u32).into();
+    ring.publish(1, &mut slot, SlotState::Done);
+    ring.set(Counter::Head, 1);
+    ring.set(Counter::Done, 1);
+    if let Err(error) = dir.store(&state) {
+        let _ = std::fs::remove_file(&ring_path);
+        return Err(error);
+    }
+    // Only now is the new ring the group's; the old one is garbage.
+    if let Some(old) = old {
+        let _ = std::fs::remove_file(&old.ring.path);
+    }
+    let cursor =
+        Cursor { next_seq: 2, payload_head: 0, payload_tail: 0, freed_seq: 0, whole: false };
+    Ok((ring, file, state, cursor))
+}

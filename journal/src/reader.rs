@@ -1,0 +1,60 @@
+//! The shipper's side of the ring: read only, copies out, verifies.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Counter, SlotState};
+use crate::record::Record;
+use crate::ring::Ring;
+use std::fs::File;
+
+pub struct RingReader {
+    ring: Ring,
+}
+
+impl RingReader {
+    /// Maps a ring read-only.
+    pub fn open(file: &File) -> Result<RingReader> {
+        Ok(RingReader { ring: Ring::open(file, false)? })
+    }
+
+    pub fn incarnation(&self) -> u32 {
+        self.ring.incarnation()
+    }
+
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.ring.get(counter)
+    }
+
+    /// Everything up to here has its final outcome and may be shipped.
+    pub fn done_seq(&self) -> u64 {
+        self.ring.get(Counter::Done)
+    }
+
+    pub fn volume_count(&self) -> usize {
+        self.ring.volumes.len()
+    }
+
+    pub fn volume_size_bytes(&self, volume: usize) -> u64 {
+        self.ring.volumes[volume].size_bytes.get()
+    }
+
+    /// Record `seq`, with its payload appended to `payload` if it has one and is
+    /// done. `seq` must lie above the target's ack and not above [`Self::done_seq`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when the record or its payload fails a check: shared
+    /// memory was overwritten by somebody else. The caller asks for a resync.
+    pub fn read(&self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
+        let record = self.ring.record(seq).map_err(|fault| {
+            Error::new(ErrorKind::Damaged, format!("record {seq} of the ring: {fault:?}"))
+        })?;
+        if !record.state.is_final() {
+            let what = format!("record {seq} of the ring lies below the done mark without outcome");
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        if record.state == SlotState::Done && !self.ring.read_payload(&record, payload) {
+            let what = format!("the payload of record {seq} fails its checksum");
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        Ok(record)
+    }
+}

@@ -1,0 +1,117 @@
+//! A shared file mapping, used by two processes.
+//!
+//! Invariants that make the unsafe blocks sound:
+//! 1. The mapping lives as long as `Mapping`; no pointer or slice into it leaves
+//!    this file, except atomics borrowed from `&self`.
+//! 2. Every access is checked against the mapping's length, which was checked
+//!    against the file's length when it was made. Nobody shortens a ring file:
+//!    it is mode 0600 and only this crate opens it.
+//! 3. Bytes are copied in and out through raw pointers, never seen as `&[u8]`,
+//!    because another process may write them at the same time. Readers of records
+//!    re-check the commit word and verify checksums on their copy.
+//! 4. Words shared between threads and processes are accessed as atomics only.
+
+use crate::error::{Error, ErrorKind, Result};
+use memmap2::{MmapOptions, MmapRaw};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicU64;
+
+pub struct Mapping {
+    raw: MmapRaw,
+    writable: bool,
+}
+
+impl Mapping {
+    /// Maps `len` bytes of `file`, populated; writable mappings are also locked in
+    /// memory where the limits allow it.
+    pub fn new(file: &File, len: u64, writable: bool) -> Result<Mapping> {
+        let file_len = file.metadata().map_err(|e| Error::io("cannot stat the ring", e))?.len();
+        if file_len < len {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("the file has {file_len} bytes where its header says {len}"),
+            ));
+        }
+        let map_len = usize::try_from(len).map_err(|_| {
+            Error::new(ErrorKind::InvalidInput, "the ring exceeds the address space")
+        })?;
+        let mut options = MmapOptions::new();
+        options.len(map_len).populate();
+        let raw = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) }
+            .map_err(|e| Error::io(format!("cannot map {len} bytes of ring"), e))?;
+        if writable && raw.lock().is_err() {
+            tracing::debug!("ring not locked in memory: the memlock limit is lower than its size");
+        }
+        Ok(Mapping { raw, writable })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
+    fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        let end = offset.checked_add(len as u64);
+        assert!(
+            end.is_some_and(|end| end <= self.len()),
+            "{len} bytes at {offset} lie outside the mapping of {} bytes",
+            self.len()
+        );
+        // SAFETY: invariant 2, just checked.
+        unsafe { self.raw.as_mut_ptr().add(offset as usize) }
+    }
+
+    /// Copies bytes out.
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        let from = self.at(offset, into.len());
+        // SAFETY: invariants 1 to 3; `into` is private memory and cannot overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// On a read-only mapping: only the owner of the ring writes.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        assert!(self.writable, "a reader does not write the ring");
+        let to = self.at(offset, bytes.len());
+        // SAFETY: invariants 1 to 3; `bytes` is private memory and cannot overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    /// The 64-bit word at `offset`, which must be aligned to 8.
+    pub fn word(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "the word at {offset} is not aligned");
+        let pointer = self.at(offset, 8).cast::<u64>();
+        // SAFETY: invariants 1, 2 and 4; aligned because mappings begin on a page.
+        // Stores through a read-only mapping would fault: callers that store own a
+        // writable one, which `Journal` alone creates.
+        unsafe { AtomicU64::from_ptr(pointer) }
+    }
+}
+
+/// Allocates the file's blocks now, so that a full file system is an error here
+/// and not a SIGBUS under a guest's write later.
+pub fn allocate(file: &File, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: no memory is passed; the descriptor is borrowed for the call.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Free bytes of the file system that holds `dir`.
+pub fn shm_free_bytes(dir: &std::path::Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `path` is a C string and `stat` a writable struct, both alive here.
+    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed above, so every field is initialised whatever the kernel wrote.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,321 @@
+//! Reading a batch that anybody may have written.
+//!
+//! Everything is checked before anything is handed out: a view's operations
+//! cannot reach outside its bytes, and every byte is under a checksum.
+
+use super::layout::{self, HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
+use super::{
+    BATCH_BYTES_MAX, Control, DATA_BYTES_MAX, Kind, NOTE_BYTES_MAX, OPS_MAX, Op, SeqOp, bytes_after,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{BatchHash, GroupUuid, SessionId};
+use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
+use zerocopy::FromBytes;
+
+/// A whole, valid batch, in place.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchView<'a> {
+    bytes: &'a [u8],
+    header: &'a Header,
+    table: &'a [OpEntry],
+    data: &'a [u8],
+}
+
+/// Length of the batch whose first [`HEADER_BYTES`] are given, from a header
+/// that passed all its checks.
+pub fn encoded_len(header: &[u8]) -> Result<usize> {
+    let (header, _) = split_header(header)?;
+    check_header(header)?;
+    Ok(total_len(header))
+}
+
+fn total_len(header: &Header) -> usize {
+    HEADER_BYTES + header.op_count.get() as usize * OP_BYTES + header.data_bytes.get() as usize
+}
+
+fn split_header(bytes: &[u8]) -> Result<(&Header, &[u8])> {
+    Header::ref_from_prefix(bytes).map_err(|_| {
+        let len = bytes.len();
+        Error::damaged(format!("a batch of {len} bytes is shorter than a batch header"))
+    })
+}
+
+fn check_header(header: &Header) -> Result<()> {
+    if header.magic != MAGIC {
+        return Err(Error::damaged("not a batch: the magic is wrong"));
+    }
+    if header.version.get() > VERSION {
+        let what = format!(
+            "the batch has format {}, this program reads up to {VERSION}: update it",
+            header.version
+        );
+        return Err(Error::new(ErrorKind::TooNew, what));
+    }
+    let covered = zerocopy::IntoBytes::as_bytes(header).split_at(layout::HEADER_CRC_COVERS).0;
+    if crc32c(covered) != header.header_crc32c.get() {
+        return Err(Error::damaged("the batch header's checksum does not match"));
+    }
+    let number = header.number.get();
+    let wrong = |what: &str| Err(Error::damaged(format!("batch {number}: {what}")));
+    if header.version.get() != VERSION {
+        return wrong("format 0 does not exist");
+    }
+    if header.compression != layout::COMPRESSION_NONE || header.flags.get() != 0 {
+        return wrong("compression or flags that this version does not know");
+    }
+    if header.reserved != [0; 96] {
+        return wrong("reserved bytes are not zero");
+    }
+    if number == 0 || number == u64::MAX {
+        return wrong("the number is outside 1 .. 2^64-2");
+    }
+    if header.epoch.get() == 0 || header.incarnation.get() == 0 {
+        return wrong("epoch and incarnation start at 1");
+    }
+    let first_batch = number == 1;
+    if first_batch && (header.prev_hash != [0; 32] || header.stream_bytes_before.get() != 0) {
+        return wrong("the first batch has no batch before it");
+    }
+    let (first, last) = (header.first_seq.get(), header.last_seq.get());
+    let (range_ok, claim_ok) = match header.kind {
+        layout::KIND_RECORDS => (1 <= first && first <= last, header.claim_id.get() == 0),
+        layout::KIND_BLOCKS => (last.checked_add(1) == Some(first), header.claim_id.get() != 0),
+        _ => return wrong("a kind that this version does not know"),
+    };
+    if !range_ok || last == u64::MAX {
+        return wrong("the seq range is not possible for its kind");
+    }
+    if !claim_ok {
+        return wrong("the claim is not possible for its kind");
+    }
+    let (ops, data) = (header.op_count.get() as usize, header.data_bytes.get() as usize);
+    if ops > OPS_MAX || data > DATA_BYTES_MAX {
+        return wrong("more operations or bytes than a batch may have");
+    }
+    Ok(())
+}
+
+impl<'a> BatchView<'a> {
+    /// Checks everything that can be checked without knowing the group.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] or [`ErrorKind::TooNew`].
+    pub fn parse(bytes: &'a [u8]) -> Result<BatchView<'a>> {
+        if bytes.len() > BATCH_BYTES_MAX {
+            let what = format!("{} bytes are more than a batch may have", bytes.len());
+            return Err(Error::damaged(what));
+        }
+        let (header, body) = split_header(bytes)?;
+        check_header(header)?;
+        let number = header.number.get();
+        if bytes.len() != total_len(header) {
+            return Err(Error::damaged(format!(
+                "batch {number} has {} bytes, its header says {}",
+                bytes.len(),
+                total_len(header)
+            )));
+        }
+        let count = header.op_count.get() as usize;
+        let Some((table, data)) = body.split_at_checked(count * OP_BYTES) else {
+            return Err(Error::damaged(format!("batch {number}: the operation table is cut off")));
+        };
+        if crc32c(table) != header.table_crc32c.get() {
+            let what = format!("batch {number}: the operation table's checksum does not match");
+            return Err(Error::damaged(what));
+        }
+        let table = <[OpEntry]>::ref_from_bytes(table)
+            .map_err(|_| Error::damaged(format!("batch {number}: the operation table is torn")))?;
+        let view = BatchView { bytes, header, table, data };
+        view.check_ops()?;
+        Ok(view)
+    }
+
+    fn check_ops(&self) -> Result<()> {
+        let mut next_data = 0;
+        let mut last_seq = Seq::NONE;
+        for (index, entry) in self.table.iter().enumerate() {
+            self.check_op(entry, &mut next_data, &mut last_seq).map_err(|why| {
+                let number = self.number();
+                Error::damaged(format!("batch {number}, operation {index}: {why}"))
+            })?;
+        }
+        if next_data as usize != self.data.len() {
+            let number = self.number();
+            return Err(Error::damaged(format!("batch {number}: data that no operation names")));
+        }
+        Ok(())
+    }
+
+    fn check_op(
+        &self,
+        entry: &OpEntry,
+        next_data: &mut u32,
+        last_seq: &mut Seq,
+    ) -> std::result::Result<(), &'static str> {
+        let len = entry.len.get();
+        let carries_data = match entry.kind {
+            layout::OP_WRITE => true,
+            layout::OP_ZERO | layout::OP_TRIM => false,
+            layout::OP_BARRIER if len > 0 => return Err("a barrier has no payload"),
+            layout::OP_BARRIER..=layout::OP_SEAL => len > 0,
+            _ => return Err("a kind that this version does not know"),
+        };
+        let is_change = entry.kind <= layout::OP_TRIM;
+        if is_change && (len == 0 || entry.offset.get().checked_add(len.into()).is_none()) {
+            return Err("an empty range, or one that ends past 2^64");
+        }
+        if !is_change && (entry.offset.get() != 0 || entry.volume.get() != 0) {
+            return Err("a range where none belongs");
+        }
+        if !is_change && len as usize > NOTE_BYTES_MAX {
+            return Err("a note longer than a note may be");
+        }
+        let known_flags =
+            if entry.kind == layout::OP_ZERO { layout::OP_FLAG_KEEP_ALLOCATED } else { 0 };
+        if entry.flags & !known_flags != 0 {
+            return Err("flags that this version does not know");
+        }
+        self.check_seq(entry, is_change, last_seq)?;
+        if !carries_data {
+            let clean = entry.data_offset.get() == 0 && entry.data_crc32c.get() == 0;
+            return if clean { Ok(()) } else { Err("data where none belongs") };
+        }
+        if entry.data_offset.get() != *next_data {
+            return Err("its data does not follow the data of the operation before");
+        }
+        let end = next_data.checked_add(len).ok_or("its data ends past the batch")?;
+        let payload = self.payload(entry).ok_or("its data ends past the batch")?;
+        if crc32c(payload) != entry.data_crc32c.get() {
+            return Err("the checksum of its data does not match");
+        }
+        *next_data = end;
+        Ok(())
+    }
+
+    fn check_seq(
+        &self,
+        entry: &OpEntry,
+        is_change: bool,
+        last_seq: &mut Seq,
+    ) -> std::result::Result<(), &'static str> {
+        let seq = Seq(entry.seq.get());
+        if self.kind() == Kind::Blocks {
+            return match (is_change, seq) {
+                (true, Seq::NONE) => Ok(()),
+                (true, _) => Err("a block has no seq"),
+                (false, _) => Err("only writes, zeroes and trims belong to blocks"),
+            };
+        }
+        if seq < self.first_seq() || seq > self.position().seq || seq < *last_seq {
+            return Err("its seq is out of the batch's range or order");
+        }
+        *last_seq = seq;
+        Ok(())
+    }
+
+    fn payload(&self, entry: &OpEntry) -> Option<&'a [u8]> {
+        let start = entry.data_offset.get() as usize;
+        self.data.get(start..start.checked_add(entry.len.get() as usize)?)
+    }
+
+    /// The operations in the order in which they are applied.
+    pub fn ops(&self) -> impl Iterator<Item = SeqOp<'a>> + use<'a> {
+        let view = *self;
+        view.table.iter().filter_map(move |entry| view.op(entry))
+    }
+
+    /// `None` never happens: `parse` checked every entry.
+    fn op(&self, entry: &OpEntry) -> Option<SeqOp<'a>> {
+        let volume = VolumeId(entry.volume.get());
+        let extent = Extent::new(entry.offset.get(), entry.len.get().into());
+        let note = || if extent.is_empty() { Some(&[][..]) } else { self.payload(entry) };
+        let control = |control| Some(Op::Control { control, note: note()? });
+        let op = match entry.kind {
+            layout::OP_WRITE => {
+                Op::Write { volume, offset: extent.offset, payload: self.payload(entry)? }
+            }
+            layout::OP_ZERO => {
+                let keep_allocated = entry.flags & layout::OP_FLAG_KEEP_ALLOCATED != 0;
+                Op::Zero { volume, extent, keep_allocated }
+            }
+            layout::OP_TRIM => Op::Trim { volume, extent },
+            layout::OP_BARRIER => Op::Barrier,
+            layout::OP_MARK => Op::Mark { label: note()? },
+            layout::OP_BREAK => control(Control::Break)?,
+            layout::OP_HEAL => control(Control::Heal)?,
+            layout::OP_RESYNC => control(Control::Resync)?,
+            layout::OP_SEAL => control(Control::Seal)?,
+            _ => return None,
+        };
+        Some(SeqOp { seq: Seq(entry.seq.get()), op })
+    }
+
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// What the next batch names as its predecessor.
+    pub fn hash(&self) -> BatchHash {
+        BatchHash::of(self.bytes)
+    }
+
+    pub fn kind(&self) -> Kind {
+        if self.header.kind == layout::KIND_RECORDS { Kind::Records } else { Kind::Blocks }
+    }
+
+    pub fn group(&self) -> GroupUuid {
+        GroupUuid(self.header.group_uuid)
+    }
+
+    pub fn session(&self) -> SessionId {
+        SessionId(self.header.session)
+    }
+
+    pub fn number(&self) -> u64 {
+        self.header.number.get()
+    }
+
+    pub fn prev_hash(&self) -> BatchHash {
+        BatchHash(self.header.prev_hash)
+    }
+
+    /// First record in the batch; of blocks: the first record not yet cut.
+    pub fn first_seq(&self) -> Seq {
+        Seq(self.header.first_seq.get())
+    }
+
+    /// Position of the stream after this batch.
+    pub fn position(&self) -> Position {
+        Position::new(
+            Epoch(self.header.epoch.get()),
+            Incarnation(self.header.incarnation.get()),
+            Seq(self.header.last_seq.get()),
+        )
+    }
+
+    /// The claim these blocks belong to; `None` in a batch of records.
+    pub fn claim_id(&self) -> Option<u64> {
+        (self.kind() == Kind::Blocks).then(|| self.header.claim_id.get())
+    }
+
+    /// All claims up to this one are complete with this batch.
+    pub fn claims_upto(&self) -> u64 {
+        self.header.claims_upto.get()
+    }
+
+    pub fn stream_bytes_before(&self) -> u64 {
+        self.header.stream_bytes_before.get()
+    }
+
+    pub fn stream_bytes(&self) -> u64 {
+        bytes_after(self.stream_bytes_before(), self.bytes.len())
+    }
+
+    pub fn created_unix_ns(&self) -> u64 {
+        self.header.created_unix_ns.get()
+    }
+
+    pub fn op_count(&self) -> usize {
+        self.table.len()
+    }
+}

@@ -1,0 +1,150 @@
+//! The formats are what their documents say, byte by byte.
+
+use std::mem::offset_of;
+use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
+use towline_shipper::batch::{BatchBuilder, Chain, Header, OpEntry};
+use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
+use towline_shipper::{BatchHash, GroupUuid, SessionId};
+use zerocopy::IntoBytes;
+
+const BATCH_DOC: &str = include_str!("../../docs/formats/batch.md");
+const WIRE_DOC: &str = include_str!("../../docs/formats/wire.md");
+
+/// Rows `offset | size | name` of the first table after a heading.
+fn table(doc: &str, heading: &str) -> Vec<(usize, usize, String)> {
+    let start = doc.find(&format!("\n## {heading}\n")).expect("heading") + heading.len() + 5;
+    let rows = doc[start..].lines().skip_while(|line| !line.starts_with("| offset"));
+    rows.skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            (cells[1].parse().unwrap(), cells[2].parse().unwrap(), cells[3].to_owned())
+        })
+        .collect()
+}
+
+macro_rules! layout {
+    ($type:ident: $($field:ident),* $(,)?) => {{
+        let offsets = [$((offset_of!($type, $field), stringify!($field))),*];
+        let ends = offsets.iter().skip(1).map(|(at, _)| *at).chain([size_of::<$type>()]);
+        offsets.iter().zip(ends).map(|((at, name), end)| (*at, end - at, (*name).to_owned()))
+            .collect::<Vec<_>>()
+    }};
+}
+
+#[test]
+fn the_batch_document_names_every_field_where_it_lies() {
+    let header = layout!(Header: magic, version, kind, compression, flags, group_uuid, session,
+        number, prev_hash, epoch, incarnation, first_seq, last_seq, claim_id, claims_upto,
+        stream_bytes_before, created_unix_ns, op_count, data_bytes, table_crc32c, reserved,
+        header_crc32c);
+    assert_eq!(table(BATCH_DOC, "Header"), header);
+    let op = layout!(OpEntry: kind, flags, volume, len, offset, data_offset, data_crc32c, seq);
+    assert_eq!(table(BATCH_DOC, "Operation"), op);
+}
+
+#[test]
+fn the_wire_document_names_every_field_where_it_lies() {
+    let header = layout!(FrameHeader: magic, kind, flags, len, crc32c);
+    assert_eq!(table(WIRE_DOC, "Frame"), header);
+    let ack = layout!(AckLayout: durable_number, epoch, incarnation, seq, claims_upto,
+        applied_number, stream_bytes, point_epoch, point_incarnation, point_seq, flags, reserved);
+    assert_eq!(table(WIRE_DOC, "ACK"), ack);
+}
+
+#[test]
+fn the_wire_document_numbers_every_frame_kind() {
+    for kind in FrameKind::ALL {
+        let name = format!("{kind:?}").to_uppercase();
+        let row = format!("| {name} | {} |", kind.number());
+        assert!(WIRE_DOC.contains(&row), "{row}");
+    }
+}
+
+/// Lines of 32 bytes in hexadecimal, as the documents print them.
+fn dump(bytes: &[u8]) -> String {
+    let line = |(at, line): (usize, &[u8])| {
+        let hex: String = line
+            .chunks(8)
+            .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + " ")
+            .collect();
+        format!("{:04x}  {}\n", at * 32, hex.trim_end())
+    };
+    bytes.chunks(32).enumerate().map(line).collect()
+}
+
+fn golden_batch() -> Vec<u8> {
+    let chain = Chain {
+        group: GroupUuid([0x11; 16]),
+        session: SessionId([0x22; 16]),
+        number: 0,
+        hash: BatchHash::NONE,
+        stream_bytes: 0,
+    };
+    let at = Position::new(Epoch(1), Incarnation(1), Seq(7));
+    let mut batch = BatchBuilder::records(at, 3);
+    batch.write(Seq(7), VolumeId(1), 4096, b"hello", crc32c(b"hello")).unwrap();
+    batch.encode(&chain, 1_700_000_000_000_000_000).bytes
+}
+
+#[test]
+fn the_batch_document_shows_these_bytes() {
+    let dump = dump(&golden_batch());
+    assert!(BATCH_DOC.contains(&dump), "the document should show:\n{dump}");
+}
+
+async fn frame(message: &Message) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_message(&mut out, message).await.unwrap();
+    out
+}
+
+#[tokio::test]
+async fn the_wire_document_shows_these_bytes() {
+    let keepalive = dump(&frame(&Message::KeepAlive).await);
+    assert!(WIRE_DOC.contains(&keepalive), "the document should show:\n{keepalive}");
+    let ack = Ack {
+        number: 5,
+        position: Position::new(Epoch(1), Incarnation(2), Seq(9)),
+        claims_upto: 4,
+        applied: 3,
+        stream_bytes: 1 << 20,
+        point: Some(Position::new(Epoch(1), Incarnation(2), Seq(8))),
+        broken: true,
+    };
+    let shown = dump(&frame(&Message::Ack(ack)).await);
+    assert!(WIRE_DOC.contains(&shown), "the document should show:\n{shown}");
+}
+
+#[test]
+fn ack_reads_back_as_written_and_refuses_what_it_does_not_know() {
+    let ack = Ack { number: 1, point: Some(Position::default()), ..Ack::default() };
+    assert_eq!(Ack::decode(&ack.encode()).unwrap(), ack);
+    assert!(Ack::decode(&ack.encode()[1..]).is_err());
+    for at in [64, 68] {
+        let mut bytes = ack.encode();
+        bytes[at] |= 0x80;
+        assert!(Ack::decode(&bytes).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn frame_headers_with_any_flipped_bit_are_refused() {
+    let header = FrameHeader::new(FrameKind::Batch, 300);
+    assert_eq!(header.check().unwrap(), (FrameKind::Batch, 300));
+    for bit in 0..128 {
+        let mut bytes = header.as_bytes().to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let flipped: FrameHeader = zerocopy::FromBytes::read_from_bytes(&bytes[..]).unwrap();
+        assert!(flipped.check().is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn frame_lengths_are_bounded_by_their_kind() {
+    for kind in FrameKind::ALL {
+        let max = kind.body_bytes_max() as u32;
+        assert!(FrameHeader::new(kind, max).check().is_ok());
+        assert!(FrameHeader::new(kind, max + 1).check().is_err(), "{kind:?}");
+    }
+}
