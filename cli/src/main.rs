@@ -1,1 +1,114 @@
-fn main() {}
+//! `towline`: the one binary. Parts meet here and nowhere else.
+//!
+//! One file a command. Results go to stdout, logs and progress to stderr; exit
+//! codes are mapped in [`exit`] alone.
+
+mod config;
+mod cutover;
+mod daemon;
+mod demo;
+mod exit;
+mod journal;
+mod logging;
+mod metrics;
+mod output;
+mod parts;
+mod pki;
+mod prerequisite;
+mod progress;
+mod report;
+mod ship;
+mod signals;
+mod status;
+mod table;
+mod target_view;
+mod view;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use exit::Exit;
+use std::process::ExitCode;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Moves the disks of running virtual machines while they run.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Drain a group's journal to its receiver.
+    Ship(ship::Args),
+    /// Show how groups are doing.
+    Status(status::Args),
+    /// Move the guest to the target.
+    Cutover(cutover::Args),
+    /// Look into a group's journal.
+    Journal(journal::Args),
+    /// Move a disk on this machine, with faults and a verdict.
+    Demo(demo::Args),
+    /// Make certificates for shippers and receivers.
+    Pki(pki::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error).into(),
+    };
+    match run(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("towline: {error:#}");
+            exit::exit_of(&error).into()
+        }
+    }
+}
+
+/// Help and version are what was asked for; all else is a usage error.
+fn not_parsed(error: &clap::Error) -> Exit {
+    // Nothing is left to be done where stderr cannot be written.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Ok,
+        _ => Exit::Usage,
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    logging::start(match command {
+        Command::Ship(_) => LevelFilter::INFO,
+        _ => LevelFilter::WARN,
+    })?;
+    match command {
+        Command::Ship(args) => ship::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Cutover(args) => cutover::run(&args),
+        Command::Journal(args) => journal::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Pki(args) => pki::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_and_help_have_their_exit_codes() {
+        let exit = |args: &[&str]| not_parsed(&Cli::try_parse_from(args).unwrap_err());
+        assert_eq!(exit(&["towline", "status"]), Exit::Usage);
+        assert_eq!(exit(&["towline", "no-such-command"]), Exit::Usage);
+        assert_eq!(exit(&["towline", "--help"]), Exit::Ok);
+        assert_eq!(exit(&["towline", "--version"]), Exit::Ok);
+    }
+}

@@ -1,0 +1,203 @@
+//! The daemons' configuration: one struct each, filled by flags or by a TOML file.
+//!
+//! Both ways end in the same `check`, so a file cannot ask for what flags refuse.
+//! Unknown keys are refused with file, line and key.
+
+mod file;
+mod sources;
+
+pub use file::load;
+pub use sources::Disk;
+
+use crate::exit::usage;
+use serde::{Deserialize, Deserializer};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use towline_block::GroupName;
+use crate::parts::ListenAddr;
+
+/// Volume ids are 16 bits in every format.
+const VOLUMES_MAX: usize = 1 << 16;
+
+/// `towline proxy`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyConfig {
+    pub group: GroupName,
+    pub state: PathBuf,
+    #[serde(rename = "source")]
+    pub sources: Vec<Disk>,
+    #[serde(deserialize_with = "listen_addrs")]
+    pub nbd: Vec<ListenAddr>,
+    #[serde(default, deserialize_with = "size")]
+    pub ring: Option<u64>,
+    pub ring_dir: Option<PathBuf>,
+    #[serde(default)]
+    pub durability: Durability,
+    #[serde(default, deserialize_with = "socket_addr")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `towline receive`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiveConfig {
+    #[serde(deserialize_with = "host_port")]
+    pub listen: SocketAddr,
+    pub state: PathBuf,
+    pub group: Option<GroupName>,
+    #[serde(rename = "target")]
+    pub targets: Vec<Disk>,
+    #[serde(deserialize_with = "listen_addrs")]
+    pub nbd: Vec<ListenAddr>,
+    pub pki: Option<PathBuf>,
+    #[serde(default)]
+    pub insecure_loopback: bool,
+    #[serde(default, deserialize_with = "socket_addr")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// `towline ship`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShipConfig {
+    pub group: GroupName,
+    pub state: PathBuf,
+    /// HOST:PORT, looked up anew at every connection attempt.
+    pub to: String,
+    pub pki: Option<PathBuf>,
+    #[serde(default)]
+    pub insecure_loopback: bool,
+    #[serde(default, deserialize_with = "size")]
+    pub window: Option<u64>,
+    #[serde(default, deserialize_with = "size")]
+    pub rate: Option<u64>,
+    #[serde(default, deserialize_with = "socket_addr")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// What an acknowledgement of a guest's flush waits for besides the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: the journal survives the death of every process, not a power cut.
+    #[default]
+    Process,
+}
+
+impl ProxyConfig {
+    pub fn check(&self) -> anyhow::Result<()> {
+        check_disks(&self.sources, "source")?;
+        check_listens(&self.nbd)
+    }
+}
+
+impl ReceiveConfig {
+    pub fn check(&self) -> anyhow::Result<()> {
+        check_disks(&self.targets, "target")?;
+        check_listens(&self.nbd)?;
+        check_security(self.pki.as_ref(), self.insecure_loopback)
+    }
+}
+
+impl ShipConfig {
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.to.contains("://") {
+            return Err(usage(format!(
+                "--to {} is not usable: this version ships to a receiver, give its HOST:PORT",
+                self.to
+            )));
+        }
+        check_security(self.pki.as_ref(), self.insecure_loopback)
+    }
+}
+
+fn check_disks(disks: &[Disk], kind: &str) -> anyhow::Result<()> {
+    if disks.is_empty() {
+        return Err(usage(format!("no {kind} is given: name at least one, as --{kind} NAME=PATH")));
+    }
+    if disks.len() > VOLUMES_MAX {
+        return Err(usage(format!("{} {kind}s are more than {VOLUMES_MAX}", disks.len())));
+    }
+    for (index, disk) in disks.iter().enumerate() {
+        if disks[..index].iter().any(|other| other.name == disk.name) {
+            return Err(usage(format!(
+                "two {kind}s are named {}: give each its own name, as --{kind} NAME=PATH",
+                disk.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_listens(nbd: &[ListenAddr]) -> anyhow::Result<()> {
+    if nbd.is_empty() {
+        return Err(usage("no NBD address is given: add --nbd unix:PATH or --nbd HOST:PORT"));
+    }
+    Ok(())
+}
+
+fn check_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::Result<()> {
+    match (pki, insecure_loopback) {
+        (Some(_), false) | (None, true) => Ok(()),
+        (Some(_), true) => {
+            Err(usage("both a pki folder and insecure-loopback are given: keep one of them"))
+        }
+        (None, false) => Err(usage(
+            "no certificates are given: make them by `towline pki init` and `towline pki issue` \
+             and give the folder as --pki DIR (or --insecure-loopback for a trial on one machine)",
+        )),
+    }
+}
+
+/// Looks up HOST:PORT; the first address counts.
+pub fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
+    let found = text.to_socket_addrs().map_err(|e| {
+        usage(format!("address {text:?} is not usable ({e}): write HOST:PORT, such as 10.0.0.7:4790"))
+    })?;
+    found.into_iter().next().ok_or_else(|| usage(format!("address {text:?} has no entry in DNS")))
+}
+
+/// For clap: [`resolve`] with the error as text.
+pub fn host_port_arg(text: &str) -> Result<SocketAddr, String> {
+    resolve(text).map_err(|e| e.to_string())
+}
+
+/// For clap: a size with unit.
+pub fn size_arg(text: &str) -> Result<u64, String> {
+    towline_block::size::parse_size(text).map_err(|e| e.to_string())
+}
+
+/// For clap: an address to serve NBD on.
+pub fn listen_arg(text: &str) -> Result<ListenAddr, String> {
+    text.parse::<ListenAddr>().map_err(|e| e.to_string())
+}
+
+fn host_port<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    resolve(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+}
+
+fn socket_addr<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    host_port(from).map(Some)
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(from)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => size_arg(&text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn listen_addrs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ListenAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| listen_arg(text).map_err(serde::de::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests;

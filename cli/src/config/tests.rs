@@ -1,0 +1,69 @@
+use super::*;
+
+fn write(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+const PROXY: &str = r#"
+group = "erp"
+state = "/var/lib/towline"
+nbd = ["unix:/run/erp.sock"]
+ring = "64M"
+
+[[source]]
+name = "system"
+path = "/images/system.raw"
+
+[[source]]
+name = "data"
+path = "/dev/vg/data"
+"#;
+
+#[test]
+fn a_file_fills_the_same_struct_as_flags() {
+    let file = write(PROXY);
+    let config: ProxyConfig = load(file.path()).unwrap();
+    config.check().unwrap();
+    assert_eq!(config.group.as_str(), "erp");
+    assert_eq!(config.ring, Some(64 << 20));
+    let names: Vec<_> = config.sources.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["system", "data"]);
+    assert_eq!(config.durability, Durability::Process);
+}
+
+#[test]
+fn a_wrong_key_in_a_file_is_a_usage_error_with_file_and_line() {
+    let file = write(&PROXY.replace("ring =", "rign ="));
+    let error = load::<ProxyConfig>(file.path()).unwrap_err();
+    assert_eq!(crate::exit::exit_of(&error), crate::exit::Exit::Usage);
+    let text = error.to_string();
+    assert!(text.contains(&format!("{}:5: key `rign`", file.path().display())), "{text}");
+    let file = write(&PROXY.replace("path = \"/dev", "paht = \"/dev"));
+    let text = load::<ProxyConfig>(file.path()).unwrap_err().to_string();
+    assert!(text.contains("paht"), "{text}");
+}
+
+#[test]
+fn two_disks_of_one_name_are_refused() {
+    let file = write(&PROXY.replace("\"data\"", "\"system\""));
+    let config: ProxyConfig = load(file.path()).unwrap();
+    assert!(config.check().unwrap_err().to_string().contains("system"));
+}
+
+#[test]
+fn a_receiver_without_certificates_is_refused_with_what_to_do() {
+    let text = "listen = \"127.0.0.1:0\"\nstate = \"s\"\nnbd = [\"127.0.0.1:0\"]\n\
+                [[target]]\npath = \"t\"\n";
+    let config: ReceiveConfig = load(write(text).path()).unwrap();
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("towline pki init"), "{error}");
+}
+
+#[test]
+fn a_store_url_is_refused_until_it_exists() {
+    let text = "group = \"g\"\nstate = \"s\"\nto = \"s3://bucket/x\"\npki = \"p\"\n";
+    let config: ShipConfig = load(write(text).path()).unwrap();
+    assert!(config.check().unwrap_err().to_string().contains("HOST:PORT"));
+}

@@ -1,0 +1,56 @@
+//! What all three daemons do alike: check the machine, say `ready`, stay in the
+//! foreground, end in order.
+
+use crate::signals::Stop;
+use sd_notify::NotifyState;
+use std::time::Duration;
+
+pub struct Daemon {
+    name: &'static str,
+    stop: Stop,
+}
+
+impl Daemon {
+    /// Checks the prerequisites and takes over SIGTERM and SIGINT, before
+    /// anything is opened.
+    pub fn prepare(name: &'static str) -> anyhow::Result<Daemon> {
+        crate::prerequisite::check()?;
+        Ok(Daemon { name, stop: Stop::listen()? })
+    }
+
+    /// Tells systemd and the reader of stderr that `what` is served now. The word
+    /// `ready` is what scripts wait for.
+    pub fn ready(&self, what: &str) {
+        eprintln!("towline {} ready: {what}", self.name);
+        notify(&[NotifyState::Ready, NotifyState::Status(what)]);
+    }
+
+    /// Blocks until the process is asked to end.
+    pub fn wait(&self) {
+        let signal = self.stop.wait();
+        self.stopping(signal);
+    }
+
+    /// Blocks until the process is asked to end (true) or `time` has passed.
+    pub fn wait_for(&self, time: Duration) -> bool {
+        match self.stop.wait_for(time) {
+            Some(signal) => {
+                self.stopping(signal);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn stopping(&self, signal: &str) {
+        tracing::info!("{signal}: {} ends in order", self.name);
+        notify(&[NotifyState::Stopping]);
+    }
+}
+
+/// Not being started by systemd is the normal case on a laptop.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::warn!("cannot notify systemd: {e}");
+    }
+}

@@ -1,0 +1,102 @@
+//! The objects that `--json` prints: keys and units are pinned by the product's
+//! interfaces, so this file changes only by addition.
+//!
+//! Sizes are bytes; suffixes carry the unit. `null` means "not known yet".
+
+use serde::Serialize;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusReport {
+    pub groups: Vec<GroupStatus>,
+}
+
+/// One group at its source, or at a receiver (`role`).
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct GroupStatus {
+    pub group: String,
+    /// `source` or `target`: whose state directory was read.
+    pub role: &'static str,
+    /// `baseline|live|spill|map|resync|cutover|sealed|promoted`
+    pub state: String,
+    pub epoch: u32,
+    pub incarnation: u32,
+    pub head_seq: u64,
+    pub done_seq: u64,
+    pub durable_seq: u64,
+    pub acked_seq: u64,
+    pub point_seq: Option<u64>,
+    pub lag_bytes: u64,
+    pub lag_s: f64,
+    pub ring_bytes: u64,
+    pub ring_used_bytes: u64,
+    pub spill_used_bytes: u64,
+    pub map_set_bytes: u64,
+    pub baseline: Baseline,
+    pub resent_bytes: u64,
+    pub sent_bytes: u64,
+    pub added_write_us: Percentiles,
+    pub volumes: Vec<VolumeStatus>,
+    pub processes: Vec<ProcessStatus>,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Baseline {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub rate_bytes_per_s: Option<f64>,
+    pub eta_s: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Percentiles {
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStatus {
+    pub name: String,
+    pub size_bytes: u64,
+    pub exports: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProcessStatus {
+    /// `proxy`, `ship` or `receive`.
+    pub process: &'static str,
+    pub alive: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct InspectReport {
+    pub group: String,
+    pub epoch: u32,
+    pub incarnation: u32,
+    pub head_seq: u64,
+    pub done_seq: u64,
+    pub durable_seq: u64,
+    pub acked_seq: u64,
+    pub state: String,
+    pub volumes: Vec<VolumeStatus>,
+    pub records: u64,
+    pub oldest_age_s: Option<f64>,
+    pub ring_file: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    pub ok: bool,
+    pub records: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub errors: Vec<VerifyError>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyError {
+    pub kind: String,
+    pub seq: u64,
+    pub offset: u64,
+}

@@ -1,0 +1,129 @@
+//! `towline ship`: drains a group's journal to its receiver.
+
+use crate::config::{self, ShipConfig};
+use crate::daemon::Daemon;
+use crate::exit::Exit;
+use crate::metrics::{self, Sample};
+use crate::progress::Progress;
+use crate::view;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use towline_block::GroupName;
+use towline_journal::progress::{Figure, Progress as Page};
+use towline_journal::state::GroupDir;
+use towline_shipper::security::Security;
+use towline_shipper::source::{self, Shipper, WINDOW_BYTES_DEFAULT};
+
+/// How often the baseline's progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The group to ship.
+    #[arg(long, required_unless_present = "config")]
+    group: Option<GroupName>,
+    /// State directory, the same as the proxy's.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    state: Option<PathBuf>,
+    /// The receiver.
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
+    to: Option<String>,
+    /// Folder with the certificates of `towline pki`.
+    #[arg(long, value_name = "DIR")]
+    pki: Option<PathBuf>,
+    /// No encryption and no identity; only for a receiver on this machine.
+    #[arg(long)]
+    insecure_loopback: bool,
+    /// Most bytes sent and not yet durable at the target.
+    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    window: Option<u64>,
+    /// Most bytes a second on the network.
+    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    rate: Option<u64>,
+    /// Serve Prometheus metrics there.
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
+    metrics: Option<SocketAddr>,
+    /// Take everything from this TOML file instead.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+}
+
+impl Args {
+    fn into_config(self) -> anyhow::Result<ShipConfig> {
+        let config = match (self.config, self.group, self.state, self.to) {
+            (Some(file), ..) => config::load(&file)?,
+            (None, Some(group), Some(state), Some(to)) => ShipConfig {
+                group,
+                state,
+                to,
+                pki: self.pki,
+                insecure_loopback: self.insecure_loopback,
+                window: self.window,
+                rate: self.rate,
+                metrics: self.metrics,
+            },
+            _ => return Err(crate::exit::usage("give --group, --state and --to, or --config FILE")),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<Exit> {
+    let config = args.into_config()?;
+    let daemon = Daemon::prepare("ship")?;
+    let shipper = Shipper::start(source::ShipConfig {
+        group: config.group.clone(),
+        state_dir: config.state.clone(),
+        to: config.to.clone(),
+        security: security(config.pki, config.insecure_loopback),
+        window_bytes: config.window.unwrap_or(WINDOW_BYTES_DEFAULT),
+        rate_bytes_per_s: config.rate,
+    })?;
+    let dir = GroupDir::of(&config.state, &config.group);
+    let page = Arc::new(Page::view(&dir.progress_path())?);
+    if let Some(address) = config.metrics {
+        let page = Arc::clone(&page);
+        let group = config.group.to_string();
+        metrics::serve(address, move || page.as_ref().as_ref().map_or_else(Vec::new, |p| samples(p, &group)))?;
+    }
+    daemon.ready(&format!("group {} to {}", config.group, config.to));
+    let mut progress = Progress::new(format!("baseline of {}", config.group));
+    while !daemon.wait_for(LOOK_EVERY) {
+        if let Some(page) = page.as_ref() {
+            progress.show(&view::baseline(page));
+        }
+    }
+    drop(progress);
+    shipper.stop();
+    Ok(Exit::Ok)
+}
+
+/// [`config::ShipConfig::check`] has seen to it that exactly one is given.
+pub fn security(pki: Option<PathBuf>, _insecure_loopback: bool) -> Security {
+    pki.map_or(Security::InsecureLoopback, Security::Pki)
+}
+
+fn samples(page: &Page, group: &str) -> Vec<Sample> {
+    let counter = |name, help, figure| Sample::counter(name, help, page.get(figure)).with("group", group);
+    let gauge = |name, help, value: f64| Sample::gauge(name, help, value).with("group", group);
+    let bytes = |figure| page.get(figure) as f64;
+    vec![
+        counter("towline_ship_sent_bytes", "Stream bytes handed to the network.", Figure::SentStreamBytes),
+        counter("towline_ship_durable_bytes", "Stream bytes the target durably has.", Figure::DurableStreamBytes),
+        counter("towline_ship_resent_bytes", "Stream bytes sent more than once.", Figure::ResentBytes),
+        counter("towline_ship_block_bytes", "Data of blocks shipped, before framing.", Figure::BlockBytes),
+        counter("towline_ship_record_bytes", "Data of records shipped, before framing.", Figure::RecordBytes),
+        counter("towline_ship_batches_durable", "Number of the last durable batch.", Figure::DurableNumber),
+        counter("towline_ship_sessions", "Network sessions opened.", Figure::Sessions),
+        gauge("towline_ship_connected", "1 while a session with the target stands.", bytes(Figure::Connected)),
+        gauge("towline_ship_window_bytes", "Most bytes sent and not yet durable.", bytes(Figure::WindowBytes)),
+        gauge("towline_lag_seconds", "Age of the oldest change the target lacks.", bytes(Figure::LagMs) / 1e3),
+        gauge("towline_lag_bytes", "Bytes of changes the target lacks.", bytes(Figure::LagBytes)),
+        gauge("towline_baseline_done_bytes", "Baseline done.", bytes(Figure::BaselineDoneBytes)),
+        gauge("towline_baseline_total_bytes", "Bytes of volumes the baseline covers.", bytes(Figure::BaselineTotalBytes)),
+        gauge("towline_target_has_point", "1 while the target can be brought to a point.", bytes(Figure::HasPoint)),
+    ]
+}

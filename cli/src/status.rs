@@ -1,0 +1,145 @@
+//! `towline status`: how every group in a state directory is doing.
+//!
+//! Everything is read from files: it works when all processes are dead and
+//! disturbs none that lives.
+
+use crate::exit::{Exit, unreachable};
+use crate::output;
+use crate::report::{GroupStatus, StatusReport};
+use crate::table::{self, Table};
+use crate::view;
+use std::path::PathBuf;
+use towline_block::GroupName;
+use towline_block::size::format_size;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this group.
+    group: Option<GroupName>,
+    /// State directory of a proxy or a receiver, or one group's folder in it.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let groups = view::groups(&args.state, args.group.as_ref())?;
+    if groups.is_empty() {
+        let what = match &args.group {
+            Some(group) => format!("group {group}"),
+            None => "group".into(),
+        };
+        return Err(unreachable(format!(
+            "there is no {what} in {}: give the --state directory that its proxy or receiver was \
+             started with",
+            args.state.display()
+        )));
+    }
+    if args.json {
+        output::json(&StatusReport { groups })?;
+    } else {
+        let texts: Vec<String> = groups.iter().map(describe).collect();
+        output::text_line(&texts.join("\n\n"))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn describe(group: &GroupStatus) -> String {
+    let mut lines = Table::default();
+    lines.row("position", format!("epoch {}, incarnation {}, seq {}", group.epoch, group.incarnation, group.head_seq));
+    match group.role {
+        "target" => target_rows(group, &mut lines),
+        _ => source_rows(group, &mut lines),
+    }
+    let processes: Vec<String> = group
+        .processes
+        .iter()
+        .map(|p| format!("{} {}", p.process, if p.alive { "runs" } else { "is not running" }))
+        .collect();
+    lines.row("processes", processes.join(", "));
+    for volume in &group.volumes {
+        let exports = match volume.exports.is_empty() {
+            true => "not served".to_owned(),
+            false => volume.exports.join("  "),
+        };
+        lines.row(format!("volume {}", volume.name), format!("{}  {exports}", format_size(volume.size_bytes)));
+    }
+    if let Some(error) = &group.last_error {
+        lines.row("last error", error.clone());
+    }
+    format!("group {} ({}): {}\n{}", group.group, group.role, group.state, lines.render(2))
+}
+
+fn source_rows(group: &GroupStatus, lines: &mut Table) {
+    let point = match group.point_seq {
+        Some(seq) => format!("the target can be brought to seq {seq}"),
+        None => "no point yet: the target is not usable before the baseline is done".into(),
+    };
+    lines.row("point", point);
+    lines.row(
+        "lag",
+        format!("{} behind, {}", format_size(group.lag_bytes), table::duration(group.lag_s)),
+    );
+    let baseline = &group.baseline;
+    if baseline.total_bytes > 0 && baseline.done_bytes < baseline.total_bytes {
+        let rate = baseline.rate_bytes_per_s.map_or_else(|| "standing still".into(), table::rate);
+        let eta = baseline.eta_s.map_or_else(|| "time left unknown".into(), |s| format!("{} left", table::duration(s)));
+        lines.row(
+            "baseline",
+            format!(
+                "{}  {} of {}, {rate}, {eta}",
+                table::bar(baseline.done_bytes, baseline.total_bytes),
+                format_size(baseline.done_bytes),
+                format_size(baseline.total_bytes)
+            ),
+        );
+    }
+    lines.row(
+        "ring",
+        format!("{} of {} used", format_size(group.ring_used_bytes), format_size(group.ring_bytes)),
+    );
+    lines.row("to copy", format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)));
+    if let (Some(p50), Some(p99)) = (group.added_write_us.p50, group.added_write_us.p99) {
+        lines.row("added latency", format!("{p50:.1} us p50, {p99:.1} us p99 a write"));
+    }
+    lines.row("sent again", format_size(group.resent_bytes));
+}
+
+fn target_rows(group: &GroupStatus, lines: &mut Table) {
+    let point = match group.point_seq {
+        Some(seq) => format!("the volumes can be brought to seq {seq}"),
+        None => "no point yet: the volumes are not usable before the baseline is done".into(),
+    };
+    lines.row("point", point);
+    lines.row("received", format!("durable up to seq {}", group.durable_seq));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Baseline, ProcessStatus};
+
+    #[test]
+    fn a_group_is_described_with_bar_point_and_processes() {
+        let group = GroupStatus {
+            group: "erp".into(),
+            role: "source",
+            state: "baseline".into(),
+            baseline: Baseline {
+                done_bytes: 1 << 30,
+                total_bytes: 2 << 30,
+                rate_bytes_per_s: Some((100 << 20) as f64),
+                eta_s: Some(10.2),
+            },
+            processes: vec![ProcessStatus { process: "ship", alive: false }],
+            last_error: Some("cannot reach 10.0.0.7:4790".into()),
+            ..GroupStatus::default()
+        };
+        let text = describe(&group);
+        for part in ["group erp (source): baseline", "no point yet", " 50 %", "10.2 s left", "ship is not running", "10.0.0.7"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

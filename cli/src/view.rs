@@ -1,0 +1,218 @@
+//! What a state directory says about its groups: read from files only, so that it
+//! works with every process dead and disturbs none that lives.
+
+use crate::exit::unreachable;
+use crate::report::{
+    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport, VolumeStatus,
+};
+use std::path::Path;
+use towline_block::{BLOCK_BYTES, GroupName};
+use towline_journal::inspect::GroupView;
+use towline_journal::progress::{Figure, Progress};
+use towline_journal::state::GroupDir;
+use towline_journal::{format::Counter, unix_now_ns};
+
+/// A receiver's folder in its state directory; it holds a group's target side.
+const RECEIVER_FOLDER: &str = "receive";
+
+/// What the gate's counter says.
+const GATE_HELD: u64 = 1;
+
+/// The folder of one group at its source.
+///
+/// # Errors
+/// The group is not there (exit code 69), or several are and none is named.
+pub fn group_dir(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<GroupDir> {
+    let mut found = source_dirs(dir)?;
+    found.retain(|d| group.is_none_or(|group| is_of(d, group)));
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err(unreachable(match group {
+            Some(group) => format!("there is no group {group} in {}: give the --state directory of its proxy", dir.display()),
+            None => format!("there is no group in {}: give a group's state directory", dir.display()),
+        })),
+        count => Err(crate::exit::usage(format!(
+            "{} holds {count} groups: give the folder of the one that is meant",
+            dir.display()
+        ))),
+    }
+}
+
+/// All groups of a state directory, or the one named; none is no error.
+pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<GroupStatus>> {
+    let mut all = Vec::new();
+    for found in source_dirs(dir)? {
+        if group.is_none_or(|group| is_of(&found, group)) {
+            all.push(source_status(&GroupView::open(&found)?));
+        }
+    }
+    all.extend(crate::target_view::status(dir)?.into_iter().filter(|s| group.is_none_or(|g| s.group == g.as_str())));
+    Ok(all)
+}
+
+fn source_dirs(dir: &Path) -> anyhow::Result<Vec<GroupDir>> {
+    let mut dirs = GroupDir::all(dir)?;
+    dirs.retain(|d| d.path().file_name().is_none_or(|name| name != RECEIVER_FOLDER));
+    Ok(dirs)
+}
+
+fn is_of(dir: &GroupDir, group: &GroupName) -> bool {
+    dir.path().file_name().is_some_and(|name| name == group.as_str())
+        || dir.load().is_ok_and(|state| state.is_some_and(|state| state.group == *group))
+}
+
+fn source_status(view: &GroupView) -> GroupStatus {
+    let state = &view.state;
+    let figure = |figure| view.progress.as_ref().map_or(0, |page| page.get(figure));
+    let map_blocks = view.get(Counter::DirtyBlocks) + view.get(Counter::ClaimedBlocks);
+    let map_set_bytes = map_blocks * BLOCK_BYTES;
+    let ring_used_bytes = view.ring_used_bytes();
+    GroupStatus {
+        group: state.group.to_string(),
+        role: "source",
+        state: state_word(view).into(),
+        epoch: state.epoch,
+        incarnation: state.incarnation,
+        head_seq: view.get(Counter::Head),
+        done_seq: view.get(Counter::Done),
+        durable_seq: view.get(Counter::Acked),
+        acked_seq: view.get(Counter::Acked),
+        point_seq: (figure(Figure::HasPoint) == 1).then(|| figure(Figure::PointSeq)),
+        lag_bytes: ring_used_bytes + map_set_bytes,
+        lag_s: lag_s(view, map_set_bytes),
+        ring_bytes: view.ring_payload_bytes(),
+        ring_used_bytes,
+        spill_used_bytes: 0,
+        map_set_bytes,
+        baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
+        resent_bytes: figure(Figure::ResentBytes),
+        sent_bytes: figure(Figure::SentStreamBytes),
+        added_write_us: Percentiles {
+            p50: micros(view.get(Counter::AddedWriteP50Ns)),
+            p99: micros(view.get(Counter::AddedWriteP99Ns)),
+        },
+        volumes: volumes(view),
+        processes: vec![
+            ProcessStatus { process: "proxy", alive: view.proxy_runs() },
+            ProcessStatus { process: "ship", alive: view.shipper_runs() },
+        ],
+        last_error: last_error(view),
+    }
+}
+
+/// The one word of `status` and `journal inspect`.
+fn state_word(view: &GroupView) -> &'static str {
+    let figure = |figure| view.progress.as_ref().map_or(0, |page| page.get(figure));
+    if let Some(seal) = &view.state.seal {
+        return if seal.promoted.is_some() { "promoted" } else { "sealed" };
+    }
+    if view.get(Counter::Gate) == GATE_HELD || figure(Figure::CutoverRunning) == 1 {
+        return "cutover";
+    }
+    if view.get(Counter::Whole) == 1 {
+        return "live";
+    }
+    let had_point = view.get(Counter::HealedSeq) > 0 || figure(Figure::HasPoint) == 1;
+    match (had_point, view.shipper_runs()) {
+        (false, _) => "baseline",
+        (true, true) => "resync",
+        (true, false) => "map",
+    }
+}
+
+/// The shipper's view of the baseline.
+pub fn baseline(page: &Progress) -> Baseline {
+    let eta = page.get(Figure::BaselineEtaS);
+    let rate = page.get(Figure::BaselineBytesPerS);
+    Baseline {
+        done_bytes: page.get(Figure::BaselineDoneBytes),
+        total_bytes: page.get(Figure::BaselineTotalBytes),
+        rate_bytes_per_s: (rate > 0).then_some(rate as f64),
+        eta_s: (eta != u64::MAX && rate > 0).then_some(eta as f64),
+    }
+}
+
+/// How old the oldest change is that the target lacks. Blocks in the map do not
+/// tell their age; the shipper remembers it, and while it is dead time goes on.
+fn lag_s(view: &GroupView, map_set_bytes: u64) -> f64 {
+    let record_age = oldest_age_s(view).unwrap_or(0.0);
+    if map_set_bytes == 0 {
+        return record_age;
+    }
+    let Some(page) = &view.progress else { return record_age };
+    let known = page.get(Figure::LagMs) as f64 / 1e3;
+    let stale = if view.shipper_runs() { 0.0 } else { seconds_since(page.get(Figure::HeartbeatNs)) };
+    record_age.max(known + stale)
+}
+
+fn oldest_age_s(view: &GroupView) -> Option<f64> {
+    let mut pending = view.pending();
+    let oldest = pending.next().filter(|_| view.has_ring())?;
+    // On a live group the oldest may be gone by now: then the next one is close.
+    let record = view.record(oldest).or_else(|| view.record(view.get(Counter::Acked) + 1))?;
+    Some(seconds_since(record.unix_ns))
+}
+
+fn seconds_since(unix_ns: u64) -> f64 {
+    match unix_ns {
+        0 => 0.0,
+        at => unix_now_ns().saturating_sub(at) as f64 / 1e9,
+    }
+}
+
+fn micros(ns: u64) -> Option<f64> {
+    (ns > 0).then_some(ns as f64 / 1e3)
+}
+
+fn volumes(view: &GroupView) -> Vec<VolumeStatus> {
+    let volume = |v: &towline_journal::state::VolumeState| VolumeStatus {
+        name: v.name.to_string(),
+        size_bytes: v.size_bytes,
+        exports: v.exports.clone(),
+    };
+    view.state.volumes.iter().map(volume).collect()
+}
+
+fn last_error(view: &GroupView) -> Option<String> {
+    let shipper = view.progress.as_ref().and_then(Progress::error);
+    shipper.or_else(|| {
+        let error = view.ring_error.as_ref()?;
+        Some(format!(
+            "the ring is not usable ({error}): start `towline proxy`, which makes a new one; the \
+             target then gets everything again"
+        ))
+    })
+}
+
+/// `towline journal inspect`.
+pub fn inspect(view: &GroupView) -> InspectReport {
+    let pending = view.pending();
+    InspectReport {
+        group: view.state.group.to_string(),
+        epoch: view.state.epoch,
+        incarnation: view.state.incarnation,
+        head_seq: view.get(Counter::Head),
+        done_seq: view.get(Counter::Done),
+        durable_seq: view.get(Counter::Acked),
+        acked_seq: view.get(Counter::Acked),
+        state: state_word(view).into(),
+        volumes: volumes(view),
+        records: (pending.end() + 1).saturating_sub(*pending.start()),
+        oldest_age_s: oldest_age_s(view),
+        ring_file: view.state.ring.path.display().to_string(),
+    }
+}
+
+/// `towline journal verify`.
+pub fn verify(view: &GroupView) -> VerifyReport {
+    let found = view.verify();
+    let errors = found.errors.iter().map(|e| VerifyError { kind: e.kind.into(), seq: e.seq, offset: e.offset });
+    VerifyReport {
+        ok: found.errors.is_empty(),
+        records: found.records,
+        bytes: found.bytes,
+        first_seq: found.first_seq,
+        last_seq: found.last_seq,
+        errors: errors.collect(),
+    }
+}
