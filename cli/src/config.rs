@@ -10,11 +10,11 @@ pub use file::load;
 pub use sources::Disk;
 
 use crate::exit::usage;
+use crate::parts::ListenAddr;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use towline_block::GroupName;
-use crate::parts::ListenAddr;
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
@@ -153,7 +153,9 @@ fn check_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::Res
 /// Looks up HOST:PORT; the first address counts.
 pub fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
     let found = text.to_socket_addrs().map_err(|e| {
-        usage(format!("address {text:?} is not usable ({e}): write HOST:PORT, such as 10.0.0.7:4790"))
+        usage(format!(
+            "address {text:?} is not usable ({e}): write HOST:PORT, such as 10.0.0.7:4790"
+        ))
     })?;
     found.into_iter().next().ok_or_else(|| usage(format!("address {text:?} has no entry in DNS")))
 }

@@ -101,7 +101,9 @@ fn ask(
     writeln!(stream, "{request}").context("cannot ask the shipper")?;
     let mut lines = BufReader::new(stream);
     while let Some(line) = read_line(&mut lines)? {
-        match serde_json::from_str(&line).context("the shipper's answer is not understood: are both of one version?")? {
+        match serde_json::from_str(&line)
+            .context("the shipper's answer is not understood: are both of one version?")?
+        {
             Answer::Progress(step) => tell(describe_step(&step)),
             Answer::Done(report) => return Ok(report),
             Answer::Error(reason) => bail!("the shipper refused the cutover: {reason}"),
@@ -136,11 +138,16 @@ fn describe_step(step: &serde_json::Value) -> String {
 
 fn describe(report: &Report) -> String {
     let mut lines = Table::default();
-    let ms = |value: Option<f64>| value.map_or_else(|| "unknown".into(), |ms| table::duration(ms / 1000.0));
+    let ms = |value: Option<f64>| {
+        value.map_or_else(|| "unknown".into(), |ms| table::duration(ms / 1000.0))
+    };
     if let Some(reason) = report.reason.as_deref().filter(|reason| !reason.is_empty()) {
         lines.row("reason", reason);
     }
-    lines.row("pause", format!("{} (forecast {})", ms(report.pause_ms), ms(report.forecast_pause_ms)));
+    lines.row(
+        "pause",
+        format!("{} (forecast {})", ms(report.pause_ms), ms(report.forecast_pause_ms)),
+    );
     if let Some(seq) = report.cut_seq {
         lines.row("cut", format!("seq {seq}"));
     }
@@ -186,7 +193,9 @@ mod tests {
 
     #[test]
     fn pauses_read_as_written() {
-        for (text, ms) in [("2s", 2000), ("500ms", 500), ("1.5s", 1500), ("1m", 60_000), ("3", 3000)] {
+        for (text, ms) in
+            [("2s", 2000), ("500ms", 500), ("1.5s", 1500), ("1m", 60_000), ("3", 3000)]
+        {
             assert_eq!(parse_pause(text), Ok(ms), "{text}");
         }
         for bad in ["", "s", "-1s", "0ms", "2h", "nan", "inf"] {

@@ -3,4 +3,6 @@
 use crate::report::GroupStatus;
 use std::path::Path;
 
-pub fn status(_dir: &Path) -> anyhow::Result<Option<GroupStatus>> { Ok(None) }
+pub fn status(_dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
+    Ok(None)
+}

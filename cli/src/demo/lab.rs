@@ -131,7 +131,8 @@ fn proxy_recipe(plan: &Plan, nbd: SocketAddr) -> Recipe {
 }
 
 fn receive_recipe(plan: &Plan, listen: SocketAddr, nbd: SocketAddr) -> Recipe {
-    let mut args: Vec<OsString> = vec!["receive".into(), "--listen".into(), listen.to_string().into()];
+    let mut args: Vec<OsString> =
+        vec!["receive".into(), "--listen".into(), listen.to_string().into()];
     args.extend(["--state".into(), plan.target_state().into()]);
     args.extend(["--pki".into(), plan.pki().into()]);
     for volume in &plan.volumes {
@@ -162,7 +163,8 @@ fn prefixed(prefix: &str, path: &std::path::Path) -> OsString {
 
 /// A port that is free now; a daemon restarted after `kill -9` takes it again.
 fn free_port() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
     Ok(listener.local_addr()?)
 }
 

@@ -66,7 +66,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add_stamped(&mut self, number: u32, name: &'static str, size_bytes: u64) -> anyhow::Result<()> {
+    fn add_stamped(
+        &mut self,
+        number: u32,
+        name: &'static str,
+        size_bytes: u64,
+    ) -> anyhow::Result<()> {
         let volume = self.volume(name, size_bytes);
         std::fs::File::create_new(&volume.source)
             .and_then(|file| file.set_len(size_bytes))

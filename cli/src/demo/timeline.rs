@@ -68,7 +68,9 @@ impl Story {
 /// Sleeps, unless somebody asks the demo to end.
 fn pause(stop: &Stop, time: Duration) -> anyhow::Result<()> {
     match stop.wait_for(time) {
-        Some(signal) => bail!("{signal}: the demo was interrupted; everything it started has been ended"),
+        Some(signal) => {
+            bail!("{signal}: the demo was interrupted; everything it started has been ended")
+        }
         None => Ok(()),
     }
 }
@@ -76,10 +78,18 @@ fn pause(stop: &Stop, time: Duration) -> anyhow::Result<()> {
 /// Tells the whole story in `dir`, which is left as it is at the end.
 pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(DemoReport, String)> {
     let story = Story { began: Instant::now() };
-    story.say(format!("building two disks of {} in {}", format_size(settings.size_bytes), dir.display()));
+    story.say(format!(
+        "building two disks of {} in {}",
+        format_size(settings.size_bytes),
+        dir.display()
+    ));
     let plan = Plan::build(dir, settings.image.as_deref(), settings.size_bytes)?;
     if plan.filled.files > 0 {
-        story.say(format!("ext4 with {} real files, {}", plan.filled.files, format_size(plan.filled.bytes)));
+        story.say(format!(
+            "ext4 with {} real files, {}",
+            plan.filled.files,
+            format_size(plan.filled.bytes)
+        ));
     }
     story.say("starting proxy and receiver, and a guest that writes all the time");
     let mut lab = Lab::start(&plan)?;
@@ -150,7 +160,12 @@ struct Baseline {
     status: GroupStatus,
 }
 
-fn run_baseline(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) -> anyhow::Result<Baseline> {
+fn run_baseline(
+    lab: &mut Lab<'_>,
+    guests: &Guests,
+    stop: &Stop,
+    story: &Story,
+) -> anyhow::Result<Baseline> {
     story.say("starting the shipper: baseline while the guest writes");
     let began = Instant::now();
     lab.start_shipping()?;
@@ -162,7 +177,10 @@ fn run_baseline(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) 
             let seconds = began.elapsed().as_secs_f64();
             let bytes = status.baseline.total_bytes;
             drop(progress);
-            story.say(format!("baseline done: {} in {seconds:.1} s; the target has a point", format_size(bytes)));
+            story.say(format!(
+                "baseline done: {} in {seconds:.1} s; the target has a point",
+                format_size(bytes)
+            ));
             return Ok(Baseline { seconds, bytes, status });
         }
         if began.elapsed() > BASELINE_WAIT {
@@ -210,7 +228,10 @@ fn run_faults(
     story.say(format!("kill -9 of the receiver; back after {:.0} ms", restart_ms.receive));
     until(KILL_PROXY_AT, lab)?;
     restart_ms.proxy = ms(lab.proxy.kill_and_restart()?);
-    story.say(format!("kill -9 of the proxy; the guest's disk is back after {:.0} ms", restart_ms.proxy));
+    story.say(format!(
+        "kill -9 of the proxy; the guest's disk is back after {:.0} ms",
+        restart_ms.proxy
+    ));
     until(RESET_AT, lab)?;
     lab.network.reset();
     story.say("network: every connection reset");
