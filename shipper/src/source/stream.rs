@@ -310,3 +310,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
