@@ -156,7 +156,7 @@ impl Client {
                 (4, u16::from(*fua) * FLAG_FUA, *offset, *len, &[])
             }
             Request::WriteZeroes { offset, len, fua, no_hole } => {
-                let flags = u16::from(*fua) * FLAG_FUA | u16::from(*no_hole) * FLAG_NO_HOLE;
+                let flags = (u16::from(*fua) * FLAG_FUA) | (u16::from(*no_hole) * FLAG_NO_HOLE);
                 (6, flags, *offset, *len, &[])
             }
         };

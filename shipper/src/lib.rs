@@ -11,6 +11,7 @@ pub mod batch;
 pub mod error;
 pub mod ids;
 pub mod pki;
+pub mod receiver;
 pub mod security;
 pub mod source;
 pub mod wire;
