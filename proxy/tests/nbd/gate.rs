@@ -68,7 +68,7 @@ fn a_hold_lifts_itself_at_its_deadline() {
     group.hold(1, max).unwrap();
     assert_eq!(client.write(0, 0, b"later"), 0);
     assert!(begun.elapsed() >= max);
-    assert_eq!(group.seal(1, LONG).unwrap_err().kind(), ErrorKind::Lapsed);
+    assert_eq!(group.seal(1).unwrap_err().kind(), ErrorKind::Lapsed);
     assert_eq!(rig.simple().write(0, 0, b"open"), 0);
 }
 
@@ -94,7 +94,7 @@ fn a_second_attempt_is_refused_while_the_first_holds() {
     group.hold(1, LONG).unwrap();
     assert_eq!(group.hold(2, LONG).unwrap_err().kind(), ErrorKind::Busy);
     group.release(2).unwrap();
-    group.seal(1, LONG).unwrap();
+    group.seal(1).unwrap();
     assert_eq!(group.hold(2, LONG).unwrap_err().kind(), ErrorKind::Busy);
 }
 
@@ -104,8 +104,8 @@ fn a_seal_waits_and_a_promotion_refuses_with_its_sentence() {
     let group = rig.server.group();
     let (mut structured, mut simple) = (rig.structured(), rig.simple());
     group.hold(1, LONG).unwrap();
-    let seal = group.seal(1, LONG).unwrap();
-    assert_eq!(seal, group.seal(1, LONG).unwrap());
+    let seal = group.seal(1).unwrap();
+    assert_eq!(seal, group.seal(1).unwrap());
     structured.request(command::WRITE, 0, 0, 4, b"late");
     simple.request(command::FLUSH, 0, 0, 0, &[]);
     assert!(!has_reply(&structured) && !has_reply(&simple));
@@ -126,7 +126,7 @@ fn an_unseal_lets_waiting_changes_through() {
     let group = rig.server.group();
     let mut client = rig.simple();
     group.hold(1, LONG).unwrap();
-    group.seal(1, LONG).unwrap();
+    group.seal(1).unwrap();
     client.request(command::WRITE, 0, 0, 4, b"late");
     group.unseal(1).unwrap();
     assert_eq!(client.answer(0).error, 0);
@@ -159,7 +159,7 @@ fn a_seal_and_a_promotion_outlive_the_server() {
         Rig::start_in(rig.dir, &[MIB], true, gate)
     };
     rig.server.group().hold(7, LONG).unwrap();
-    rig.server.group().seal(7, LONG).unwrap();
+    rig.server.group().seal(7).unwrap();
     let rig = restart(rig);
     assert_eq!(rig.simple().write(0, 0, b"x"), ESHUTDOWN);
     rig.server.group().commit(7, promoted()).unwrap();
@@ -237,9 +237,7 @@ fn added_latency_and_counts_are_published() {
     for _ in 0..100 {
         assert_eq!(client.write(0, 0, &[1; 4096]), 0);
     }
-    rig.until("a period is published", |rig| {
-        rig.server.figures()[0].latency.total().count == 100
-    });
+    rig.until("a period is published", |rig| rig.server.figures()[0].latency.total().count == 100);
     let figures = &rig.server.figures()[0];
     let latency = figures.latency.snapshot();
     assert!(latency.p50_us > 0.0 && latency.p50_us <= latency.p99_us, "{latency:?}");

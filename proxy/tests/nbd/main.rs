@@ -4,5 +4,6 @@ mod client;
 mod gate;
 mod handshake;
 mod hostile;
+mod link;
 mod rig;
 mod transmission;

@@ -69,10 +69,9 @@ impl Rig {
             .map(|(index, Source { name, disk })| ExportConfig {
                 name,
                 disk,
-                journaled: journal.clone().map(|journal| Journaled {
-                    journal,
-                    id: VolumeId(index as u16),
-                }),
+                journaled: journal
+                    .clone()
+                    .map(|journal| Journaled { journal, id: VolumeId(index as u16) }),
             })
             .collect();
         let gate = gate(journal.as_deref());
