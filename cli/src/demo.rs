@@ -57,7 +57,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     crate::prerequisite::check()?;
     if args.seconds < SECONDS_MIN {
-        return Err(usage(format!("--seconds {} is too short: take at least {SECONDS_MIN}", args.seconds)));
+        return Err(usage(format!(
+            "--seconds {} is too short: take at least {SECONDS_MIN}",
+            args.seconds
+        )));
     }
     if args.size < SIZE_MIN_BYTES || !args.size.is_multiple_of(4096) {
         return Err(usage("--size is too small or odd: take at least 32M, in multiples of 4K"));

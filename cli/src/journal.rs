@@ -102,7 +102,9 @@ fn describe(report: &InspectReport) -> String {
     lines.row("head", format!("{} (last number given)", report.head_seq));
     lines.row("done", format!("{} (all up to here have their outcome)", report.done_seq));
     lines.row("acked", format!("{} (durable at the target)", report.acked_seq));
-    let age = report.oldest_age_s.map_or_else(String::new, |s| format!(", the oldest {} old", table::duration(s)));
+    let age = report
+        .oldest_age_s
+        .map_or_else(String::new, |s| format!(", the oldest {} old", table::duration(s)));
     lines.row("records", format!("{} wait for the target{age}", report.records));
     lines.row("ring", report.ring_file.clone());
     for volume in &report.volumes {
@@ -126,7 +128,12 @@ fn dump(view: &GroupView, json: bool, from: u64, to: u64) -> anyhow::Result<Exit
         let damage = if line.payload_ok == Some(false) { "  payload damaged or gone" } else { "" };
         output::text_line(&format!(
             "{:>10}  {:<8} {:<7} {volume:<12} {:>14} +{:<9}  {} ago{damage}",
-            line.seq, line.kind, line.state, line.offset, line.len, table::duration(line.age_s)
+            line.seq,
+            line.kind,
+            line.state,
+            line.offset,
+            line.len,
+            table::duration(line.age_s)
         ))?;
     }
     Ok(Exit::Ok)
@@ -166,10 +173,15 @@ fn verify(view: &GroupView, json: bool) -> anyhow::Result<Exit> {
             if report.ok { "all whole".into() } else { format!("{} damaged", report.errors.len()) }
         );
         for error in &report.errors {
-            text.push_str(&format!("\n  record {}: {} (volume offset {})", error.seq, error.kind, error.offset));
+            text.push_str(&format!(
+                "\n  record {}: {} (volume offset {})",
+                error.seq, error.kind, error.offset
+            ));
         }
         if !report.ok {
-            text.push_str("\n  the shipper finds damage too and sends the blocks from the source again");
+            text.push_str(
+                "\n  the shipper finds damage too and sends the blocks from the source again",
+            );
         }
         output::text_line(&text)?;
     }

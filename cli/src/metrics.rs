@@ -102,10 +102,8 @@ pub fn serve(
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Source(read)));
     let registry = Arc::new(registry);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .with_context(what)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().with_context(what)?;
     let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).with_context(what)?;
     let bound = listener.local_addr().with_context(what)?;
     let routes = Router::new().route("/metrics", get(move || async move { page(&registry) }));

@@ -70,7 +70,9 @@ impl Drop for Progress {
 
 fn new_bar(label: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{prefix} [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {msg}");
+    let style = ProgressStyle::with_template(
+        "{prefix} [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {msg}",
+    );
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("#>-"));
     }
@@ -98,7 +100,8 @@ impl RateMeter {
             self.seen.clear();
         }
         self.seen.push_back((now, total_bytes));
-        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now - *at >= RATE_OVER) {
+        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now - *at >= RATE_OVER)
+        {
             self.seen.pop_front();
         }
         let (first_at, first) = *self.seen.front()?;

@@ -64,7 +64,9 @@ impl Args {
                 rate: self.rate,
                 metrics: self.metrics,
             },
-            _ => return Err(crate::exit::usage("give --group, --state and --to, or --config FILE")),
+            _ => {
+                return Err(crate::exit::usage("give --group, --state and --to, or --config FILE"));
+            }
         };
         config.check()?;
         Ok(config)
@@ -87,7 +89,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if let Some(address) = config.metrics {
         let page = Arc::clone(&page);
         let group = config.group.to_string();
-        metrics::serve(address, move || page.as_ref().as_ref().map_or_else(Vec::new, |p| samples(p, &group)))?;
+        metrics::serve(address, move || {
+            page.as_ref().as_ref().map_or_else(Vec::new, |p| samples(p, &group))
+        })?;
     }
     daemon.ready(&format!("group {} to {}", config.group, config.to));
     let mut progress = Progress::new(format!("baseline of {}", config.group));
@@ -107,23 +111,68 @@ pub fn security(pki: Option<PathBuf>, _insecure_loopback: bool) -> Security {
 }
 
 fn samples(page: &Page, group: &str) -> Vec<Sample> {
-    let counter = |name, help, figure| Sample::counter(name, help, page.get(figure)).with("group", group);
+    let counter =
+        |name, help, figure| Sample::counter(name, help, page.get(figure)).with("group", group);
     let gauge = |name, help, value: f64| Sample::gauge(name, help, value).with("group", group);
     let bytes = |figure| page.get(figure) as f64;
     vec![
-        counter("towline_ship_sent_bytes", "Stream bytes handed to the network.", Figure::SentStreamBytes),
-        counter("towline_ship_durable_bytes", "Stream bytes the target durably has.", Figure::DurableStreamBytes),
-        counter("towline_ship_resent_bytes", "Stream bytes sent more than once.", Figure::ResentBytes),
-        counter("towline_ship_block_bytes", "Data of blocks shipped, before framing.", Figure::BlockBytes),
-        counter("towline_ship_record_bytes", "Data of records shipped, before framing.", Figure::RecordBytes),
-        counter("towline_ship_batches_durable", "Number of the last durable batch.", Figure::DurableNumber),
+        counter(
+            "towline_ship_sent_bytes",
+            "Stream bytes handed to the network.",
+            Figure::SentStreamBytes,
+        ),
+        counter(
+            "towline_ship_durable_bytes",
+            "Stream bytes the target durably has.",
+            Figure::DurableStreamBytes,
+        ),
+        counter(
+            "towline_ship_resent_bytes",
+            "Stream bytes sent more than once.",
+            Figure::ResentBytes,
+        ),
+        counter(
+            "towline_ship_block_bytes",
+            "Data of blocks shipped, before framing.",
+            Figure::BlockBytes,
+        ),
+        counter(
+            "towline_ship_record_bytes",
+            "Data of records shipped, before framing.",
+            Figure::RecordBytes,
+        ),
+        counter(
+            "towline_ship_batches_durable",
+            "Number of the last durable batch.",
+            Figure::DurableNumber,
+        ),
         counter("towline_ship_sessions", "Network sessions opened.", Figure::Sessions),
-        gauge("towline_ship_connected", "1 while a session with the target stands.", bytes(Figure::Connected)),
-        gauge("towline_ship_window_bytes", "Most bytes sent and not yet durable.", bytes(Figure::WindowBytes)),
-        gauge("towline_lag_seconds", "Age of the oldest change the target lacks.", bytes(Figure::LagMs) / 1e3),
+        gauge(
+            "towline_ship_connected",
+            "1 while a session with the target stands.",
+            bytes(Figure::Connected),
+        ),
+        gauge(
+            "towline_ship_window_bytes",
+            "Most bytes sent and not yet durable.",
+            bytes(Figure::WindowBytes),
+        ),
+        gauge(
+            "towline_lag_seconds",
+            "Age of the oldest change the target lacks.",
+            bytes(Figure::LagMs) / 1e3,
+        ),
         gauge("towline_lag_bytes", "Bytes of changes the target lacks.", bytes(Figure::LagBytes)),
         gauge("towline_baseline_done_bytes", "Baseline done.", bytes(Figure::BaselineDoneBytes)),
-        gauge("towline_baseline_total_bytes", "Bytes of volumes the baseline covers.", bytes(Figure::BaselineTotalBytes)),
-        gauge("towline_target_has_point", "1 while the target can be brought to a point.", bytes(Figure::HasPoint)),
+        gauge(
+            "towline_baseline_total_bytes",
+            "Bytes of volumes the baseline covers.",
+            bytes(Figure::BaselineTotalBytes),
+        ),
+        gauge(
+            "towline_target_has_point",
+            "1 while the target can be brought to a point.",
+            bytes(Figure::HasPoint),
+        ),
     ]
 }

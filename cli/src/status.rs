@@ -48,7 +48,10 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn describe(group: &GroupStatus) -> String {
     let mut lines = Table::default();
-    lines.row("position", format!("epoch {}, incarnation {}, seq {}", group.epoch, group.incarnation, group.head_seq));
+    lines.row(
+        "position",
+        format!("epoch {}, incarnation {}, seq {}", group.epoch, group.incarnation, group.head_seq),
+    );
     match group.role {
         "target" => target_rows(group, &mut lines),
         _ => source_rows(group, &mut lines),
@@ -64,7 +67,10 @@ fn describe(group: &GroupStatus) -> String {
             true => "not served".to_owned(),
             false => volume.exports.join("  "),
         };
-        lines.row(format!("volume {}", volume.name), format!("{}  {exports}", format_size(volume.size_bytes)));
+        lines.row(
+            format!("volume {}", volume.name),
+            format!("{}  {exports}", format_size(volume.size_bytes)),
+        );
     }
     if let Some(error) = &group.last_error {
         lines.row("last error", error.clone());
@@ -85,7 +91,9 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
     let baseline = &group.baseline;
     if baseline.total_bytes > 0 && baseline.done_bytes < baseline.total_bytes {
         let rate = baseline.rate_bytes_per_s.map_or_else(|| "standing still".into(), table::rate);
-        let eta = baseline.eta_s.map_or_else(|| "time left unknown".into(), |s| format!("{} left", table::duration(s)));
+        let eta = baseline
+            .eta_s
+            .map_or_else(|| "time left unknown".into(), |s| format!("{} left", table::duration(s)));
         lines.row(
             "baseline",
             format!(
@@ -100,7 +108,10 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         "ring",
         format!("{} of {} used", format_size(group.ring_used_bytes), format_size(group.ring_bytes)),
     );
-    lines.row("to copy", format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)));
+    lines.row(
+        "to copy",
+        format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)),
+    );
     if let (Some(p50), Some(p99)) = (group.added_write_us.p50, group.added_write_us.p99) {
         lines.row("added latency", format!("{p50:.1} us p50, {p99:.1} us p99 a write"));
     }
@@ -138,7 +149,14 @@ mod tests {
             ..GroupStatus::default()
         };
         let text = describe(&group);
-        for part in ["group erp (source): baseline", "no point yet", " 50 %", "10.2 s left", "ship is not running", "10.0.0.7"] {
+        for part in [
+            "group erp (source): baseline",
+            "no point yet",
+            " 50 %",
+            "10.2 s left",
+            "ship is not running",
+            "10.0.0.7",
+        ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
     }

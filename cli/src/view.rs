@@ -3,7 +3,8 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport, VolumeStatus,
+    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport,
+    VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -28,8 +29,13 @@ pub fn group_dir(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<GroupD
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => Err(unreachable(match group {
-            Some(group) => format!("there is no group {group} in {}: give the --state directory of its proxy", dir.display()),
-            None => format!("there is no group in {}: give a group's state directory", dir.display()),
+            Some(group) => format!(
+                "there is no group {group} in {}: give the --state directory of its proxy",
+                dir.display()
+            ),
+            None => {
+                format!("there is no group in {}: give a group's state directory", dir.display())
+            }
         })),
         count => Err(crate::exit::usage(format!(
             "{} holds {count} groups: give the folder of the one that is meant",
@@ -46,7 +52,11 @@ pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<Group
             all.push(source_status(&GroupView::open(&found)?));
         }
     }
-    all.extend(crate::target_view::status(dir)?.into_iter().filter(|s| group.is_none_or(|g| s.group == g.as_str())));
+    all.extend(
+        crate::target_view::status(dir)?
+            .into_iter()
+            .filter(|s| group.is_none_or(|g| s.group == g.as_str())),
+    );
     Ok(all)
 }
 
@@ -141,7 +151,8 @@ fn lag_s(view: &GroupView, map_set_bytes: u64) -> f64 {
     }
     let Some(page) = &view.progress else { return record_age };
     let known = page.get(Figure::LagMs) as f64 / 1e3;
-    let stale = if view.shipper_runs() { 0.0 } else { seconds_since(page.get(Figure::HeartbeatNs)) };
+    let stale =
+        if view.shipper_runs() { 0.0 } else { seconds_since(page.get(Figure::HeartbeatNs)) };
     record_age.max(known + stale)
 }
 
@@ -206,7 +217,11 @@ pub fn inspect(view: &GroupView) -> InspectReport {
 /// `towline journal verify`.
 pub fn verify(view: &GroupView) -> VerifyReport {
     let found = view.verify();
-    let errors = found.errors.iter().map(|e| VerifyError { kind: e.kind.into(), seq: e.seq, offset: e.offset });
+    let errors = found.errors.iter().map(|e| VerifyError {
+        kind: e.kind.into(),
+        seq: e.seq,
+        offset: e.offset,
+    });
     VerifyReport {
         ok: found.errors.is_empty(),
         records: found.records,

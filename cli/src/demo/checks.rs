@@ -62,7 +62,12 @@ pub struct FsAtCut<'a> {
 }
 
 /// Judges the volumes after the guest has ended.
-pub fn judge(plan: &Plan, role: &FsRole, done: &Done, at_cut: Option<&FsAtCut<'_>>) -> anyhow::Result<Findings> {
+pub fn judge(
+    plan: &Plan,
+    role: &FsRole,
+    done: &Done,
+    at_cut: Option<&FsAtCut<'_>>,
+) -> anyhow::Result<Findings> {
     let mut verified_bytes = 0;
     let mut same = Vec::new();
     let mut acked = check::Report::default();
@@ -99,7 +104,11 @@ pub fn judge(plan: &Plan, role: &FsRole, done: &Done, at_cut: Option<&FsAtCut<'_
     })
 }
 
-fn acked_verdict(acked: &check::Report, database: anyhow::Result<u64>, role: &FsRole) -> anyhow::Result<String> {
+fn acked_verdict(
+    acked: &check::Report,
+    database: anyhow::Result<u64>,
+    role: &FsRole,
+) -> anyhow::Result<String> {
     ensure!(acked.is_good(), "{acked}");
     let last = database.context("the database in the copy taken at the cut")?;
     let mut text = format!("{} stamped writes", acked.acked_writes);
@@ -158,10 +167,16 @@ fn for_each_pair(
     other: &Path,
     mut see: impl FnMut(&[u8], &[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let open = |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
+    let open =
+        |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let (mut left, mut right) = (open(one)?, open(other)?);
     let mut rest = left.metadata()?.len();
-    ensure!(rest == right.metadata()?.len(), "{} and {} differ in size", one.display(), other.display());
+    ensure!(
+        rest == right.metadata()?.len(),
+        "{} and {} differ in size",
+        one.display(),
+        other.display()
+    );
     let (mut a, mut b) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
     while rest > 0 {
         let len = rest.min(PIECE_BYTES as u64) as usize;
@@ -213,7 +228,13 @@ mod tests {
         std::fs::copy(&source, &target).unwrap();
         let id = order.tick();
         write(&target, Stamp { id, volume: 0, block: 3 });
-        history.ops.push(Op { id, kind: Kind::Write, first_block: 3, block_count: 1, outcome: Outcome::Acked(order.tick()) });
+        history.ops.push(Op {
+            id,
+            kind: Kind::Write,
+            first_block: 3,
+            block_count: 1,
+            outcome: Outcome::Acked(order.tick()),
+        });
         (history, Volume { name: "stamp", source, target, size_bytes: 1 << 20 })
     }
 
@@ -241,7 +262,13 @@ mod tests {
         let (mut history, volume) = volume(dir.path());
         let id = history.ops.last().unwrap().id + 10;
         write(&volume.source, Stamp { id, volume: 0, block: 9 });
-        history.ops.push(Op { id, kind: Kind::Write, first_block: 9, block_count: 1, outcome: Outcome::Acked(id + 1) });
+        history.ops.push(Op {
+            id,
+            kind: Kind::Write,
+            first_block: 9,
+            block_count: 1,
+            outcome: Outcome::Acked(id + 1),
+        });
         assert!(identical_but_later_writes(&history, &volume).is_err());
     }
 

@@ -75,7 +75,9 @@ impl LoopDisk {
         let deadline = Instant::now() + APPEAR_WAIT;
         while !file.exists() {
             if let Some(status) = disk.fuse.try_wait()? {
-                bail!("nbdfuse ended with {status}: FUSE is not usable here, or the disk not reachable");
+                bail!(
+                    "nbdfuse ended with {status}: FUSE is not usable here, or the disk not reachable"
+                );
             }
             if Instant::now() >= deadline {
                 bail!("nbdfuse shows no disk after {APPEAR_WAIT:?}");

@@ -112,7 +112,12 @@ impl Guests {
         };
         let progress = self.stamped.progress();
         let pause = self.stamped.cutover_pause();
-        Ok(Done { history: self.stamped.stop(), acked_writes: progress.acked_writes, pause, committed })
+        Ok(Done {
+            history: self.stamped.stop(),
+            acked_writes: progress.acked_writes,
+            pause,
+            committed,
+        })
     }
 }
 
@@ -148,7 +153,8 @@ impl MountedGuest {
     fn stop(mut self) -> anyhow::Result<u64> {
         self.shared.stopped.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
-            let ended = thread.join().map_err(|_| anyhow::anyhow!("the guest's database panicked"))?;
+            let ended =
+                thread.join().map_err(|_| anyhow::anyhow!("the guest's database panicked"))?;
             ended.context("the guest's database failed")?;
         }
         let committed = self.committed();

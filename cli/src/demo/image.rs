@@ -46,7 +46,10 @@ pub fn build_ext4(image: &Path, size_bytes: u64, scratch: &Path) -> anyhow::Resu
         .with_context(|| format!("cannot create {}", image.display()))?;
     let tree_arg = tree.to_string_lossy();
     let image_arg = image.to_string_lossy();
-    tools::run("mke2fs", &["-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", "-d", &tree_arg, &image_arg])?;
+    tools::run(
+        "mke2fs",
+        &["-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", "-d", &tree_arg, &image_arg],
+    )?;
     std::fs::remove_dir_all(&tree).context("cannot remove the gathered files")?;
     Ok(filled)
 }

@@ -4,7 +4,6 @@
 use super::plan::{FS, GROUP, Plan};
 use super::process::{Daemon, Recipe};
 use super::relay::Relay;
-use crate::cutover;
 use crate::report::GroupStatus;
 use crate::view;
 use anyhow::{Context, bail};
@@ -13,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use towline_bench::nbd_client::NbdUri;
 use towline_block::GroupName;
+use towline_control::CutoverReport;
 use towline_shipper::pki;
 
 /// Longest pause the demo's guest accepts: generous, for the machine may be small
@@ -98,7 +98,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Runs `towline cutover`, as a person would.
-    pub fn cutover(&self) -> anyhow::Result<cutover::Report> {
+    pub fn cutover(&self) -> anyhow::Result<CutoverReport> {
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let output = Command::new(binary)
             .args(["cutover", GROUP, "--json", "--max-pause", MAX_PAUSE, "--state"])
@@ -131,7 +131,8 @@ fn proxy_recipe(plan: &Plan, nbd: SocketAddr) -> Recipe {
 }
 
 fn receive_recipe(plan: &Plan, listen: SocketAddr, nbd: SocketAddr) -> Recipe {
-    let mut args: Vec<OsString> = vec!["receive".into(), "--listen".into(), listen.to_string().into()];
+    let mut args: Vec<OsString> =
+        vec!["receive".into(), "--listen".into(), listen.to_string().into()];
     args.extend(["--state".into(), plan.target_state().into()]);
     args.extend(["--pki".into(), plan.pki().into()]);
     for volume in &plan.volumes {
@@ -162,7 +163,8 @@ fn prefixed(prefix: &str, path: &std::path::Path) -> OsString {
 
 /// A port that is free now; a daemon restarted after `kill -9` takes it again.
 fn free_port() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
     Ok(listener.local_addr()?)
 }
 

@@ -83,7 +83,8 @@ impl Ledger {
     }
 
     fn write_journal(&self, pages: &[u64]) -> anyhow::Result<()> {
-        let journal = File::create(self.dir.join(JOURNAL)).context("cannot create the guest's journal")?;
+        let journal =
+            File::create(self.dir.join(JOURNAL)).context("cannot create the guest's journal")?;
         for (slot, page) in pages.iter().enumerate() {
             let old = encode(*page, self.owners[*page as usize]);
             journal.write_all_at(&old, (slot * PAGE_BYTES) as u64)?;
@@ -126,8 +127,14 @@ pub fn verify(dir: &Path, committed: u64) -> anyhow::Result<u64> {
         owners[page as usize] = owner;
     }
     let last = owners.iter().copied().max().unwrap_or(0);
-    ensure!(last >= committed, "transaction {committed} was committed, but {last} is the last one there");
-    ensure!(last <= committed + 1, "transaction {last} is there, but {committed} was the last committed");
+    ensure!(
+        last >= committed,
+        "transaction {committed} was committed, but {last} is the last one there"
+    );
+    ensure!(
+        last <= committed + 1,
+        "transaction {last} is there, but {committed} was the last committed"
+    );
     let wanted = owners_after(last);
     for (page, (found, wanted)) in owners.iter().zip(&wanted).enumerate() {
         ensure!(found == wanted, "page {page} is of transaction {found}, not {wanted}");
@@ -145,7 +152,9 @@ fn rollback(dir: &Path) -> anyhow::Result<Vec<(u64, u64)>> {
     if bytes.len() != PAGES_A_TRANSACTION as usize * PAGE_BYTES {
         return Ok(Vec::new());
     }
-    let old = bytes.chunks_exact(PAGE_BYTES).map(|bytes| Ok((number(bytes, 0), decode(number(bytes, 0), bytes)?)));
+    let old = bytes
+        .chunks_exact(PAGE_BYTES)
+        .map(|bytes| Ok((number(bytes, 0), decode(number(bytes, 0), bytes)?)));
     let old: anyhow::Result<Vec<_>> = old.collect();
     Ok(old.unwrap_or_default().into_iter().filter(|(page, _)| *page < PAGES).collect())
 }
@@ -203,7 +212,9 @@ fn mix(value: u64) -> u64 {
 }
 
 fn sync_dir(dir: &Path) -> anyhow::Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).context("the guest's fsync of its directory failed")
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .context("the guest's fsync of its directory failed")
 }
 
 #[cfg(test)]

@@ -71,10 +71,18 @@ impl Daemon {
         match ready.recv_timeout(READY_WAIT) {
             Ok(()) => Ok(()),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("towline {} is not ready after {READY_WAIT:?}:\n{}", self.recipe.name, self.recipe.log_tail())
+                bail!(
+                    "towline {} is not ready after {READY_WAIT:?}:\n{}",
+                    self.recipe.name,
+                    self.recipe.log_tail()
+                )
             }
             Err(RecvTimeoutError::Disconnected) => {
-                bail!("towline {} ended at its start:\n{}", self.recipe.name, self.recipe.log_tail())
+                bail!(
+                    "towline {} ended at its start:\n{}",
+                    self.recipe.name,
+                    self.recipe.log_tail()
+                )
             }
         }
     }
@@ -89,7 +97,11 @@ impl Daemon {
             Ok(Some(status)) => status.to_string(),
             _ => "unknown status".into(),
         };
-        format!("towline {} ended by itself ({status}):\n{}", self.recipe.name, self.recipe.log_tail())
+        format!(
+            "towline {} ended by itself ({status}):\n{}",
+            self.recipe.name,
+            self.recipe.log_tail()
+        )
     }
 
     /// `kill -9`, and starts it again. Returns the time from the kill until it
@@ -121,7 +133,11 @@ impl Daemon {
                 if status.success() {
                     return Ok(());
                 }
-                bail!("towline {} ended with {status}:\n{}", self.recipe.name, self.recipe.log_tail());
+                bail!(
+                    "towline {} ended with {status}:\n{}",
+                    self.recipe.name,
+                    self.recipe.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }

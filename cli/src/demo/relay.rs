@@ -202,7 +202,11 @@ mod tests {
                 let mut stream = stream.unwrap();
                 std::thread::spawn(move || {
                     let mut byte = [0];
-                    while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+                    while stream
+                        .read_exact(&mut byte)
+                        .and_then(|()| stream.write_all(&byte))
+                        .is_ok()
+                    {}
                 });
             }
         });

@@ -81,7 +81,10 @@ pub fn describe(report: &DemoReport, findings: &Findings) -> String {
     ] {
         lines.row(name, mark(verdict));
     }
-    lines.row("acknowledged writes, lost", format!("{}, {}", report.acked_writes, report.lost_writes));
+    lines.row(
+        "acknowledged writes, lost",
+        format!("{}, {}", report.acked_writes, report.lost_writes),
+    );
     if report.committed_transactions > 0 {
         lines.row("database transactions", report.committed_transactions.to_string());
     }
@@ -93,10 +96,17 @@ pub fn describe(report: &DemoReport, findings: &Findings) -> String {
             kills.ship, kills.receive, kills.proxy, restart.ship, restart.receive, restart.proxy
         ),
     );
-    lines.row("network broken", format!("{} times (a reset, a black hole of 3 s)", report.net_breaks));
+    lines.row(
+        "network broken",
+        format!("{} times (a reset, a black hole of 3 s)", report.net_breaks),
+    );
     lines.row(
         "baseline",
-        format!("{} at {}", table::duration(report.baseline_s), table::rate(report.baseline_bytes_per_s)),
+        format!(
+            "{} at {}",
+            table::duration(report.baseline_s),
+            table::rate(report.baseline_bytes_per_s)
+        ),
     );
     lines.row(
         "written by the guest, shipped",
@@ -104,7 +114,8 @@ pub fn describe(report: &DemoReport, findings: &Findings) -> String {
     );
     lines.row("lag, p50 and p99", seconds(report.lag_s));
     lines.row("latency added to a write", micros(report.added_write_us));
-    let pause = report.cutover_pause_ms.map_or_else(|| "none measured".into(), |ms| format!("{ms:.0} ms"));
+    let pause =
+        report.cutover_pause_ms.map_or_else(|| "none measured".into(), |ms| format!("{ms:.0} ms"));
     lines.row("cutover pause, on the guest's clock", pause);
     lines.row("compared", format_size(report.verified_bytes));
     lines.row("elapsed", table::duration(report.elapsed_s));
@@ -118,7 +129,9 @@ pub fn describe(report: &DemoReport, findings: &Findings) -> String {
 pub fn note_on(role: &FsRole) -> String {
     match role {
         FsRole::Mounted => "volume fs: ext4, mounted by the guest through the cutover".into(),
-        FsRole::Stamped(why) => format!("volume fs: stamped blocks instead of a mounted file system ({why})"),
+        FsRole::Stamped(why) => {
+            format!("volume fs: stamped blocks instead of a mounted file system ({why})")
+        }
         FsRole::Idle(why) => format!("volume fs: moved while nobody writes it ({why})"),
     }
 }

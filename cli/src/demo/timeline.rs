@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use towline_block::size::format_size;
+use towline_control::report::ReportOutcome;
 
 /// The baseline of the demo's disks has ended by then on any machine.
 const BASELINE_WAIT: Duration = Duration::from_secs(40);
@@ -68,7 +69,9 @@ impl Story {
 /// Sleeps, unless somebody asks the demo to end.
 fn pause(stop: &Stop, time: Duration) -> anyhow::Result<()> {
     match stop.wait_for(time) {
-        Some(signal) => bail!("{signal}: the demo was interrupted; everything it started has been ended"),
+        Some(signal) => {
+            bail!("{signal}: the demo was interrupted; everything it started has been ended")
+        }
         None => Ok(()),
     }
 }
@@ -76,10 +79,18 @@ fn pause(stop: &Stop, time: Duration) -> anyhow::Result<()> {
 /// Tells the whole story in `dir`, which is left as it is at the end.
 pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(DemoReport, String)> {
     let story = Story { began: Instant::now() };
-    story.say(format!("building two disks of {} in {}", format_size(settings.size_bytes), dir.display()));
+    story.say(format!(
+        "building two disks of {} in {}",
+        format_size(settings.size_bytes),
+        dir.display()
+    ));
     let plan = Plan::build(dir, settings.image.as_deref(), settings.size_bytes)?;
     if plan.filled.files > 0 {
-        story.say(format!("ext4 with {} real files, {}", plan.filled.files, format_size(plan.filled.bytes)));
+        story.say(format!(
+            "ext4 with {} real files, {}",
+            plan.filled.files,
+            format_size(plan.filled.bytes)
+        ));
     }
     story.say("starting proxy and receiver, and a guest that writes all the time");
     let mut lab = Lab::start(&plan)?;
@@ -112,7 +123,7 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         baseline_s: baseline.seconds,
         baseline_bytes_per_s: baseline.bytes as f64 / baseline.seconds,
         written_bytes,
-        shipped_bytes: end.sent_bytes,
+        shipped_bytes: end.sent_bytes + end.resent_bytes,
         lag_s: samples.lag_s(),
         added_write_us: added_write(&samples, &baseline),
         cutover_pause_ms: pause_ms(&done),
@@ -123,15 +134,14 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         resent_bytes: end.resent_bytes,
         notes: vec![
             summary::note_on(&role),
-            format!("forecast of the pause: {} ms", rounded(moved.forecast_pause_ms)),
+            match moved.forecast_pause_ms {
+                Some(ms) => format!("the pause was forecast as {ms} ms"),
+                None => "the pause could not be forecast".into(),
+            },
         ],
     };
     let text = summary::describe(&report, &findings);
     Ok((report, text))
-}
-
-fn rounded(ms: Option<f64>) -> String {
-    ms.map_or_else(|| "none".into(), |ms| format!("{ms:.0}"))
 }
 
 fn pause_ms(done: &Done) -> Option<f64> {
@@ -150,7 +160,12 @@ struct Baseline {
     status: GroupStatus,
 }
 
-fn run_baseline(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) -> anyhow::Result<Baseline> {
+fn run_baseline(
+    lab: &mut Lab<'_>,
+    guests: &Guests,
+    stop: &Stop,
+    story: &Story,
+) -> anyhow::Result<Baseline> {
     story.say("starting the shipper: baseline while the guest writes");
     let began = Instant::now();
     lab.start_shipping()?;
@@ -162,7 +177,10 @@ fn run_baseline(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) 
             let seconds = began.elapsed().as_secs_f64();
             let bytes = status.baseline.total_bytes;
             drop(progress);
-            story.say(format!("baseline done: {} in {seconds:.1} s; the target has a point", format_size(bytes)));
+            story.say(format!(
+                "baseline done: {} in {seconds:.1} s; the target has a point",
+                format_size(bytes)
+            ));
             return Ok(Baseline { seconds, bytes, status });
         }
         if began.elapsed() > BASELINE_WAIT {
@@ -210,7 +228,10 @@ fn run_faults(
     story.say(format!("kill -9 of the receiver; back after {:.0} ms", restart_ms.receive));
     until(KILL_PROXY_AT, lab)?;
     restart_ms.proxy = ms(lab.proxy.kill_and_restart()?);
-    story.say(format!("kill -9 of the proxy; the guest's disk is back after {:.0} ms", restart_ms.proxy));
+    story.say(format!(
+        "kill -9 of the proxy; the guest's disk is back after {:.0} ms",
+        restart_ms.proxy
+    ));
     until(RESET_AT, lab)?;
     lab.network.reset();
     story.say("network: every connection reset");
@@ -251,7 +272,7 @@ fn drain(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) -> anyh
 struct Moved {
     fs_copy: Option<PathBuf>,
     committed: u64,
-    forecast_pause_ms: Option<f64>,
+    forecast_pause_ms: Option<u64>,
 }
 
 /// Moves the guest. The mounted volume's guest waits (its kernel tries again)
@@ -268,10 +289,10 @@ fn cut_over(
     let mut tries = 1;
     let report = loop {
         let report = lab.cutover()?;
-        if report.is_promoted() {
+        if report.outcome == ReportOutcome::Promoted {
             break report;
         }
-        let reason = report.reason.unwrap_or_default();
+        let reason = report.reason;
         ensure!(tries < CUTOVERS_MAX, "the cutover was aborted {tries} times, at last: {reason}");
         story.say(format!("aborted ({reason}); the guest goes on at the source; once more"));
         tries += 1;
