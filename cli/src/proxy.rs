@@ -86,6 +86,7 @@ impl Args {
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
+    let Durability::Process = config.durability;
     let daemon = Daemon::prepare("proxy")?;
     let (journal, seal) = open_journal(&config)?;
     let server = start_server(&config, &journal, seal)?;

@@ -35,7 +35,7 @@ pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
         durable_seq: durable.position.seq.0,
         acked_seq: durable.position.seq.0,
         point_seq: point.map(|position| position.seq.0),
-        lag_bytes: found.staged.bytes,
+        lag_bytes: durable.stream_bytes.saturating_sub(applied.stream_bytes),
         volumes: state.volumes.iter().map(volume).collect(),
         processes: vec![ProcessStatus {
             process: "receive",

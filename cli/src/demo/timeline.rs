@@ -135,8 +135,10 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         notes: vec![
             summary::note_on(&role),
             match moved.forecast_pause_ms {
-                Some(ms) => format!("the pause was forecast as {ms} ms"),
-                None => "the pause could not be forecast".into(),
+                Some(ms) => {
+                    format!("pause: forecast {ms} ms, hold to decision {} ms", moved.pause_ms)
+                }
+                None => format!("pause: no forecast, hold to decision {} ms", moved.pause_ms),
             },
         ],
     };
@@ -273,6 +275,8 @@ struct Moved {
     fs_copy: Option<PathBuf>,
     committed: u64,
     forecast_pause_ms: Option<u64>,
+    /// As the shipper measured it, from the hold to the decision.
+    pause_ms: u64,
 }
 
 /// Moves the guest. The mounted volume's guest waits (its kernel tries again)
@@ -314,7 +318,12 @@ fn cut_over(
     lab.plug_cable_into_target();
     wait_for_work_at_target(guests, committed, stop)?;
     story.say("the guest has worked at the target for a while");
-    Ok(Moved { fs_copy, committed, forecast_pause_ms: report.forecast_pause_ms })
+    Ok(Moved {
+        fs_copy,
+        committed,
+        forecast_pause_ms: report.forecast_pause_ms,
+        pause_ms: report.pause_ms,
+    })
 }
 
 fn wait_for_work_at_target(guests: &Guests, committed: u64, stop: &Stop) -> anyhow::Result<()> {
