@@ -10,11 +10,12 @@ pub use file::load;
 pub use sources::Disk;
 
 use crate::exit::usage;
-use crate::parts::ListenAddr;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use towline_block::GroupName;
+use towline_journal::AttachPolicy;
+use towline_proxy::ListenAddr;
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
@@ -34,6 +35,8 @@ pub struct ProxyConfig {
     pub ring_dir: Option<PathBuf>,
     #[serde(default)]
     pub durability: Durability,
+    #[serde(default)]
+    pub attach: Attach,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -42,8 +45,7 @@ pub struct ProxyConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReceiveConfig {
-    #[serde(deserialize_with = "host_port")]
-    pub listen: SocketAddr,
+    pub listen: String,
     pub state: PathBuf,
     pub group: Option<GroupName>,
     #[serde(rename = "target")]
@@ -83,6 +85,29 @@ pub enum Durability {
     /// Nothing: the journal survives the death of every process, not a power cut.
     #[default]
     Process,
+}
+
+/// What to make of sources that may have changed while no proxy ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// Go on where it can be shown that nothing changed, else send everything again.
+    #[default]
+    Auto,
+    /// The operator vouches that nobody else wrote them.
+    Trust,
+    /// Send everything again.
+    Resync,
+}
+
+impl From<Attach> for AttachPolicy {
+    fn from(attach: Attach) -> AttachPolicy {
+        match attach {
+            Attach::Auto => AttachPolicy::Auto,
+            Attach::Trust => AttachPolicy::Trust,
+            Attach::Resync => AttachPolicy::Resync,
+        }
+    }
 }
 
 impl ProxyConfig {
@@ -175,12 +200,8 @@ pub fn listen_arg(text: &str) -> Result<ListenAddr, String> {
     text.parse::<ListenAddr>().map_err(|e| e.to_string())
 }
 
-fn host_port<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
-    resolve(&String::deserialize(from)?).map_err(serde::de::Error::custom)
-}
-
 fn socket_addr<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
-    host_port(from).map(Some)
+    resolve(&String::deserialize(from)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {

@@ -11,6 +11,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use towline_block::GroupName;
+use towline_block::size::format_size;
+use towline_control::CutoverReport;
+use towline_control::report::ReportOutcome;
 
 /// A line of the control socket; longer ones are not ours.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -44,43 +47,30 @@ struct Ask {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    Progress(serde_json::Value),
-    Done(Report),
-    Error(String),
-}
-
-/// How a cutover ended.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Report {
-    pub group: String,
-    /// `promoted` or `aborted`.
-    pub outcome: String,
-    /// Why it was aborted; empty otherwise.
-    #[serde(default)]
-    pub reason: Option<String>,
-    pub pause_ms: Option<f64>,
-    pub forecast_pause_ms: Option<f64>,
-    pub cut_seq: Option<u64>,
-    pub epoch: u32,
-    #[serde(default)]
-    pub exports: Vec<String>,
-}
-
-impl Report {
-    pub fn is_promoted(&self) -> bool {
-        self.outcome == "promoted"
-    }
+    Progress { phase: String, backlog_bytes: u64 },
+    Done(CutoverReport),
+    Refused(String),
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let socket = view::group_dir(&args.state, Some(&args.group))?.ship_socket();
-    let report = ask(&socket, &args.group, args.max_pause, |step| eprintln!("{step}"))?;
+    let mut shown = String::new();
+    let report = ask(&socket, &args.group, args.max_pause, |step| {
+        if step != shown {
+            eprintln!("{step}");
+            shown = step;
+        }
+    })?;
     if args.json {
-        output::json(&report)?;
+        // The report carries its own schema: it comes from the shipper as it is.
+        output::text_line(&serde_json::to_string(&report)?)?;
     } else {
         output::text_line(&describe(&report))?;
     }
-    Ok(if report.is_promoted() { Exit::Ok } else { Exit::Failed })
+    Ok(match report.outcome {
+        ReportOutcome::Promoted => Exit::Ok,
+        ReportOutcome::Aborted => Exit::Failed,
+    })
 }
 
 /// Asks over the shipper's socket; `tell` gets each step as it happens.
@@ -89,7 +79,7 @@ fn ask(
     group: &GroupName,
     max_pause_ms: u64,
     mut tell: impl FnMut(String),
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<CutoverReport> {
     let mut stream = UnixStream::connect(socket).map_err(|e| {
         unreachable(format!(
             "the shipper of group {group} does not answer at {} ({e}): start `towline ship` for \
@@ -104,9 +94,9 @@ fn ask(
         match serde_json::from_str(&line)
             .context("the shipper's answer is not understood: are both of one version?")?
         {
-            Answer::Progress(step) => tell(describe_step(&step)),
+            Answer::Progress { phase, backlog_bytes } => tell(describe_step(&phase, backlog_bytes)),
             Answer::Done(report) => return Ok(report),
-            Answer::Error(reason) => bail!("the shipper refused the cutover: {reason}"),
+            Answer::Refused(reason) => bail!("the shipper refused the cutover: {reason}"),
         }
     }
     Err(unreachable(format!(
@@ -124,30 +114,21 @@ fn read_line(from: &mut impl BufRead) -> anyhow::Result<Option<String>> {
     Ok(if line.ends_with('\n') { Some(line) } else { None })
 }
 
-fn describe_step(step: &serde_json::Value) -> String {
-    let Some(fields) = step.as_object() else { return format!("cutover: {step}") };
-    let parts: Vec<String> = fields
-        .iter()
-        .map(|(key, value)| match value {
-            serde_json::Value::String(text) => format!("{key} {text}"),
-            other => format!("{key} {other}"),
-        })
-        .collect();
-    format!("cutover: {}", parts.join(", "))
+fn describe_step(phase: &str, backlog_bytes: u64) -> String {
+    match backlog_bytes {
+        0 => format!("cutover: {phase}"),
+        bytes => format!("cutover: {phase}, {} to go", format_size(bytes)),
+    }
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &CutoverReport) -> String {
     let mut lines = Table::default();
-    let ms = |value: Option<f64>| {
-        value.map_or_else(|| "unknown".into(), |ms| table::duration(ms / 1000.0))
-    };
-    if let Some(reason) = report.reason.as_deref().filter(|reason| !reason.is_empty()) {
-        lines.row("reason", reason);
+    let ms = |ms: u64| table::duration(ms as f64 / 1000.0);
+    if !report.reason.is_empty() {
+        lines.row("reason", report.reason.clone());
     }
-    lines.row(
-        "pause",
-        format!("{} (forecast {})", ms(report.pause_ms), ms(report.forecast_pause_ms)),
-    );
+    let forecast = report.forecast_pause_ms.map_or_else(|| "none".into(), ms);
+    lines.row("pause", format!("{} (forecast {forecast})", ms(report.pause_ms)));
     if let Some(seq) = report.cut_seq {
         lines.row("cut", format!("seq {seq}"));
     }
@@ -155,10 +136,9 @@ fn describe(report: &Report) -> String {
     for export in &report.exports {
         lines.row("export", export.clone());
     }
-    let headline = if report.is_promoted() {
-        "the target is promoted; the source refuses writes from now on"
-    } else {
-        "aborted; the guest goes on at the source"
+    let headline = match report.outcome {
+        ReportOutcome::Promoted => "the target is promoted; the source refuses writes from now on",
+        ReportOutcome::Aborted => "aborted; the guest goes on at the source",
     };
     format!("group {}: {headline}\n{}", report.group, lines.render(2))
 }
@@ -222,15 +202,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (socket, served) = answer(
             dir.path(),
-            "{\"progress\":{\"step\":\"drain\"}}\n{\"done\":{\"group\":\"g\",\"outcome\":\"promoted\",\
-             \"reason\":null,\"pause_ms\":12,\"forecast_pause_ms\":20,\"cut_seq\":7,\"epoch\":2,\
+            "{\"progress\":{\"phase\":\"draining\",\"backlog_bytes\":2048}}\n\
+             {\"done\":{\"schema\":1,\"group\":\"g\",\"outcome\":\"promoted\",\"reason\":\"\",\"pause_ms\":12,\"forecast_pause_ms\":20,\"cut_seq\":7,\"epoch\":2,\
              \"exports\":[\"nbd://h/x\"]}}\n",
         );
         let mut steps = Vec::new();
         let group = "g".parse().unwrap();
         let report = ask(&socket, &group, 500, |step| steps.push(step)).unwrap();
-        assert!(report.is_promoted() && report.cut_seq == Some(7));
-        assert_eq!(steps, ["cutover: step drain"]);
+        assert_eq!((report.outcome, report.cut_seq), (ReportOutcome::Promoted, Some(7)));
+        assert_eq!(steps, ["cutover: draining, 2.00 KiB to go"]);
         assert_eq!(served.join().unwrap(), "{\"cutover\":{\"max_pause_ms\":500}}\n");
         assert!(describe(&report).contains("forecast 20 ms"));
     }
@@ -241,7 +221,8 @@ mod tests {
         let group = "g".parse().unwrap();
         let error = ask(&dir.path().join("none"), &group, 1, |_| ()).unwrap_err();
         assert_eq!(exit_of(&error), Exit::Unreachable);
-        let (socket, served) = answer(dir.path(), "{\"progress\":{}}\n");
+        let (socket, served) =
+            answer(dir.path(), "{\"progress\":{\"phase\":\"x\",\"backlog_bytes\":0}}\n");
         let error = ask(&socket, &group, 1, |_| ()).unwrap_err();
         assert_eq!(exit_of(&error), Exit::Unreachable);
         served.join().unwrap();

@@ -3,6 +3,7 @@
 //! One file a command. Results go to stdout, logs and progress to stderr; exit
 //! codes are mapped in [`exit`] alone.
 
+mod address;
 mod config;
 mod cutover;
 mod daemon;
@@ -12,10 +13,11 @@ mod journal;
 mod logging;
 mod metrics;
 mod output;
-mod parts;
 mod pki;
 mod prerequisite;
 mod progress;
+mod proxy;
+mod receive;
 mod report;
 mod ship;
 mod signals;
@@ -40,6 +42,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a group's volumes and journal every change.
+    Proxy(proxy::Args),
+    /// Take a group's batches, and its place after a cutover.
+    Receive(receive::Args),
     /// Drain a group's journal to its receiver.
     Ship(ship::Args),
     /// Show how groups are doing.
@@ -80,10 +86,12 @@ fn not_parsed(error: &clap::Error) -> Exit {
 
 fn run(command: Command) -> anyhow::Result<Exit> {
     logging::start(match command {
-        Command::Ship(_) => LevelFilter::INFO,
+        Command::Proxy(_) | Command::Receive(_) | Command::Ship(_) => LevelFilter::INFO,
         _ => LevelFilter::WARN,
     })?;
     match command {
+        Command::Proxy(args) => proxy::run(args),
+        Command::Receive(args) => receive::run(args),
         Command::Ship(args) => ship::run(args),
         Command::Status(args) => status::run(&args),
         Command::Cutover(args) => cutover::run(&args),

@@ -11,10 +11,6 @@ use towline_block::size::format_size;
 /// Time between lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(3);
 
-/// Rates are taken over about this time: long enough to be calm, short enough to
-/// show a change of the line.
-const RATE_OVER: Duration = Duration::from_secs(5);
-
 pub struct Progress {
     label: String,
     bar: Option<ProgressBar>,
@@ -84,58 +80,4 @@ fn describe_speed(baseline: &Baseline) -> String {
     let rate = baseline.rate_bytes_per_s.map(table::rate);
     let left = baseline.eta_s.map(|s| format!("{} left", table::duration(s)));
     [rate, left].into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
-/// Turns a growing figure into a rate over the last seconds.
-#[derive(Default)]
-pub struct RateMeter {
-    seen: std::collections::VecDeque<(Instant, u64)>,
-}
-
-impl RateMeter {
-    /// Takes a reading; `None` until there are two.
-    pub fn rate_bytes_per_s(&mut self, now: Instant, total_bytes: u64) -> Option<f64> {
-        // A total that fell was counted anew: a restart, not a negative rate.
-        if self.seen.back().is_some_and(|(_, last)| *last > total_bytes) {
-            self.seen.clear();
-        }
-        self.seen.push_back((now, total_bytes));
-        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now - *at >= RATE_OVER)
-        {
-            self.seen.pop_front();
-        }
-        let (first_at, first) = *self.seen.front()?;
-        let seconds = (now - first_at).as_secs_f64();
-        (seconds > 0.0).then(|| (total_bytes - first) as f64 / seconds)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rates_come_from_the_last_seconds_only() {
-        let mut meter = RateMeter::default();
-        let start = Instant::now();
-        assert_eq!(meter.rate_bytes_per_s(start, 0), None);
-        for second in 1..=20 {
-            let rate = meter.rate_bytes_per_s(start + Duration::from_secs(second), second * 100);
-            assert_eq!(rate, Some(100.0));
-        }
-        for second in 21..=40 {
-            let rate = meter.rate_bytes_per_s(start + Duration::from_secs(second), 2000);
-            if second > 26 {
-                assert_eq!(rate, Some(0.0));
-            }
-        }
-    }
-
-    #[test]
-    fn a_total_that_falls_starts_anew() {
-        let mut meter = RateMeter::default();
-        let start = Instant::now();
-        meter.rate_bytes_per_s(start, 1000);
-        assert_eq!(meter.rate_bytes_per_s(start + Duration::from_secs(1), 10), None);
-    }
 }

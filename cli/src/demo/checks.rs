@@ -111,7 +111,7 @@ fn acked_verdict(
 ) -> anyhow::Result<String> {
     ensure!(acked.is_good(), "{acked}");
     let last = database.context("the database in the copy taken at the cut")?;
-    let mut text = format!("{} stamped writes", acked.acked_writes);
+    let mut text = format!("{} stamped writes, prefilled ones included", acked.acked_writes);
     if *role == FsRole::Mounted {
         text.push_str(&format!(", {last} database transactions"));
     }

@@ -164,7 +164,8 @@ impl Drop for GuestFs {
     }
 }
 
-/// Mounts a copy of a disk read-only, for a look inside; unmounts on the way out.
+/// Mounts a copy of a disk for a look inside; unmounts on the way out. The copy is
+/// changed: the file system replays its journal, as after a crash.
 pub fn look_inside<T>(
     copy: &Path,
     mount: &Path,
@@ -172,7 +173,7 @@ pub fn look_inside<T>(
 ) -> anyhow::Result<T> {
     std::fs::create_dir_all(mount)?;
     let (copy, at) = (copy.to_string_lossy(), mount.to_string_lossy());
-    tools::run("mount", &["-o", "loop,ro", &copy, &at])?;
+    tools::run("mount", &["-o", "loop", &copy, &at])?;
     let seen = look(mount);
     let unmounted = unmount(mount);
     let seen = seen?;

@@ -4,7 +4,6 @@
 use super::plan::{FS, GROUP, Plan};
 use super::process::{Daemon, Recipe};
 use super::relay::Relay;
-use crate::cutover;
 use crate::report::GroupStatus;
 use crate::view;
 use anyhow::{Context, bail};
@@ -13,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use towline_bench::nbd_client::NbdUri;
 use towline_block::GroupName;
+use towline_control::CutoverReport;
 use towline_shipper::pki;
 
 /// Longest pause the demo's guest accepts: generous, for the machine may be small
@@ -98,7 +98,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Runs `towline cutover`, as a person would.
-    pub fn cutover(&self) -> anyhow::Result<cutover::Report> {
+    pub fn cutover(&self) -> anyhow::Result<CutoverReport> {
         let binary = std::env::current_exe().context("cannot find this program's own file")?;
         let output = Command::new(binary)
             .args(["cutover", GROUP, "--json", "--max-pause", MAX_PAUSE, "--state"])

@@ -56,11 +56,6 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// The number of transactions whose commit has returned.
-    pub fn committed(&self) -> u64 {
-        self.committed
-    }
-
     /// Runs the next transaction to its durable end.
     pub fn commit(&mut self) -> anyhow::Result<u64> {
         let transaction = self.committed + 1;
@@ -233,7 +228,7 @@ mod tests {
     #[test]
     fn a_whole_database_verifies_at_its_last_commit() {
         let (dir, ledger) = filled();
-        assert_eq!(verify(dir.path(), ledger.committed()).unwrap(), 20);
+        assert_eq!(verify(dir.path(), ledger.committed).unwrap(), 20);
     }
 
     #[test]

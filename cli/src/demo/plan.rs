@@ -6,6 +6,7 @@ use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use towline_bench::stamp::{Order, VolumeHistory};
+use towline_journal::state::GroupDir;
 
 pub const GROUP: &str = "demo";
 pub const STAMP: &str = "stamp";
@@ -142,5 +143,15 @@ impl Plan {
 
     pub fn target_socket(&self) -> PathBuf {
         self.dir.join("target.sock")
+    }
+}
+
+impl Drop for Plan {
+    /// The ring of a stopped group stays for its next start; the demo has none.
+    fn drop(&mut self) {
+        let Ok(group) = GROUP.parse() else { return };
+        if let Ok(Some(state)) = GroupDir::of(&self.source_state(), &group).load() {
+            let _ = std::fs::remove_file(state.ring.path);
+        }
     }
 }

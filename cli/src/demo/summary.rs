@@ -103,7 +103,7 @@ pub fn describe(report: &DemoReport, findings: &Findings) -> String {
     lines.row(
         "baseline",
         format!(
-            "{} at {}",
+            "{} at {} of disk, holes included",
             table::duration(report.baseline_s),
             table::rate(report.baseline_bytes_per_s)
         ),

@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use towline_block::size::format_size;
+use towline_control::report::ReportOutcome;
 
 /// The baseline of the demo's disks has ended by then on any machine.
 const BASELINE_WAIT: Duration = Duration::from_secs(40);
@@ -122,7 +123,7 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         baseline_s: baseline.seconds,
         baseline_bytes_per_s: baseline.bytes as f64 / baseline.seconds,
         written_bytes,
-        shipped_bytes: end.sent_bytes,
+        shipped_bytes: end.sent_bytes + end.resent_bytes,
         lag_s: samples.lag_s(),
         added_write_us: added_write(&samples, &baseline),
         cutover_pause_ms: pause_ms(&done),
@@ -133,15 +134,16 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         resent_bytes: end.resent_bytes,
         notes: vec![
             summary::note_on(&role),
-            format!("forecast of the pause: {} ms", rounded(moved.forecast_pause_ms)),
+            match moved.forecast_pause_ms {
+                Some(ms) => {
+                    format!("pause: forecast {ms} ms, hold to decision {} ms", moved.pause_ms)
+                }
+                None => format!("pause: no forecast, hold to decision {} ms", moved.pause_ms),
+            },
         ],
     };
     let text = summary::describe(&report, &findings);
     Ok((report, text))
-}
-
-fn rounded(ms: Option<f64>) -> String {
-    ms.map_or_else(|| "none".into(), |ms| format!("{ms:.0}"))
 }
 
 fn pause_ms(done: &Done) -> Option<f64> {
@@ -272,7 +274,9 @@ fn drain(lab: &mut Lab<'_>, guests: &Guests, stop: &Stop, story: &Story) -> anyh
 struct Moved {
     fs_copy: Option<PathBuf>,
     committed: u64,
-    forecast_pause_ms: Option<f64>,
+    forecast_pause_ms: Option<u64>,
+    /// As the shipper measured it, from the hold to the decision.
+    pause_ms: u64,
 }
 
 /// Moves the guest. The mounted volume's guest waits (its kernel tries again)
@@ -289,10 +293,10 @@ fn cut_over(
     let mut tries = 1;
     let report = loop {
         let report = lab.cutover()?;
-        if report.is_promoted() {
+        if report.outcome == ReportOutcome::Promoted {
             break report;
         }
-        let reason = report.reason.unwrap_or_default();
+        let reason = report.reason;
         ensure!(tries < CUTOVERS_MAX, "the cutover was aborted {tries} times, at last: {reason}");
         story.say(format!("aborted ({reason}); the guest goes on at the source; once more"));
         tries += 1;
@@ -314,7 +318,12 @@ fn cut_over(
     lab.plug_cable_into_target();
     wait_for_work_at_target(guests, committed, stop)?;
     story.say("the guest has worked at the target for a while");
-    Ok(Moved { fs_copy, committed, forecast_pause_ms: report.forecast_pause_ms })
+    Ok(Moved {
+        fs_copy,
+        committed,
+        forecast_pause_ms: report.forecast_pause_ms,
+        pause_ms: report.pause_ms,
+    })
 }
 
 fn wait_for_work_at_target(guests: &Guests, committed: u64, stop: &Stop) -> anyhow::Result<()> {

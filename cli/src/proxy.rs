@@ -1,0 +1,149 @@
+//! `towline proxy`: serves a group's volumes and journals every change.
+//!
+//! Joins disks, journal, server and link; starts their threads and ends them in
+//! the order that loses nothing: clients first, then sources, then the journal.
+
+mod figures;
+mod link;
+
+use crate::address::nbd_uri;
+use crate::config::{self, Attach, Disk, Durability, ProxyConfig};
+use crate::daemon::Daemon;
+use crate::exit::Exit;
+use crate::metrics;
+use anyhow::Context;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use towline_block::{Access, FileDisk, GroupName, VolumeId};
+use towline_journal::state::Seal;
+use towline_journal::{Journal, Options, Source, unix_now_ns};
+use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
+
+/// Where rings live unless told otherwise: memory that outlives a process.
+const RING_DIR: &str = "/dev/shm";
+
+/// How long a killed proxy's last writes may take to end; the kernel keeps its
+/// locks until then.
+const OWNER_WAIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the group: volumes that move together.
+    #[arg(long, required_unless_present = "config")]
+    group: Option<GroupName>,
+    /// State directory; the group gets a folder in it.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    state: Option<PathBuf>,
+    /// A raw image file or a block device; the first is also the default export.
+    #[arg(long = "source", value_name = "[NAME=]PATH", required_unless_present = "config")]
+    sources: Vec<Disk>,
+    /// Serve NBD there.
+    #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = config::listen_arg, required_unless_present = "config")]
+    nbd: Vec<ListenAddr>,
+    /// Size of the journal in memory [default: 256M, 1/8 of memory or half of what is free there, the least].
+    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    ring: Option<u64>,
+    /// Where the journal in memory lives.
+    #[arg(long, value_name = "DIR")]
+    ring_dir: Option<PathBuf>,
+    /// What a flush waits for besides the source.
+    #[arg(long, value_enum, default_value_t)]
+    durability: Durability,
+    /// What to make of sources that may have changed while no proxy ran.
+    #[arg(long, value_enum, default_value_t)]
+    attach: Attach,
+    /// Serve Prometheus metrics there.
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
+    metrics: Option<SocketAddr>,
+    /// Take everything from this TOML file instead.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+}
+
+impl Args {
+    fn into_config(self) -> anyhow::Result<ProxyConfig> {
+        let config = match (self.config, self.group, self.state) {
+            (Some(file), ..) => config::load(&file)?,
+            (None, Some(group), Some(state)) => ProxyConfig {
+                group,
+                state,
+                sources: self.sources,
+                nbd: self.nbd,
+                ring: self.ring,
+                ring_dir: self.ring_dir,
+                durability: self.durability,
+                attach: self.attach,
+                metrics: self.metrics,
+            },
+            _ => return Err(crate::exit::usage("give --group and --state, or --config FILE")),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<Exit> {
+    let config = args.into_config()?;
+    let Durability::Process = config.durability;
+    let daemon = Daemon::prepare("proxy")?;
+    let (journal, seal) = open_journal(&config)?;
+    let server = start_server(&config, &journal, seal)?;
+    let link = link::Service::start(Arc::clone(&journal), server.group())?;
+    let figures = figures::Publisher::start(Arc::clone(&journal), server.figures().to_vec())?;
+    if let Some(address) = config.metrics {
+        let (journal, volumes) = (Arc::clone(&journal), server.figures().to_vec());
+        metrics::serve(address, move || figures::samples(&journal, &volumes))?;
+    }
+    daemon.ready(&format!("group {} on {}", config.group, server.addresses().join(" ")));
+    daemon.wait();
+    let served = server.stop();
+    drop(figures);
+    link.stop();
+    served.context("the sources' last writes may not be durable")?;
+    journal.stop()?;
+    Ok(Exit::Ok)
+}
+
+fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Seal>)> {
+    let mut sources = Vec::new();
+    for source in &config.sources {
+        let disk = FileDisk::open(&source.path, Access::Own { wait: OWNER_WAIT })?;
+        sources.push(Source { name: source.name.clone(), disk: Arc::new(disk) });
+    }
+    let (journal, report) = Journal::open(Options {
+        group: config.group.clone(),
+        state_dir: config.state.clone(),
+        ring_dir: config.ring_dir.clone().unwrap_or_else(|| PathBuf::from(RING_DIR)),
+        ring_bytes: config.ring,
+        sources,
+        attach: config.attach.into(),
+        clock: unix_now_ns,
+    })?;
+    if report.restarted {
+        tracing::warn!(group = %config.group, "{}", report.summary);
+    } else {
+        tracing::info!(group = %config.group, "{}", report.summary);
+    }
+    Ok((journal, report.seal))
+}
+
+fn start_server(
+    config: &ProxyConfig,
+    journal: &Arc<Journal>,
+    seal: Option<Seal>,
+) -> anyhow::Result<Server> {
+    let export = |(index, source): (usize, &Source)| ExportConfig {
+        name: source.name.clone(),
+        disk: Arc::clone(&source.disk),
+        journaled: Some(Journaled { journal: Arc::clone(journal), id: VolumeId(index as u16) }),
+    };
+    let exports = journal.sources().iter().enumerate().map(export).collect();
+    let server = Server::start(exports, &config.nbd, &StartGate::of_seal(seal.as_ref()))?;
+    let addresses = server.addresses();
+    let uris =
+        |source: &Source| addresses.iter().map(|at| nbd_uri(at, source.name.as_str())).collect();
+    journal.set_exports(&journal.sources().iter().map(uris).collect::<Vec<_>>())?;
+    Ok(server)
+}

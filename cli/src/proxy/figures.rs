@@ -1,0 +1,148 @@
+//! The proxy's figures: for `towline status` in the ring's counters, for Prometheus
+//! as samples.
+
+use crate::metrics::Sample;
+use anyhow::Context;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use towline_journal::format::Counter;
+use towline_journal::{Journal, unix_now_ns};
+use towline_proxy::VolumeFigures;
+use towline_proxy::latency::Counters;
+
+/// Fast enough for `status`, rare enough to cost nothing.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Writes figures into the ring until dropped.
+pub struct Publisher {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    pub fn start(journal: Arc<Journal>, volumes: Vec<VolumeFigures>) -> anyhow::Result<Publisher> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        journal.publish(Counter::OwnerPid, u64::from(std::process::id()));
+        let publish = move || {
+            loop {
+                publish(&journal, &volumes);
+                if stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("figures".into())
+            .spawn(publish)
+            .context("cannot start the thread of the figures")?;
+        Ok(Publisher { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The group shows its worst volume: that is the one whose guest complains.
+fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
+    journal.publish(Counter::HeartbeatNs, unix_now_ns());
+    let worst = |us: fn(&VolumeFigures) -> f64| volumes.iter().map(us).fold(0.0, f64::max);
+    let p50 = worst(|volume| volume.latency.snapshot().p50_us);
+    let p99 = worst(|volume| volume.latency.snapshot().p99_us);
+    journal.publish(Counter::AddedWriteP50Ns, (p50 * 1e3) as u64);
+    journal.publish(Counter::AddedWriteP99Ns, (p99 * 1e3) as u64);
+}
+
+/// What Prometheus gets.
+pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
+    let mut samples = group_samples(journal);
+    type Read = fn(&Counters) -> u64;
+    let counters: [(&str, &str, Read); 8] = [
+        ("towline_guest_reads", "Read requests.", |c| c.reads.get()),
+        ("towline_guest_writes", "Write requests.", |c| c.writes.get()),
+        ("towline_guest_flushes", "Flush requests.", |c| c.flushes.get()),
+        ("towline_guest_read_bytes", "Bytes read.", |c| c.read_bytes.get()),
+        ("towline_guest_written_bytes", "Bytes written.", |c| c.written_bytes.get()),
+        ("towline_guest_zeroed_bytes", "Bytes zeroed or trimmed.", |c| c.zeroed_bytes.get()),
+        ("towline_guest_errors", "Requests answered with an error.", |c| c.errors.get()),
+        ("towline_source_syncs", "fdatasyncs of sources.", |c| c.syncs.get()),
+    ];
+    for (name, help, read) in counters {
+        samples.extend(volumes.iter().map(|volume| {
+            of_volume(Sample::counter(name, help, read(&volume.counters)), journal, volume)
+        }));
+    }
+    for (quantile, us) in [
+        ("0.5", (|v: &VolumeFigures| v.latency.snapshot().p50_us) as fn(&VolumeFigures) -> f64),
+        ("0.99", |v: &VolumeFigures| v.latency.snapshot().p99_us),
+    ] {
+        samples.extend(volumes.iter().map(|volume| {
+            let help = "Time added to a write over the last second that had writes.";
+            let sample = Sample::gauge("towline_added_write_seconds", help, us(volume) / 1e6);
+            of_volume(sample, journal, volume).with("quantile", quantile)
+        }));
+    }
+    samples.extend(volumes.iter().map(|volume| {
+        let open = volume.open_connections() as f64;
+        let sample = Sample::gauge("towline_nbd_connections", "NBD connections open now.", open);
+        of_volume(sample, journal, volume)
+    }));
+    samples
+}
+
+fn of_volume(sample: Sample, journal: &Journal, volume: &VolumeFigures) -> Sample {
+    sample.with("group", journal.group().to_string()).with("volume", volume.name.to_string())
+}
+
+fn group_samples(journal: &Journal) -> Vec<Sample> {
+    let get = |counter| journal.get(counter);
+    let block = towline_block::BLOCK_BYTES;
+    let ring_used = get(Counter::PayloadHead).saturating_sub(get(Counter::PayloadTail));
+    let samples = vec![
+        Sample::counter(
+            "towline_journaled_bytes",
+            "Payload journaled since the ring was made.",
+            get(Counter::JournaledBytes),
+        ),
+        Sample::counter(
+            "towline_mapped_bytes",
+            "Bytes that went to the change map instead.",
+            get(Counter::MappedBytes),
+        ),
+        Sample::counter(
+            "towline_breaks",
+            "Times the group stopped being whole.",
+            get(Counter::Breaks),
+        ),
+        Sample::gauge("towline_head_seq", "Last record number given.", get(Counter::Head) as f64),
+        Sample::gauge(
+            "towline_acked_seq",
+            "Last record durable at the target.",
+            get(Counter::Acked) as f64,
+        ),
+        Sample::gauge("towline_ring_used_bytes", "Payload the target lacks.", ring_used as f64),
+        Sample::gauge(
+            "towline_map_dirty_bytes",
+            "Blocks waiting in the change map.",
+            (get(Counter::DirtyBlocks) * block) as f64,
+        ),
+        Sample::gauge(
+            "towline_map_claimed_bytes",
+            "Blocks on their way.",
+            (get(Counter::ClaimedBlocks) * block) as f64,
+        ),
+        Sample::gauge(
+            "towline_whole",
+            "1 while the journal holds every change.",
+            get(Counter::Whole) as f64,
+        ),
+    ];
+    samples.into_iter().map(|sample| sample.with("group", journal.group().to_string())).collect()
+}

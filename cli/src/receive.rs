@@ -1,0 +1,177 @@
+//! `towline receive`: takes a group's batches, and its place after a cutover.
+
+use crate::address::nbd_uri;
+use crate::config::{self, Disk, ReceiveConfig};
+use crate::daemon::Daemon;
+use crate::exit::Exit;
+use crate::metrics::{self, Sample};
+use crate::ship::security;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use towline_block::{FileDisk, GroupName, VolumeName};
+use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
+use towline_shipper::receiver::{self, Counters, Limits, Promote, Receiver};
+use towline_shipper::{Error, ErrorKind};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where shippers connect.
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
+    listen: Option<String>,
+    /// State directory of this receiver, with room for staging.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    state: Option<PathBuf>,
+    /// Take only this group; else the first that a certificate allows.
+    #[arg(long)]
+    group: Option<GroupName>,
+    /// Where a volume goes: a block device, or a raw file that is made if missing.
+    #[arg(long = "target", value_name = "NAME=PATH", required_unless_present = "config")]
+    targets: Vec<Disk>,
+    /// Serve the volumes there after the cutover.
+    #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = config::listen_arg, required_unless_present = "config")]
+    nbd: Vec<ListenAddr>,
+    /// Folder with the certificates of `towline pki`.
+    #[arg(long, value_name = "DIR")]
+    pki: Option<PathBuf>,
+    /// No encryption and no identity; only on a loopback address.
+    #[arg(long)]
+    insecure_loopback: bool,
+    /// Serve Prometheus metrics there.
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
+    metrics: Option<SocketAddr>,
+    /// Take everything from this TOML file instead.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+}
+
+impl Args {
+    fn into_config(self) -> anyhow::Result<ReceiveConfig> {
+        let config = match (self.config, self.listen, self.state) {
+            (Some(file), ..) => config::load(&file)?,
+            (None, Some(listen), Some(state)) => ReceiveConfig {
+                listen,
+                state,
+                group: self.group,
+                targets: self.targets,
+                nbd: self.nbd,
+                pki: self.pki,
+                insecure_loopback: self.insecure_loopback,
+                metrics: self.metrics,
+            },
+            _ => return Err(crate::exit::usage("give --listen and --state, or --config FILE")),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<Exit> {
+    let config = args.into_config()?;
+    let daemon = Daemon::prepare("receive")?;
+    let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None) });
+    let receiver = Receiver::start(receiver::ReceiveConfig {
+        listen: config.listen,
+        state_dir: config.state,
+        group: config.group,
+        targets: config.targets.into_iter().map(|t| (t.name, t.path)).collect(),
+        security: security(config.pki, config.insecure_loopback),
+        promote: Arc::<Place>::clone(&place),
+        limits: Limits::default(),
+    })?;
+    if let Some(address) = config.metrics {
+        let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));
+        metrics::serve(address, move || samples(&counters, &place))?;
+    }
+    daemon.ready(&format!("listening on {}", receiver.address()));
+    daemon.wait();
+    // Clients first: what they wrote is flushed before the receiver lets go.
+    if let Some(server) = place.take() {
+        server.stop()?;
+    }
+    receiver.stop();
+    Ok(Exit::Ok)
+}
+
+/// Where the guests go after a cutover: a server without a journal.
+struct Place {
+    nbd: Vec<ListenAddr>,
+    server: Mutex<Option<Server>>,
+}
+
+impl Place {
+    fn take(&self) -> Option<Server> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_serving(&self) -> bool {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+impl Promote for Place {
+    fn promote(
+        &self,
+        volumes: &[(VolumeName, Arc<FileDisk>)],
+    ) -> towline_shipper::Result<Vec<String>> {
+        let exports = volumes.iter().map(|(name, disk)| ExportConfig {
+            name: name.clone(),
+            disk: Arc::clone(disk),
+            journaled: None,
+        });
+        let started = Server::start(exports.collect(), &self.nbd, &StartGate::Open);
+        let server = started.map_err(|e| {
+            Error::caused(ErrorKind::Storage, "cannot serve the promoted volumes", e)
+        })?;
+        let addresses = server.addresses();
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        let uris = volumes.iter().flat_map(|(name, _)| {
+            addresses.iter().map(move |address| nbd_uri(address, name.as_str()))
+        });
+        let uris: Vec<String> = uris.collect();
+        eprintln!("towline receive: promoted, serving {}", uris.join(" "));
+        Ok(uris)
+    }
+}
+
+/// Names and meanings of the receiver's counters.
+const COUNTERS: [(&str, &str, &str); 9] = [
+    ("connections", "towline_receive_connections", "Connections that got through the handshake."),
+    ("sessions", "towline_receive_sessions", "Sessions that took over."),
+    ("batches", "towline_receive_batches", "Batches admitted and durable."),
+    ("batch_bytes", "towline_receive_batch_bytes", "Bytes of batches admitted and durable."),
+    ("stage_syncs", "towline_receive_stage_syncs", "fdatasyncs of staging."),
+    ("applied_batches", "towline_receive_applied_batches", "Batches written to the targets."),
+    ("apply_groups", "towline_receive_apply_groups", "Groups of batches applied under one flush."),
+    ("refused", "towline_receive_refused", "Peers, batches and requests refused."),
+    ("storage_errors", "towline_receive_storage_errors", "Failures of the receiver's own disks."),
+];
+
+fn samples(counters: &Counters, place: &Place) -> Vec<Sample> {
+    let values = counters.snapshot();
+    let value_of =
+        |key: &str| values.iter().find(|(name, _)| *name == key).map_or(0, |(_, value)| *value);
+    let mut samples: Vec<Sample> = COUNTERS
+        .iter()
+        .map(|(key, name, help)| Sample::counter(name, help, value_of(key)))
+        .collect();
+    let serving = f64::from(u8::from(place.is_serving()));
+    samples.push(Sample::gauge(
+        "towline_receive_promoted",
+        "1 while promoted volumes are served.",
+        serving,
+    ));
+    samples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_of_the_receiver_has_a_metric() {
+        for (key, _) in Counters::default().snapshot() {
+            assert!(COUNTERS.iter().any(|(known, ..)| *known == key), "{key}");
+        }
+    }
+}
