@@ -168,14 +168,13 @@ impl Shared {
             Request::Resync { reason } => {
                 let _session = self.session(number)?;
                 tracing::warn!(reason, "the shipper asks for everything to be sent again");
-                let seq = self.journal.resync_all();
-                Reply::Resynced { seq, claims: self.journal.get(Counter::NextClaim) - 1 }
+                let start_seq = self.journal.resync_all();
+                let claims_upto = self.journal.get(Counter::NextClaim).saturating_sub(1);
+                Reply::Resynced { start_seq, claims_upto }
             }
-            cutover => {
-                // Steps of a cutover may take long; the group orders them itself.
-                drop(self.session(number)?);
-                self.cutover(cutover)?
-            }
+            // On any link: a cutover goes on when the session's link was lost. The group
+            // orders the steps itself.
+            cutover => self.cutover(cutover)?,
         };
         Ok((reply, Vec::new()))
     }

@@ -72,11 +72,12 @@ fn all_blocks_can_be_claimed_acknowledged_and_healed() {
     let head = rig.journal.as_ref().unwrap().get(towline_journal::format::Counter::Head);
     assert_eq!(ask(&mut link, Request::Ack { seq: head, claims: last }), Reply::Ok);
     assert!(matches!(ask(&mut link, Request::Heal), Reply::Healed(Some(_))));
-    let Reply::Resynced { claims, .. } = ask(&mut link, Request::Resync { reason: "test".into() })
+    let Reply::Resynced { claims_upto, .. } =
+        ask(&mut link, Request::Resync { reason: "test".into() })
     else {
         panic!("not resynced")
     };
-    assert_eq!(claims, last);
+    assert_eq!(claims_upto, last);
     let again = Request::Claim { volume: VolumeId(0), from_block: 0, blocks_max: 5 };
     assert!(matches!(ask(&mut link, again), Reply::Claimed(Some(_))));
 }
