@@ -124,6 +124,7 @@ pub struct Sender {
     pub chain: Chain,
     pub welcome: Welcome,
     pub next_seq: u64,
+    pub claims_upto: u64,
     pub ack: Ack,
 }
 
@@ -159,13 +160,13 @@ impl Sender {
             hash: welcome.hash,
             stream_bytes: welcome.stream_bytes,
         };
-        let next_seq = welcome.position.seq.0 + 1;
-        Ok(Sender { stream, chain, welcome, next_seq, ack: Ack::default() })
+        let (next_seq, claims_upto) = (welcome.position.seq.0 + 1, welcome.claims_upto);
+        Ok(Sender { stream, chain, welcome, next_seq, claims_upto, ack: Ack::default() })
     }
 
     /// A batch of writes and then control records, each its own seq.
     pub fn cut(&mut self, writes: &[(u16, u64, &[u8])], controls: &[Control]) -> Sealed {
-        let mut batch = BatchBuilder::records(at(self.next_seq), 0);
+        let mut batch = BatchBuilder::records(at(self.next_seq), self.claims_upto);
         for (volume, offset, bytes) in writes {
             let seq = Seq(self.next_seq);
             batch.write(seq, VolumeId(*volume), *offset, bytes, crc32c(bytes)).unwrap();

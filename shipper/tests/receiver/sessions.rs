@@ -21,6 +21,7 @@ async fn batches_reach_both_volumes_and_heal_makes_a_point() {
     blocks.write(Seq::NONE, VolumeId(1), 0, &[7; 4096], towline_block::crc32c(&[7; 4096])).unwrap();
     blocks.zero(Seq::NONE, VolumeId(0), Extent::new(2, 3), false).unwrap();
     blocks.set_claims_upto(1);
+    sender.claims_upto = 1;
     let sealed = blocks.encode(&sender.chain, 0);
     sender.chain.advance(&sealed);
     sender.send(&Message::Batch(sealed.bytes)).await;

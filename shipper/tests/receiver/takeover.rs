@@ -54,6 +54,7 @@ async fn promote_at_the_seal_serves_and_is_told_the_same_for_ever() {
     assert_eq!(sender.refused().await.code, RefusalCode::AlreadyPromoted);
     receiver.stop();
 
+    lab.served.volumes.lock().unwrap().clear();
     let receiver = lab.start();
     assert_eq!(lab.served.calls.load(Relaxed), 2, "it serves again after a restart");
     let mut sender = Sender::connect(&lab, &receiver).await;
