@@ -227,12 +227,12 @@ fn a_decided_rollback_is_finished_after_a_crash_at_any_step() {
         let mut store = lab.reopen().unwrap();
         let promoted = store.books.get().promoted;
         assert!(promoted.is_some() || k < decided, "{at}: the decision is gone");
-        if promoted.is_none() {
+        if let Some(takeover) = promoted {
+            assert_eq!(takeover.rollback, Rollback::Done, "{at}");
+        } else {
             store.redo().unwrap();
             assert!(store.apply.undo.point().is_some());
             store.apply.undo.roll_back(&store.apply.targets).unwrap();
-        } else {
-            assert_eq!(promoted.unwrap().rollback, Rollback::Done, "{at}");
         }
         check(&history, &lab.volumes(), point.number)
             .unwrap_or_else(|e| panic!("{at} ({crash:?}): {e}"));
