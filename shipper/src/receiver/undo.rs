@@ -329,7 +329,8 @@ fn read_header(log: &LogFile, group: GroupUuid) -> Result<Option<Point>> {
     }
     let Ok(header) = UndoHeader::ref_from_bytes(&bytes) else { return Ok(None) };
     let covered = bytes.split_at(HEADER_CRC_COVERS).0;
-    let known = header.magic == UNDO_MAGIC && header.group_uuid == group.0;
+    let known =
+        header.magic == UNDO_MAGIC && header.group_uuid == group.0 && header.reserved == [0; 12];
     if !known || header.header_crc32c.get() != crc32c(covered) {
         return Ok(None);
     }
