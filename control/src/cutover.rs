@@ -37,7 +37,7 @@
 //! | Aborted        | -                | -                | -                  | Unseal, Finish       | Unseal, Finish |
 //! | LinkLost       | Release, Finish  | Release, Finish  | SendAbort -> D     | -                    | -            |
 //! | NetLost        | -                | -                | -                  | -                    | -            |
-//! | NetBack        | -                | DrainCheck       | -                  | SendPromote; late: SendAbort -> D | SendAbort |
+//! | NetBack        | -                | DrainCheck       | Seal; late or asked to abort: SendAbort -> D | SendPromote; late: SendAbort -> D | SendAbort |
 //! | Tick           | late: Release, Finish | late: Release, Finish | late: remembered | late: SendAbort -> D | - |
 //! | OperatorAbort  | Release, Finish  | Release, Finish  | remembered         | SendAbort -> D       | -            |
 //!
@@ -45,6 +45,10 @@
 //! - *LinkLost while sealing*: the proxy may or may not have sealed. No PROMOTE was sent for
 //!   this attempt, so the receiver can only answer "aborted"; after its durable answer the
 //!   `Unseal` is right in both cases.
+//! - *NetBack while sealing*: a new session may have been made over a new connection to the
+//!   proxy, and the answer lost with the old one. `Seal` is idempotent: a proxy that already
+//!   sealed this attempt answers with the same position. The proxy carries out one control
+//!   operation at a time, over all connections, so an `Unseal` never overtakes a `Seal`.
 //! - *LinkLost later*: the seal is durable at the proxy and the decision is the receiver's;
 //!   the proxy is told when it is back.
 //! - *Late or operator abort while sealing*: the hold may just have become a seal, so it must
@@ -86,7 +90,8 @@ pub enum Event {
     LinkLost,
     /// The connection to the receiver ended.
     NetLost,
-    /// A new session with the receiver stands; what was sent before may be lost.
+    /// A new session stands, at the receiver and at the proxy. What was sent to either
+    /// before may be lost, and so may their answers.
     NetBack,
     /// Time passed.
     Tick,
@@ -102,7 +107,8 @@ pub enum Action {
     Release { attempt: Attempt },
     /// Ship everything up to `upto`; report `DrainProgress` and `Drained`.
     DrainCheck { upto: Seq },
-    /// Ask the proxy to seal. It refuses unless this attempt is held now.
+    /// Ask the proxy to seal. It refuses unless this attempt is held now; if it has sealed
+    /// this attempt already, it answers with the same position.
     Seal { attempt: Attempt },
     /// Ship the rest up to `position`, then ask the receiver to promote at exactly that point.
     SendPromote { attempt: Attempt, position: Position },
@@ -273,6 +279,11 @@ impl Cutover {
             Event::SealFailed(text) => {
                 self.release(format!("the proxy could not seal the group: {text}"))
             }
+            Event::NetBack => match abort {
+                Some(reason) => self.ask_abort(reason),
+                None if late => self.ask_abort(self.too_late("while the proxy sealed")),
+                None => vec![Action::Seal { attempt: self.attempt }],
+            },
             Event::LinkLost => self.ask_abort(PROXY_GONE.to_string()),
             Event::OperatorAbort => self.remember_abort(abort, OPERATOR.to_string()),
             Event::Tick if late => {

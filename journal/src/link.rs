@@ -60,10 +60,11 @@ pub enum Reply {
     Claimed(Option<Claim>),
     /// Number of the HEAL record; none while anything is dirty or claimed.
     Healed(Option<u64>),
-    /// First record to ship after a resync, less one.
+    /// The RESYNC record from which the stream goes on, and the claims it counts as
+    /// complete there.
     Resynced {
-        seq: u64,
-        claims: u64,
+        start_seq: u64,
+        claims_upto: u64,
     },
     /// All writes wait; this is the last record.
     Held {

@@ -24,6 +24,15 @@ impl RingReader {
         self.ring.get(counter)
     }
 
+    pub fn created_unix_ns(&self) -> u64 {
+        self.ring.superblock.created_unix_ns.get()
+    }
+
+    /// Record `seq` without its payload, while the ring holds it.
+    pub fn record(&self, seq: u64) -> Option<Record> {
+        self.ring.record(seq).ok()
+    }
+
     /// Everything up to here has its final outcome and may be shipped.
     pub fn done_seq(&self) -> u64 {
         self.ring.get(Counter::Done)

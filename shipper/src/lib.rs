@@ -11,7 +11,9 @@ pub mod batch;
 pub mod error;
 pub mod ids;
 pub mod pki;
+pub mod receiver;
 pub mod security;
+pub mod source;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};

@@ -95,6 +95,8 @@ fn expected(state: &State, event: &Event, late: bool) -> (&'static str, &'static
         ("Sealing" | "Sealing-abort", E::Sealed(_)) => ("abort", "Aborting"),
         ("Sealing" | "Sealing-abort", E::SealFailed(_)) => gone,
         ("Sealing" | "Sealing-abort", E::LinkLost) => ("abort", "Aborting"),
+        ("Sealing", E::NetBack) if !late => ("seal", "Sealing"),
+        ("Sealing" | "Sealing-abort", E::NetBack) => ("abort", "Aborting"),
         ("Sealing", E::OperatorAbort) => ("", "Sealing-abort"),
         ("Sealing", E::Tick) if late => ("", "Sealing-abort"),
         ("Promoting" | "Aborting", E::Decision(Decision::Promoted { .. })) => {

@@ -50,8 +50,8 @@ pub struct Ack {
 impl Ack {
     pub fn encode(&self) -> [u8; ACK_BYTES] {
         let point = self.point.unwrap_or_default();
-        let flags =
-            u32::from(self.point.is_some()) * FLAG_HAS_POINT | u32::from(self.broken) * FLAG_BROKEN;
+        let flags = (u32::from(self.point.is_some()) * FLAG_HAS_POINT)
+            | (u32::from(self.broken) * FLAG_BROKEN);
         zerocopy::transmute!(AckLayout {
             durable_number: self.number.into(),
             epoch: self.position.epoch.0.into(),

@@ -1,0 +1,124 @@
+//! The journal's format is what its document says: every table, and golden bytes.
+
+use std::mem::{offset_of, size_of};
+use towline_block::{Extent, VolumeId, crc32c};
+use towline_journal::format::*;
+use zerocopy::IntoBytes;
+
+const DOC: &str = include_str!("../../docs/formats/journal.md");
+
+/// Rows (offset, size, name) of the table under a heading.
+fn table(heading: &str) -> Vec<(usize, usize, String)> {
+    let section = DOC.split(&format!("## {heading}\n")).nth(1).expect("the section exists");
+    let section = section.split("\n## ").next().unwrap();
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    section
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(cells)
+        .filter_map(|row| Some((row[0].parse().ok()?, row[1].parse().ok()?, row[2].clone())))
+        .collect()
+}
+
+macro_rules! compare {
+    ($heading:literal, $type:ty, [$($field:ident),* $(,)?]) => {{
+        let rows = table($heading);
+        let mut fields = vec![$((offset_of!($type, $field), stringify!($field).to_owned())),*];
+        fields.sort();
+        let mut end = 0;
+        assert_eq!(rows.len(), fields.len(), "rows of {}", $heading);
+        for ((offset, size, name), (at, field)) in rows.iter().zip(&fields) {
+            assert_eq!((offset, name), (at, field), "in {}", $heading);
+            assert_eq!(*offset, end, "no gap before {name}");
+            end = offset + size;
+        }
+        assert_eq!(end, size_of::<$type>(), "{} ends with its struct", $heading);
+    }};
+}
+
+#[test]
+fn the_document_describes_the_structs() {
+    compare!(
+        "Superblock",
+        Superblock,
+        [
+            magic,
+            version,
+            epoch,
+            incarnation,
+            volume_count,
+            group_uuid,
+            ring_id,
+            boot_id,
+            slots,
+            payload_bytes,
+            slots_offset,
+            payload_offset,
+            maps_offset,
+            file_bytes,
+            block_bytes,
+            base_incarnation,
+            base_seq,
+            base_claims,
+            created_unix_ns,
+            group_name,
+            reserved,
+            crc,
+        ]
+    );
+    compare!(
+        "VolumeEntry",
+        VolumeEntry,
+        [size_bytes, dirty_offset, claimed_offset, words, name, reserved, crc,]
+    );
+    compare!(
+        "Slot",
+        Slot,
+        [
+            commit,
+            payload_position,
+            offset,
+            len,
+            volume,
+            kind,
+            flags,
+            payload_crc,
+            header_crc,
+            unix_ns,
+            argument,
+            incarnation,
+            control,
+        ]
+    );
+}
+
+#[test]
+fn the_areas_lie_where_the_picture_says() {
+    for (offset, at) in
+        [(VOLUME_TABLE_OFFSET, "4096"), (COUNTERS_OFFSET, "12288"), (SLOTS_OFFSET, "16384")]
+    {
+        assert_eq!(offset.to_string(), at);
+        assert!(DOC.contains(&format!("+ {at}\n")), "{at} is in the picture");
+    }
+}
+
+#[test]
+fn the_worked_example_is_what_the_code_writes() {
+    let mut slot = Slot::new(Kind::Write, VolumeId(1), Extent::new(4096, 3), 1);
+    slot.payload_position = 128.into();
+    slot.payload_crc = crc32c(b"abc").into();
+    slot.incarnation = 2.into();
+    slot.header_crc = slot.checksum(5).into();
+    slot.commit = commit_word(5, SlotState::Done).into();
+    let hex: Vec<String> = slot
+        .as_bytes()
+        .chunks(8)
+        .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
+        .collect();
+    for (line, words) in [("0000", &hex[..4]), ("0020", &hex[4..])] {
+        let row = format!("{line}  {}", words.join(" "));
+        assert!(DOC.contains(&row), "the document lacks\n{row}");
+    }
+}

@@ -1,0 +1,242 @@
+//! A group on temporary files and the smallest correct shipper: ships records in
+//! order and claimed blocks behind them into an in-memory target.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use towline_block::{Access, BLOCK_BYTES, Extent, FileDisk, VolumeId};
+use towline_journal::format::{Control, Counter, Kind, SlotState};
+use towline_journal::*;
+
+pub const BLOCKS: u64 = 6;
+pub const SIZE: u64 = BLOCKS * BLOCK_BYTES - 512;
+pub const VOLUMES: usize = 2;
+
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+    pub journal: Option<Arc<Journal>>,
+    pub target: Target,
+    pub ring_bytes: u64,
+    pub attach: AttachPolicy,
+}
+
+/// What the target durably has.
+#[derive(Clone)]
+pub struct Target {
+    pub images: Vec<Vec<u8>>,
+    pub durable: Durable,
+    pub whole: bool,
+    /// Set once a HEAL was seen.
+    pub has_point: bool,
+}
+
+impl Lab {
+    pub fn new(ring_bytes: u64) -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        for volume in 0..VOLUMES {
+            let file = File::create(dir.path().join(format!("v{volume}"))).unwrap();
+            file.set_len(SIZE).unwrap();
+            file.write_all_at(&[volume as u8 + 1; 5000], 1000).unwrap();
+        }
+        let target = Target {
+            images: vec![vec![0xee; SIZE as usize]; VOLUMES],
+            durable: Durable::default(),
+            whole: false,
+            has_point: false,
+        };
+        Lab { dir, journal: None, target, ring_bytes, attach: AttachPolicy::Auto }
+    }
+
+    pub fn source_path(&self, volume: usize) -> PathBuf {
+        self.dir.path().join(format!("v{volume}"))
+    }
+
+    pub fn options(&self) -> Options {
+        let own = Access::Own { wait: Duration::from_millis(100) };
+        let sources = (0..VOLUMES)
+            .map(|volume| Source {
+                name: format!("v{volume}").parse().unwrap(),
+                disk: Arc::new(FileDisk::open(&self.source_path(volume), own).unwrap()),
+            })
+            .collect();
+        Options {
+            group: "lab".parse().unwrap(),
+            state_dir: self.dir.path().join("state"),
+            ring_dir: self.dir.path().to_owned(),
+            ring_bytes: Some(self.ring_bytes),
+            sources,
+            attach: self.attach,
+            clock: unix_now_ns,
+        }
+    }
+
+    pub fn try_open(&mut self) -> Result<OpenReport> {
+        self.journal = None;
+        let (journal, report) = Journal::open(self.options())?;
+        self.journal = Some(journal);
+        Ok(report)
+    }
+
+    pub fn open(&mut self) -> OpenReport {
+        self.try_open().unwrap()
+    }
+
+    pub fn journal(&self) -> &Arc<Journal> {
+        self.journal.as_ref().expect("open")
+    }
+
+    pub fn group_dir(&self) -> GroupDir {
+        GroupDir::of(&self.dir.path().join("state"), &"lab".parse().unwrap())
+    }
+
+    pub fn ring_path(&self) -> PathBuf {
+        self.group_dir().load().unwrap().unwrap().ring.path
+    }
+
+    /// A guest's write as the proxy does it, up to the given end.
+    pub fn write(&self, volume: usize, offset: u64, data: &[u8], end: End) -> Begun {
+        let journal = self.journal();
+        let begun = journal.begin(VolumeId(volume as u16), &Change::Write { offset, data });
+        let disk = &journal.sources()[volume].disk;
+        match end {
+            End::Done => disk.write_at(data, offset).unwrap(),
+            End::KilledBefore => return begun,
+            End::KilledAfter | End::Failed => {
+                disk.write_at(&data[..data.len() / 2], offset).unwrap();
+            }
+        }
+        if end != End::KilledAfter
+            && let Begun::Record(ticket) = begun
+        {
+            let outcome = if end == End::Failed { Outcome::Failed } else { Outcome::Done };
+            journal.finish(ticket, outcome);
+        }
+        begun
+    }
+
+    pub fn zero(&self, volume: usize, extent: Extent, end: End) -> Begun {
+        let journal = self.journal();
+        let begun = journal.begin(VolumeId(volume as u16), &Change::Zero { extent, trim: true });
+        if end == End::KilledBefore {
+            return begun;
+        }
+        journal.sources()[volume].disk.zero(extent, false).unwrap();
+        if end != End::KilledAfter
+            && let Begun::Record(ticket) = begun
+        {
+            let outcome = if end == End::Failed { Outcome::Failed } else { Outcome::Done };
+            journal.finish(ticket, outcome);
+        }
+        begun
+    }
+
+    /// A shipper's session: attach, then the given number of steps.
+    pub fn ship(&mut self, steps: usize) {
+        let journal = self.journal().clone();
+        let attached = journal.attach(self.target.durable).expect("same epoch");
+        let reader = RingReader::open(journal.ring_file()).unwrap();
+        let durable = &mut self.target.durable;
+        durable.epoch = attached.epoch;
+        let mut cut = attached.start_seq - 1;
+        let mut claims = attached.claims_upto;
+        for step in 0..steps {
+            if step % 2 == 0 {
+                // A contiguous batch of records; applied whole.
+                let done = reader.done_seq();
+                for seq in cut + 1..=done {
+                    self.apply_record(&reader, seq);
+                }
+                cut = cut.max(done);
+            } else {
+                let volume = VolumeId((step / 2 % VOLUMES) as u16);
+                if let Some(claim) = journal.claim(volume, (step as u64 / 4) % BLOCKS, 2) {
+                    let done = reader.done_seq();
+                    if done < claim.granted_at {
+                        continue; // an open record of another volume: not now, P is not reached
+                    }
+                    for seq in cut + 1..=done {
+                        self.apply_record(&reader, seq);
+                    }
+                    cut = cut.max(done);
+                    let extent = claim.range().extent(SIZE);
+                    let mut bytes = vec![0; extent.len as usize];
+                    journal.sources()[volume.index()]
+                        .disk
+                        .read_at(&mut bytes, extent.offset)
+                        .unwrap();
+                    let at = extent.offset as usize;
+                    self.target.images[volume.index()][at..at + bytes.len()]
+                        .copy_from_slice(&bytes);
+                    claims = claim.id;
+                }
+            }
+            self.target.durable = Durable {
+                epoch: attached.epoch,
+                incarnation: attached.incarnation,
+                seq: cut,
+                claims,
+            };
+            journal.ack(cut, claims);
+            journal.heal();
+        }
+    }
+
+    fn apply_record(&mut self, reader: &RingReader, seq: u64) {
+        let mut payload = Vec::new();
+        let record = reader.read(seq, &mut payload).unwrap();
+        if record.state != SlotState::Done {
+            return;
+        }
+        let range = record.extent.offset as usize..record.extent.end() as usize;
+        let image = &mut self.target.images[record.volume.index()];
+        match record.kind {
+            Kind::Write => image[range].copy_from_slice(&payload),
+            Kind::Zero | Kind::Trim => image[range].fill(0),
+            Kind::Control => match record.control {
+                Some(Control::Heal) => {
+                    self.target.whole = true;
+                    self.target.has_point = true;
+                }
+                Some(Control::Break | Control::Resync) => self.target.whole = false,
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// Ships until the target is whole and has everything.
+    pub fn drain(&mut self) {
+        for _ in 0..20 {
+            self.ship(60);
+            let journal = self.journal();
+            let pending = journal.get(Counter::DirtyBlocks) + journal.get(Counter::ClaimedBlocks);
+            let all = journal.get(Counter::Acked) == journal.get(Counter::Head);
+            if pending == 0 && all && self.target.whole {
+                return;
+            }
+        }
+        panic!("the target never gets whole");
+    }
+
+    pub fn assert_identical(&self) {
+        for volume in 0..VOLUMES {
+            let source = std::fs::read(self.source_path(volume)).unwrap();
+            let target = &self.target.images[volume];
+            let differs = source.iter().zip(target).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "volume {volume}");
+        }
+    }
+}
+
+/// How a source operation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// An I/O error after half of it.
+    Failed,
+    /// kill -9 before the source was touched, or after half of it.
+    KilledBefore,
+    KilledAfter,
+}

@@ -1,0 +1,168 @@
+//! The journal against the promise it is for: whatever is killed between any two
+//! steps, the target ends up identical, and what was acknowledged is never lost.
+
+mod harness;
+
+use harness::{BLOCKS, End, Lab, SIZE, VOLUMES};
+use proptest::prelude::*;
+use towline_block::{BLOCK_BYTES, Extent};
+use towline_journal::format::{Counter, RING_BYTES_MIN};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        volume: usize,
+        offset: u64,
+        len: u64,
+        fill: u8,
+        end: End,
+    },
+    Zero {
+        volume: usize,
+        offset: u64,
+        len: u64,
+        end: End,
+    },
+    Ship {
+        steps: usize,
+    },
+    Kill,
+    Stop,
+    LoseRing,
+    /// Orderly stop, then the ring is gone: a reboot.
+    Reboot,
+    /// The target loses what it acknowledged, and says so.
+    ForgetTarget,
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        8 => Just(End::Done),
+        1 => Just(End::Failed),
+        1 => Just(End::KilledBefore),
+        1 => Just(End::KilledAfter),
+    ]
+}
+
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    (0..SIZE, prop_oneof![1..9000u64, 1..3 * BLOCK_BYTES])
+        .prop_map(|(offset, len)| (offset, len.min(SIZE - offset)))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => (0..VOLUMES, range(), 1..250u8, end()).prop_map(|(volume, (offset, len), fill, end)| {
+            Step::Write { volume, offset, len, fill, end }
+        }),
+        3 => (0..VOLUMES, range(), end())
+            .prop_map(|(volume, (offset, len), end)| Step::Zero { volume, offset, len, end }),
+        6 => (1..12usize).prop_map(|steps| Step::Ship { steps }),
+        2 => Just(Step::Kill),
+        1 => Just(Step::Stop),
+        1 => Just(Step::LoseRing),
+        1 => Just(Step::Reboot),
+        1 => Just(Step::ForgetTarget),
+    ]
+}
+
+fn run(steps: &[Step]) {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    for step in steps {
+        match step.clone() {
+            Step::Write { volume, offset, len, fill, end } => {
+                let _ = lab.write(volume, offset, &vec![fill; len as usize], end);
+                if matches!(end, End::KilledBefore | End::KilledAfter) {
+                    lab.open();
+                }
+            }
+            Step::Zero { volume, offset, len, end } => {
+                let _ = lab.zero(volume, Extent::new(offset, len), end);
+                if matches!(end, End::KilledBefore | End::KilledAfter) {
+                    lab.open();
+                }
+            }
+            Step::Ship { steps } => lab.ship(steps),
+            Step::Kill => {
+                let report = lab.open();
+                assert!(!report.restarted && report.source_bytes_read == 0, "{report:?}");
+            }
+            Step::Stop => {
+                lab.journal().stop().unwrap();
+                assert!(!lab.open().restarted);
+            }
+            Step::LoseRing => {
+                std::fs::remove_file(lab.ring_path()).unwrap();
+                assert!(lab.open().restarted);
+            }
+            Step::Reboot => {
+                lab.journal().stop().unwrap();
+                std::fs::remove_file(lab.ring_path()).unwrap();
+                let report = lab.open();
+                assert!(!report.restarted, "{report:?}");
+            }
+            Step::ForgetTarget => {
+                lab.target.durable = Default::default();
+                lab.target.images = vec![vec![0x77; SIZE as usize]; VOLUMES];
+                lab.target.whole = false;
+            }
+        }
+        if lab.target.whole && lab.journal().get(Counter::Whole) == 1 {
+            let journal = lab.journal();
+            if journal.get(Counter::Acked) == journal.get(Counter::Head) {
+                lab.assert_identical();
+            }
+        }
+    }
+    lab.drain();
+    lab.assert_identical();
+    assert!(lab.journal().get(Counter::Head) >= 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_target_converges_whatever_is_killed(steps in prop::collection::vec(step(), 1..40)) {
+        run(&steps);
+    }
+}
+
+#[test]
+fn a_ring_smaller_than_the_workload_never_refuses_a_write() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    let (records, breaks) = (lab.journal().get(Counter::Head), lab.journal().get(Counter::Breaks));
+    for round in 0..400u64 {
+        let offset = round * 37_000 % (SIZE - 50_000);
+        let _ = lab.write((round % 2) as usize, offset, &vec![round as u8; 50_000], End::Done);
+    }
+    let journal = lab.journal();
+    assert!(journal.get(Counter::Head) > records, "some were journaled");
+    assert!(journal.get(Counter::MappedBytes) > 0, "some went to the map");
+    assert_eq!(journal.get(Counter::Breaks), breaks + 1, "one BREAK until the next HEAL");
+    assert!(journal.get(Counter::DirtyBlocks) <= VOLUMES as u64 * BLOCKS);
+    lab.drain();
+    lab.assert_identical();
+    assert_eq!(lab.journal().get(Counter::Whole), 1);
+}
+
+#[test]
+fn slots_and_payload_space_are_reused_over_many_laps() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    let breaks = lab.journal().get(Counter::Breaks);
+    for round in 0..300u64 {
+        for piece in 0..10u64 {
+            let offset = (round * 10 + piece) * 4096 % (SIZE - 8192);
+            let _ = lab.write(0, offset, &[round as u8 | 1; 6000], End::Done);
+        }
+        lab.ship(1);
+    }
+    assert_eq!(lab.journal().get(Counter::Breaks), breaks, "the shipper kept up");
+    assert!(lab.journal().get(Counter::PayloadHead) > 4 * RING_BYTES_MIN);
+    lab.drain();
+    lab.assert_identical();
+}

@@ -1,0 +1,31 @@
+//! Serves raw files over NBD without a journal: the control that the journal's cost
+//! is measured against, and a server to try clients on.
+//!
+//! `nbd-file ADDRESS NAME=PATH...`, where ADDRESS is `unix:PATH` or `HOST:PORT`.
+//! Ends when its standard input does.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+use towline_block::{Access, FileDisk};
+use towline_proxy::{ExportConfig, Server, StartGate};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let address = args.next().ok_or("usage: nbd-file ADDRESS NAME=PATH...")?.parse()?;
+    let mut exports = Vec::new();
+    for arg in args {
+        let (name, path) = arg.split_once('=').ok_or("give each file as NAME=PATH")?;
+        let access = Access::Own { wait: Duration::from_secs(1) };
+        let disk = Arc::new(FileDisk::open(path.as_ref(), access)?);
+        exports.push(ExportConfig { name: name.parse()?, disk, journaled: None });
+    }
+    let server = Server::start(exports, &[address], &StartGate::Open)?;
+    eprintln!("ready on {}", server.addresses().join(" "));
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    for volume in server.figures() {
+        eprintln!("{} {:?} {:?}", volume.name, volume.counters, volume.latency.total());
+    }
+    server.stop()?;
+    Ok(())
+}

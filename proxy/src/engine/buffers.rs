@@ -1,0 +1,286 @@
+//! The two buffers of a connection, and the bound on what all of them may grow to.
+//!
+//! Both are vectors whose whole length is initialised once and then reused, with
+//! the used part kept as numbers: growing a vector's length for every request
+//! would clear memory that is overwritten right after.
+
+use towline_block::sys::uring::Window;
+
+/// Size that every buffer starts with and returns to: 32 pipelined requests of
+/// 4 KiB and then some, small enough for the second-level cache.
+pub const BUFFER_BYTES: usize = 256 << 10;
+/// Up to this a grown buffer is kept while it is used: requests of 1 MiB, which
+/// copying clients send, must not allocate each time.
+pub const BUFFER_KEEP_BYTES: usize = 4 << 20;
+/// Batches that did not need a grown buffer before it shrinks.
+const CALM_BATCHES: u32 = 64;
+
+/// What a buffer of so many bytes takes from the volume's [`LargeMemory`].
+fn charge_of(bytes: usize) -> usize {
+    bytes.saturating_sub(BUFFER_KEEP_BYTES)
+}
+
+/// The memory that large requests of one volume share. A request that does not fit
+/// waits until another has been answered.
+pub struct LargeMemory {
+    free_bytes: usize,
+    /// Something was given back since the last look.
+    freed: bool,
+}
+
+/// Eight requests of the largest size at a time for a volume: more would only
+/// queue at the same disk.
+const LARGE_BYTES_MAX: usize = 8 * (32 << 20);
+
+impl LargeMemory {
+    pub fn new() -> LargeMemory {
+        LargeMemory { free_bytes: LARGE_BYTES_MAX, freed: false }
+    }
+
+    fn resize(&mut self, from: usize, to: usize) -> bool {
+        let (from, to) = (charge_of(from), charge_of(to));
+        if to > from && to - from > self.free_bytes {
+            return false;
+        }
+        self.free_bytes = self.free_bytes + from - to;
+        self.freed |= to < from;
+        true
+    }
+
+    /// Whether those who wait for memory should try again.
+    pub fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
+    }
+}
+
+/// Received bytes, of which a part is parsed already.
+pub struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    calm: u32,
+}
+
+impl Input {
+    pub fn new() -> Input {
+        Input { bytes: vec![0; BUFFER_BYTES], start: 0, end: 0, calm: 0 }
+    }
+
+    pub fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    pub fn consume(&mut self, len: usize) {
+        self.start += len;
+        assert!(self.start <= self.end, "parsed more than was received");
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Makes room for a request of `total` bytes from the first unread one on.
+    /// False when the volume's memory has no room for that now.
+    #[must_use]
+    pub fn make_room(&mut self, total: usize, memory: &mut LargeMemory) -> bool {
+        self.relax(total, memory);
+        if total > self.bytes.len() {
+            let to = if total <= BUFFER_KEEP_BYTES { total.next_power_of_two() } else { total };
+            if !memory.resize(self.bytes.len(), to) {
+                return false;
+            }
+            let mut larger = vec![0; to];
+            larger[..self.end - self.start].copy_from_slice(self.unread());
+            self.bytes = larger;
+            (self.start, self.end) = (0, self.end - self.start);
+        } else if self.start + total > self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        true
+    }
+
+    /// Returns to the first size when it has not been needed for a while, or at
+    /// once from a very large one.
+    fn relax(&mut self, total: usize, memory: &mut LargeMemory) {
+        if self.bytes.len() == BUFFER_BYTES || total > BUFFER_BYTES {
+            self.calm = 0;
+            return;
+        }
+        self.calm += 1;
+        let unread = self.end - self.start;
+        let is_time = self.calm >= CALM_BATCHES || self.bytes.len() > BUFFER_KEEP_BYTES;
+        if is_time && unread <= BUFFER_BYTES {
+            let mut smaller = vec![0; BUFFER_BYTES];
+            smaller[..unread].copy_from_slice(self.unread());
+            self.discard_capacity(memory);
+            *self = Input { bytes: smaller, start: 0, end: unread, calm: 0 };
+        }
+    }
+
+    fn discard_capacity(&mut self, memory: &mut LargeMemory) {
+        let fits = memory.resize(self.bytes.len(), 0);
+        assert!(fits, "giving memory back always fits");
+        self.bytes = Vec::new();
+    }
+
+    /// Hands the free part to the kernel, up to the buffer's end.
+    pub fn lend(&mut self) -> Window {
+        let len = self.bytes.len() - self.end;
+        Window::new(std::mem::take(&mut self.bytes), self.end, len)
+    }
+
+    /// Takes the buffer back with `received` more bytes in it.
+    pub fn take_back(&mut self, window: Window, received: usize) {
+        self.bytes = window.buf;
+        self.end += received;
+    }
+
+    /// Frees the buffer of a closed connection.
+    pub fn close(&mut self, memory: &mut LargeMemory) {
+        (self.start, self.end) = (0, 0);
+        self.discard_capacity(memory);
+    }
+}
+
+/// Replies not sent yet.
+pub struct Output {
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Default for Output {
+    fn default() -> Output {
+        Output { bytes: vec![0; BUFFER_BYTES], len: 0 }
+    }
+}
+
+impl Output {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Makes room for `len` more bytes, as [`Input::make_room`].
+    #[must_use]
+    pub fn make_room(&mut self, len: usize, memory: &mut LargeMemory) -> bool {
+        let total = self.len + len;
+        if total <= self.bytes.len() {
+            return true;
+        }
+        let to = if total <= BUFFER_KEEP_BYTES { total.next_power_of_two() } else { total };
+        if !memory.resize(self.bytes.len(), to) {
+            return false;
+        }
+        self.bytes.resize(to, 0);
+        true
+    }
+
+    /// Appends; what is small enough never to need [`Output::make_room`].
+    pub fn put(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        if end > self.bytes.len() {
+            assert!(end <= BUFFER_KEEP_BYTES, "a reply of {} bytes without room", bytes.len());
+            self.bytes.resize(end.next_power_of_two(), 0);
+        }
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+
+    /// The next `len` bytes, for which room was made, to be filled by the caller.
+    pub fn put_space(&mut self, len: usize) -> &mut [u8] {
+        let start = self.len;
+        self.len += len;
+        &mut self.bytes[start..self.len]
+    }
+
+    /// Forgets everything after the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "truncated beyond the end");
+        self.len = len;
+    }
+
+    /// Hands everything to the kernel.
+    pub fn lend(&mut self) -> Window {
+        let len = std::mem::take(&mut self.len);
+        Window::new(std::mem::take(&mut self.bytes), 0, len)
+    }
+
+    /// An empty buffer from one that was sent; very large ones are not kept.
+    pub fn recycle(bytes: Vec<u8>, memory: &mut LargeMemory) -> Output {
+        if bytes.len() <= BUFFER_KEEP_BYTES {
+            return Output { bytes, len: 0 };
+        }
+        Output { bytes, len: 0 }.close(memory);
+        Output::default()
+    }
+
+    pub fn close(self, memory: &mut LargeMemory) {
+        let fits = memory.resize(self.bytes.len(), 0);
+        assert!(fits, "giving memory back always fits");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(input: &mut Input, bytes: &[u8]) {
+        let mut window = input.lend();
+        assert!(window.len >= bytes.len());
+        window.buf[window.start..window.start + bytes.len()].copy_from_slice(bytes);
+        input.take_back(window, bytes.len());
+    }
+
+    #[test]
+    fn unread_bytes_survive_growing_moving_and_shrinking() {
+        let mut memory = LargeMemory::new();
+        let mut input = Input::new();
+        receive(&mut input, b"xxabc");
+        input.consume(2);
+        assert!(input.make_room(BUFFER_BYTES, &mut memory));
+        assert_eq!(input.unread(), b"abc");
+        assert!(input.make_room(5 << 20, &mut memory));
+        assert_eq!(input.unread(), b"abc");
+        assert_eq!(memory.free_bytes, LARGE_BYTES_MAX - (1 << 20));
+        assert!(!memory.take_freed());
+        assert!(input.make_room(28, &mut memory));
+        assert_eq!(input.unread(), b"abc");
+        assert_eq!(input.bytes.len(), BUFFER_BYTES);
+        assert!(memory.take_freed());
+        assert_eq!(memory.free_bytes, LARGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_buffer_in_use_is_kept_and_shrinks_when_calm() {
+        let mut memory = LargeMemory::new();
+        let mut input = Input::new();
+        assert!(input.make_room(1 << 20, &mut memory));
+        for _ in 1..CALM_BATCHES {
+            assert!(input.make_room(28, &mut memory));
+        }
+        assert_eq!(input.bytes.len(), 1 << 20);
+        assert!(input.make_room(28, &mut memory));
+        assert_eq!(input.bytes.len(), BUFFER_BYTES);
+    }
+
+    #[test]
+    fn large_requests_share_a_bound_and_give_it_back() {
+        let mut memory = LargeMemory::new();
+        let mut outputs = Vec::new();
+        loop {
+            let mut output = Output::default();
+            if !output.make_room(32 << 20, &mut memory) {
+                break;
+            }
+            outputs.push(output);
+        }
+        assert_eq!(outputs.len(), LARGE_BYTES_MAX / ((32 << 20) - BUFFER_KEEP_BYTES));
+        let recycled = Output::recycle(outputs.pop().unwrap().lend().buf, &mut memory);
+        assert_eq!(recycled.bytes.len(), BUFFER_BYTES);
+        assert!(memory.take_freed());
+        assert!(Output::default().make_room(32 << 20, &mut memory));
+    }
+}

@@ -1,0 +1,218 @@
+//! What a volume's thread has beside its connections, and how a connection and the
+//! kernel hand buffers to each other.
+
+use super::buffers::LargeMemory;
+use super::command::Inbox;
+use super::connection::{Connection, Ending, Pause, Stamp};
+use super::slots::{Key, Purpose};
+use crate::error::Result;
+use crate::gate::Gate;
+use crate::latency::{Counters, Latency, Recorder};
+use crate::nbd::reply::Descriptor;
+use crate::syncs::Syncs;
+use crate::volume::Volume;
+use crossbeam::channel::Sender;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+use towline_block::sys::uring::{Completion, Driver, Op, Window};
+use towline_journal::Ticket;
+
+/// Operations submitted in one system call: a receive, a send and a watch of every
+/// connection that a volume may have.
+const RING_ENTRIES: u32 = 256;
+
+/// Who waits for an fdatasync.
+pub(super) enum Waiter {
+    Reply { key: Key, cookie: u64 },
+    Seal(Sender<Result<()>>),
+}
+
+pub(super) struct Core {
+    pub driver: Driver,
+    pub volume: Volume,
+    pub gate: Gate,
+    pub syncs: Syncs<Waiter>,
+    pub memory: LargeMemory,
+    pub counters: Arc<Counters>,
+    pub recorder: Recorder,
+    pub latency: Arc<Latency>,
+    /// Scratch of BLOCK_STATUS.
+    pub runs: Vec<Descriptor>,
+    /// Barrier of the fdatasync in flight.
+    pub barrier: Option<Ticket>,
+    /// Connections that stand for a turn.
+    pub ready: VecDeque<Key>,
+    /// Time of the last wake-up.
+    pub now: Instant,
+}
+
+impl Core {
+    pub fn new(
+        volume: Volume,
+        gate: Gate,
+        latency: Arc<Latency>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Core> {
+        let now = Instant::now();
+        Ok(Core {
+            driver: Driver::new(RING_ENTRIES)?,
+            volume,
+            gate,
+            syncs: Syncs::new(),
+            memory: LargeMemory::new(),
+            counters,
+            recorder: Recorder::new(now),
+            latency,
+            runs: Vec::new(),
+            barrier: None,
+            ready: VecDeque::new(),
+            now,
+        })
+    }
+
+    /// Waits for the bell.
+    pub fn listen(&mut self, inbox: &Inbox, window: Window) -> io::Result<()> {
+        self.driver.push(Purpose::Wake.token(), Op::Recv(inbox.ear.clone(), window))
+    }
+
+    /// Issues an fdatasync if one is wanted and none is in flight. The barrier takes
+    /// its place in the journal before.
+    pub fn start_sync(&mut self) -> io::Result<()> {
+        if !self.syncs.start() {
+            return Ok(());
+        }
+        self.barrier = self.volume.begin_barrier();
+        self.counters.syncs.add(1);
+        let fd = self.volume.disk().fd().clone();
+        self.driver.push(Purpose::Sync.token(), Op::Datasync(fd))
+    }
+
+    pub fn stamp(&self) -> Stamp {
+        Stamp { at: self.now, source_ns: self.volume.source_ns() }
+    }
+
+    pub fn enqueue(&mut self, key: Key, connection: &mut Connection) {
+        if !connection.queued {
+            connection.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// What the connection waited for may be there. The wait is not our latency.
+    pub fn resume(&mut self, key: Key, connection: &mut Connection) {
+        connection.pause = None;
+        connection.received = self.stamp();
+        self.enqueue(key, connection);
+    }
+
+    pub fn received(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        completion: Completion,
+    ) -> io::Result<()> {
+        connection.receiving = false;
+        let received = *completion.result.as_ref().unwrap_or(&0);
+        connection.input.take_back(completion.window, received);
+        match completion.result {
+            Err(_) => connection.shut_down(),
+            Ok(0) if connection.ending == Ending::No => connection.ending = Ending::Draining,
+            Ok(_) => {}
+        }
+        connection.received = self.stamp();
+        self.enqueue(key, connection);
+        Ok(())
+    }
+
+    pub fn sent(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        completion: Completion,
+    ) -> io::Result<()> {
+        let mut window = completion.window;
+        match completion.result {
+            Ok(sent) if sent < window.len && sent > 0 => {
+                window.start += sent;
+                window.len -= sent;
+                let op = Op::Send(connection.fd.clone(), window);
+                return self.driver.push(Purpose::Send(key).token(), op);
+            }
+            Ok(0) | Err(_) => connection.shut_down(),
+            Ok(_) => {}
+        }
+        connection.sent(window.buf, &mut self.memory);
+        if connection.pause == Some(Pause::Replies) {
+            self.resume(key, connection);
+        } else {
+            self.enqueue(key, connection);
+        }
+        Ok(())
+    }
+
+    /// After a turn: sends what was replied, and sees to what comes next. `pause`
+    /// is `None` when there was nothing to parse.
+    pub fn settle(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        pause: Option<Pause>,
+    ) -> io::Result<()> {
+        self.send(key, connection)?;
+        match pause {
+            None => {}
+            Some(Pause::Bytes(_) | Pause::Disconnect) if connection.ending != Ending::No => {
+                connection.ending = Ending::Drained;
+            }
+            Some(Pause::Bytes(total)) => self.receive(key, connection, total)?,
+            Some(Pause::Disconnect) => connection.ending = Ending::Drained,
+            Some(Pause::Turn) => self.enqueue(key, connection),
+            // The full buffer is on its way and the other one is empty.
+            Some(Pause::Replies) if connection.output.is_empty() => self.enqueue(key, connection),
+            // The client has hung up, or we have: nobody would learn the outcome.
+            Some(Pause::Gate) if connection.ending != Ending::No => connection.shut_down(),
+            Some(Pause::Gate) => {
+                connection.pause = Some(Pause::Gate);
+                self.watch(key, connection)?;
+            }
+            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory)) => {
+                connection.pause = Some(pause);
+            }
+            Some(Pause::Broken) => connection.shut_down(),
+        }
+        if connection.is_finished() {
+            connection.shut_down();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, key: Key, connection: &mut Connection) -> io::Result<()> {
+        if connection.sending || connection.output.is_empty() {
+            return Ok(());
+        }
+        let window = connection.swap_output().lend();
+        connection.sending = true;
+        self.driver.push(Purpose::Send(key).token(), Op::Send(connection.fd.clone(), window))
+    }
+
+    fn receive(&mut self, key: Key, connection: &mut Connection, total: usize) -> io::Result<()> {
+        if !connection.input.make_room(total, &mut self.memory) {
+            connection.pause = Some(Pause::Memory);
+            return Ok(());
+        }
+        connection.receiving = true;
+        let window = connection.input.lend();
+        self.driver.push(Purpose::Recv(key).token(), Op::Recv(connection.fd.clone(), window))
+    }
+
+    /// A connection at the gate is not read, but that its client hangs up is seen.
+    fn watch(&mut self, key: Key, connection: &mut Connection) -> io::Result<()> {
+        if connection.watching {
+            return Ok(());
+        }
+        connection.watching = true;
+        self.driver.push(Purpose::Watch(key).token(), Op::PollIn(connection.fd.clone()))
+    }
+}

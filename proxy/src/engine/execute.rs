@@ -1,0 +1,229 @@
+//! From received bytes to replies: parses a connection's input and executes each
+//! request to its end, until something named in [`Pause`] stops it.
+
+use super::connection::{Connection, Pause};
+use super::core::{Core, Waiter};
+use super::slots::Key;
+use crate::gate::Passage;
+use crate::nbd::errno::Errno;
+use crate::nbd::proto::REQUEST_FRAME_BYTES;
+use crate::nbd::reply::{self, READ_HEAD_BYTES_MAX, ReadHead};
+use crate::nbd::request::{RawRequest, Request, validate};
+use crate::volume::{Failure, ZERO_PIECE_BYTES_MAX};
+use std::time::Instant;
+use towline_block::Extent;
+
+/// Data moved for one connection before the others of its volume get a turn: about
+/// 100 us of copying.
+const TURN_BYTES: usize = 1 << 20;
+/// Unsent replies of a connection at which its requests wait. One more reply, of
+/// at most 32 MiB, can come on top.
+const REPLY_BATCH_BYTES: usize = 1 << 20;
+/// Unanswered flushes of a connection at which its requests wait. No client known
+/// has more than 128 requests in flight.
+const SYNCS_MAX: u32 = 1024;
+
+const SYNC_FAILED: Failure = Failure {
+    error: Errno::Io,
+    text: "an earlier flush of this volume failed: writes since the flush before may be lost",
+};
+
+impl Core {
+    /// Executes what the connection's input holds.
+    pub(super) fn parse(&mut self, key: Key, connection: &mut Connection) -> Pause {
+        let mut budget = TURN_BYTES;
+        loop {
+            if !connection.discard() {
+                return Pause::Bytes(1);
+            }
+            if connection.output.len() >= REPLY_BATCH_BYTES {
+                return Pause::Replies;
+            }
+            if connection.syncs >= SYNCS_MAX {
+                return Pause::Syncs;
+            }
+            if budget == 0 {
+                return Pause::Turn;
+            }
+            let raw = match RawRequest::parse(connection.input.unread()) {
+                Ok(Some(raw)) => raw,
+                Ok(None) => return Pause::Bytes(REQUEST_FRAME_BYTES),
+                Err(_) => return Pause::Broken,
+            };
+            match self.step(key, connection, &raw) {
+                Ok(moved) => budget = budget.saturating_sub(moved),
+                Err(pause) => return pause,
+            }
+        }
+    }
+
+    /// One request; the bytes it moved.
+    fn step(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        raw: &RawRequest,
+    ) -> Result<usize, Pause> {
+        let request = match validate(raw, &connection.terms) {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.counters.errors.add(1);
+                return match connection.refuse(raw, refusal) {
+                    true => Ok(REQUEST_FRAME_BYTES),
+                    false => Err(Pause::Broken),
+                };
+            }
+        };
+        let total = raw.total_bytes();
+        if connection.input.unread().len() < total {
+            return Err(Pause::Bytes(total));
+        }
+        if request.is_gated() {
+            match self.gate.passage() {
+                Passage::Go => {}
+                Passage::Wait => return Err(Pause::Gate),
+                Passage::Refuse(text) => {
+                    connection.reply_error(raw.cookie, Errno::Shutdown, text);
+                    self.counters.errors.add(1);
+                    connection.progress = 0;
+                    connection.input.consume(total);
+                    return Ok(total);
+                }
+            }
+        }
+        let moved = self.execute(key, connection, raw, request)?;
+        connection.input.consume(total);
+        Ok(total + moved)
+    }
+
+    fn execute(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        raw: &RawRequest,
+        request: Request,
+    ) -> Result<usize, Pause> {
+        match request {
+            Request::Read { extent } => return self.read(connection, raw, extent),
+            Request::Write { extent, fua } => {
+                let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
+                let result = self.volume.write(data, extent.offset);
+                self.counters.writes.add(1);
+                self.counters.written_bytes.add(extent.len);
+                self.complete(key, connection, raw.cookie, fua, result);
+                self.measure(connection);
+            }
+            Request::Zero { extent, fua, no_hole } => {
+                let result = self.in_pieces(connection, extent, |core, piece| {
+                    core.volume.zero(piece, no_hole)
+                })?;
+                self.counters.zeroes.add(1);
+                self.complete(key, connection, raw.cookie, fua, result);
+            }
+            Request::Trim { extent, fua } => {
+                let result =
+                    self.in_pieces(connection, extent, |core, piece| core.volume.trim(piece))?;
+                self.counters.trims.add(1);
+                self.complete(key, connection, raw.cookie, fua, result);
+            }
+            Request::Flush => {
+                self.counters.flushes.add(1);
+                self.complete(key, connection, raw.cookie, true, Ok(()));
+            }
+            Request::Status { extent, one } => {
+                self.counters.statuses.add(1);
+                self.volume.status(extent, one, &mut self.runs);
+                let output = &mut connection.output;
+                reply::block_status(raw.cookie, &self.runs, |part| output.put(part));
+            }
+            Request::Disconnect => return Err(Pause::Disconnect),
+        }
+        Ok(0)
+    }
+
+    fn read(
+        &mut self,
+        connection: &mut Connection,
+        raw: &RawRequest,
+        extent: Extent,
+    ) -> Result<usize, Pause> {
+        let len = raw.length as usize;
+        let output = &mut connection.output;
+        if !output.make_room(READ_HEAD_BYTES_MAX + len, &mut self.memory) {
+            return Err(Pause::Memory);
+        }
+        let before = output.len();
+        let structured = connection.terms.structured;
+        output.put(ReadHead::new(structured, raw.cookie, extent.offset, raw.length).as_bytes());
+        let result = self.volume.read(output.put_space(len), extent.offset);
+        if let Err(failure) = result {
+            output.truncate(before);
+            self.fail(connection, raw.cookie, failure);
+        }
+        self.counters.reads.add(1);
+        self.counters.read_bytes.add(extent.len);
+        Ok(len)
+    }
+
+    /// One piece of a long operation; the result once it was the last.
+    fn in_pieces(
+        &mut self,
+        connection: &mut Connection,
+        extent: Extent,
+        operation: impl FnOnce(&mut Core, Extent) -> Result<(), Failure>,
+    ) -> Result<Result<(), Failure>, Pause> {
+        let left = extent.len - connection.progress;
+        let offset = extent.offset + connection.progress;
+        let piece = Extent::new(offset, left.min(ZERO_PIECE_BYTES_MAX));
+        let result = operation(self, piece);
+        self.counters.zeroed_bytes.add(piece.len);
+        if result.is_ok() && piece.len < left {
+            connection.progress += piece.len;
+            return Err(Pause::Turn);
+        }
+        connection.progress = 0;
+        Ok(result)
+    }
+
+    /// Replies to a change: now, or when it is durable.
+    fn complete(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        cookie: u64,
+        durable: bool,
+        result: Result<(), Failure>,
+    ) {
+        match result {
+            Err(failure) => self.fail(connection, cookie, failure),
+            Ok(()) if !durable => connection.reply_done(cookie),
+            Ok(()) if self.syncs.has_failed() => self.fail(connection, cookie, SYNC_FAILED),
+            Ok(()) => {
+                connection.syncs += 1;
+                self.syncs.join(Waiter::Reply { key, cookie });
+            }
+        }
+    }
+
+    /// Replies to a flush or FUA whose fdatasync has ended.
+    pub(super) fn synced(&mut self, connection: &mut Connection, cookie: u64, succeeded: bool) {
+        connection.syncs -= 1;
+        match succeeded {
+            true => connection.reply_done(cookie),
+            false => self.fail(connection, cookie, SYNC_FAILED),
+        }
+    }
+
+    fn fail(&mut self, connection: &mut Connection, cookie: u64, failure: Failure) {
+        self.counters.errors.add(1);
+        connection.reply_error(cookie, failure.error, failure.text);
+    }
+
+    /// Records what a write took beyond the time in the source.
+    fn measure(&mut self, connection: &Connection) {
+        let received = connection.received;
+        let elapsed = Instant::now().saturating_duration_since(received.at).as_nanos() as u64;
+        let in_source = self.volume.source_ns() - received.source_ns;
+        self.recorder.record(elapsed.saturating_sub(in_source));
+    }
+}

@@ -1,0 +1,214 @@
+//! The event loop of a volume's thread.
+
+use super::command::Inbox;
+use super::connection::{Connection, Ending, Pause};
+use super::core::{Core, Waiter};
+use super::obey::{answer, sealed};
+use super::slots::{Key, Purpose, Slots};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::Gate;
+use crate::latency::{Counters, Latency};
+use crate::volume::Volume;
+use crossbeam::channel::Sender;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use towline_block::sys::uring::{Completion, Window};
+use towline_journal::Outcome;
+
+/// What a volume's thread starts from.
+pub struct Setup {
+    pub volume: Volume,
+    pub gate: Gate,
+    pub inbox: Inbox,
+    pub latency: Arc<Latency>,
+    pub counters: Arc<Counters>,
+}
+
+pub struct Engine {
+    pub(super) core: Core,
+    pub(super) connections: Slots<Connection>,
+    inbox: Inbox,
+    /// Askers of a hold, until nothing is in flight.
+    pub(super) holds: Vec<Sender<Result<()>>>,
+    /// When the thread, asked to end, waits no longer for clients.
+    pub(super) stop_by: Option<Instant>,
+}
+
+impl Engine {
+    /// Only on the thread that calls [`Engine::run`].
+    pub fn new(setup: Setup) -> io::Result<Engine> {
+        let mut core = Core::new(setup.volume, setup.gate, setup.latency, setup.counters)?;
+        core.listen(&setup.inbox, Window::new(vec![0; 16], 0, 16))?;
+        Ok(Engine {
+            core,
+            connections: Slots::new(),
+            inbox: setup.inbox,
+            holds: Vec::new(),
+            stop_by: None,
+        })
+    }
+
+    /// Serves until [`Command::Stop`]; then every source write is on the medium, or
+    /// the error says why not.
+    pub fn run(mut self) -> Result<()> {
+        let result = self.serve();
+        if let Err(error) = &result {
+            tracing::error!(volume = %self.core.volume.name(), %error, "the volume's thread ends");
+        }
+        let core = &mut self.core;
+        core.recorder.publish_now(core.now, &core.latency);
+        let flushed = match core.volume.is_read_only() {
+            true => Ok(()),
+            false => core.volume.disk().flush(),
+        };
+        let name = core.volume.name();
+        result.map_err(|error| {
+            Error::caused(ErrorKind::System, format!("the thread of {name} failed"), error)
+        })?;
+        flushed.map_err(|error| {
+            Error::caused(ErrorKind::Storage, format!("cannot flush {name} at its end"), error)
+        })?;
+        if core.syncs.has_failed() {
+            let what = format!("a flush of {name} has failed before: its last writes may be lost");
+            return Err(Error::new(ErrorKind::Storage, what));
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let mut done = Vec::new();
+        while !self.is_over() {
+            let timeout = self.timeout();
+            self.core.driver.wait(1, timeout, &mut done)?;
+            self.core.now = Instant::now();
+            for completion in done.drain(..) {
+                self.completed(completion)?;
+            }
+            if self.core.gate.expire(self.core.now) {
+                tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
+                self.resume(Pause::Gate);
+            }
+            for _ in 0..self.core.ready.len() {
+                self.turn()?;
+            }
+            if self.core.memory.take_freed() {
+                self.resume(Pause::Memory);
+            }
+            self.core.start_sync()?;
+            self.answer_holds();
+            self.core.recorder.publish(self.core.now, &self.core.latency);
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(stop_by) = self.stop_by else { return false };
+        let idle = self.connections.is_empty() && self.core.syncs.is_idle();
+        idle || self.core.now >= stop_by
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.core.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [self.core.gate.deadline(), self.core.recorder.deadline(), self.stop_by];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn completed(&mut self, completion: Completion) -> io::Result<()> {
+        match Purpose::of_token(completion.token) {
+            Purpose::Wake => {
+                self.inbox.heard();
+                while let Some(command) = self.inbox.take() {
+                    self.obey(command)?;
+                }
+                self.core.listen(&self.inbox, completion.window)
+            }
+            Purpose::Sync => self.synced(completion.result),
+            Purpose::Recv(key) => {
+                self.with(key, |core, connection| core.received(key, connection, completion))
+            }
+            Purpose::Send(key) => {
+                self.with(key, |core, connection| core.sent(key, connection, completion))
+            }
+            Purpose::Watch(key) => self.with(key, |_, connection| {
+                connection.watching = false;
+                if connection.pause == Some(Pause::Gate) && connection.has_hung_up() {
+                    connection.shut_down();
+                }
+                Ok(())
+            }),
+        }
+    }
+
+    /// Works on a connection, and frees it when that was its end.
+    pub(super) fn with(
+        &mut self,
+        key: Key,
+        work: impl FnOnce(&mut Core, &mut Connection) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+        work(&mut self.core, connection)?;
+        if connection.is_gone()
+            && let Some(gone) = self.connections.remove(key)
+        {
+            gone.free(&mut self.core.memory);
+        }
+        Ok(())
+    }
+
+    /// The next connection in the queue gets its turn.
+    fn turn(&mut self) -> io::Result<()> {
+        let Some(key) = self.core.ready.pop_front() else { return Ok(()) };
+        self.with(key, |core, connection| {
+            connection.queued = false;
+            if connection.dead {
+                return Ok(());
+            }
+            let may_parse = !connection.receiving && connection.ending != Ending::Drained;
+            let pause = may_parse.then(|| {
+                connection.pause = None;
+                core.parse(key, connection)
+            });
+            core.settle(key, connection, pause)
+        })
+    }
+
+    /// Queues all connections that wait for this.
+    pub(super) fn resume(&mut self, pause: Pause) {
+        let keys: Vec<Key> = self.connections.keys().collect();
+        for key in keys {
+            if let Some(connection) = self.connections.get_mut(key)
+                && connection.pause == Some(pause)
+            {
+                self.core.resume(key, connection);
+            }
+        }
+    }
+
+    fn synced(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        let succeeded = result.is_ok();
+        if let Err(error) = result {
+            let volume = self.core.volume.name();
+            tracing::error!(%volume, %error, "flush failed; this and all later flushes fail");
+        }
+        let outcome = if succeeded { Outcome::Done } else { Outcome::Failed };
+        let barrier = self.core.barrier.take();
+        self.core.volume.finish_barrier(barrier, outcome);
+        let mut waiters = self.core.syncs.finish(succeeded);
+        for waiter in waiters.drain(..) {
+            match waiter {
+                Waiter::Reply { key, cookie } => self.with(key, |core, connection| {
+                    core.synced(connection, cookie, succeeded);
+                    core.enqueue(key, connection);
+                    Ok(())
+                })?,
+                Waiter::Seal(done) => answer(&done, sealed(succeeded)),
+            }
+        }
+        self.core.syncs.recycle(waiters);
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! The server: volumes' threads, the accepting thread, and their orderly end.
+
+use crate::accept::{self, Door, Lobby};
+use crate::engine::{Command, Engine, Inbox, Mailbox, Setup, mailbox};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gate::{Attempt, Gate};
+use crate::group::{Group, Member, refusal_of};
+use crate::latency::{Counters, Latency};
+use crate::listen::{self, Bound, ListenAddr};
+use crate::nbd::handshake::Export;
+use crate::volume::{Journaled, Volume};
+use crossbeam::channel::{Sender, bounded};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use tokio::sync::watch;
+use towline_block::{Access, FileDisk, VolumeName};
+use towline_journal::state::{Promoted, Seal};
+
+/// A volume to serve. Its export has its name; the first is also the default.
+pub struct ExportConfig {
+    pub name: VolumeName,
+    pub disk: Arc<FileDisk>,
+    /// `None` serves the disk as it is: a promoted receiver, or a control.
+    pub journaled: Option<Journaled>,
+}
+
+/// How a group stands when its server starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartGate {
+    Open,
+    /// Sealed before a restart: changes are refused with this sentence until
+    /// [`Group::unseal`] or [`Group::commit`].
+    Sealed {
+        attempt: Attempt,
+        refusal: String,
+    },
+    /// Served elsewhere: changes are refused with this sentence, for good.
+    Promoted {
+        refusal: String,
+    },
+}
+
+impl StartGate {
+    /// As a journal's seal says: a seal found at start means that the decision of
+    /// its attempt was not learned before the restart.
+    pub fn of_seal(seal: Option<&Seal>) -> StartGate {
+        match seal {
+            None => StartGate::Open,
+            Some(Seal { promoted: Some(Promoted { epoch, exports }), .. }) => {
+                StartGate::Promoted { refusal: refusal_of(*epoch, exports) }
+            }
+            Some(Seal { attempt, promoted: None, .. }) => StartGate::Sealed {
+                attempt: *attempt,
+                refusal: "this group is sealed for a cutover whose outcome is not known here yet: \
+                          changes are refused until `towline ship` has asked the receiver"
+                    .to_owned(),
+            },
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        match self {
+            StartGate::Open => Gate::Open,
+            StartGate::Sealed { attempt, refusal } => {
+                Gate::Sealed { attempt: *attempt, refusal: Some(refusal.as_str().into()) }
+            }
+            StartGate::Promoted { refusal } => Gate::Promoted { refusal: refusal.as_str().into() },
+        }
+    }
+}
+
+/// Figures of one volume.
+#[derive(Clone)]
+pub struct VolumeFigures {
+    pub name: VolumeName,
+    pub latency: Arc<Latency>,
+    pub counters: Arc<Counters>,
+    open: Arc<AtomicUsize>,
+}
+
+impl VolumeFigures {
+    /// Connections in transmission now.
+    pub fn open_connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+/// A running server. Dropped without [`Server::stop`], it stops all the same and
+/// logs what fails.
+pub struct Server {
+    group: Group,
+    addresses: Vec<String>,
+    figures: Vec<VolumeFigures>,
+    lobby: Arc<Lobby>,
+    volumes: Vec<(VolumeName, Mailbox, JoinHandle<Result<()>>)>,
+    accepting: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+}
+
+impl Server {
+    /// Serves `exports` on every address. Returns when all of them can be reached.
+    pub fn start(
+        exports: Vec<ExportConfig>,
+        addresses: &[ListenAddr],
+        gate: &StartGate,
+    ) -> Result<Server> {
+        check(&exports)?;
+        let journal = exports.iter().find_map(|export| {
+            export.journaled.as_ref().map(|journaled| journaled.journal.clone())
+        });
+        let offered: Arc<[Export]> = exports.iter().map(offer).collect();
+        // Bound before the first thread: an address in use ends the start here.
+        let bound = addresses.iter().map(listen::bind).collect::<Result<Vec<_>>>()?;
+        let mut server = Server {
+            group: Group::new(Vec::new(), None),
+            addresses: bound.iter().map(Bound::address).collect(),
+            figures: Vec::new(),
+            lobby: Arc::new(Lobby::default()),
+            volumes: Vec::new(),
+            accepting: None,
+        };
+        let (mut members, mut doors) = (Vec::new(), Vec::new());
+        for export in exports {
+            let id = export.journaled.as_ref().map(|journaled| journaled.id);
+            let (name, open) = (export.name.clone(), Arc::new(AtomicUsize::new(0)));
+            let mailbox = server.start_volume(export, gate.gate(), open.clone())?;
+            members.push(Member { name, id, mailbox: mailbox.clone() });
+            doors.push(Door { mailbox, open });
+        }
+        server.group = Group::new(members, journal);
+        server.lobby = Arc::new(Lobby { exports: offered, doors, refused: AtomicU64::new(0) });
+        server.start_accepting(bound)?;
+        Ok(server)
+    }
+
+    fn start_volume(
+        &mut self,
+        export: ExportConfig,
+        gate: Gate,
+        open: Arc<AtomicUsize>,
+    ) -> Result<Mailbox> {
+        let name = export.name.clone();
+        let failed = |error: std::io::Error| {
+            Error::caused(ErrorKind::System, format!("cannot start the thread of {name}"), error)
+        };
+        let (mailbox, inbox) = mailbox().map_err(failed)?;
+        let (latency, counters) = (Arc::<Latency>::default(), Arc::<Counters>::default());
+        self.figures.push(VolumeFigures {
+            name: name.clone(),
+            latency: latency.clone(),
+            counters: counters.clone(),
+            open,
+        });
+        let setup = move |inbox: Inbox| Setup {
+            volume: Volume::new(export.name, export.disk, export.journaled),
+            gate,
+            inbox,
+            latency,
+            counters,
+        };
+        let (ready, started) = bounded(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("vol-{name}"))
+            .spawn(move || serve_volume(setup(inbox), &ready))
+            .map_err(failed)?;
+        self.volumes.push((name.clone(), mailbox.clone(), thread));
+        match started.recv() {
+            Ok(result) => result.map_err(failed)?,
+            Err(_) => return Err(failed(std::io::Error::other("it ended at once"))),
+        }
+        Ok(mailbox)
+    }
+
+    fn start_accepting(&mut self, bound: Vec<Bound>) -> Result<()> {
+        let failed =
+            |error| Error::caused(ErrorKind::System, "cannot start the accepting thread", error);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (stop, stopped) = watch::channel(false);
+        let lobby = self.lobby.clone();
+        let thread = std::thread::Builder::new()
+            .name("nbd-accept".to_owned())
+            .spawn(move || runtime.block_on(accept::run(bound, lobby, stopped)))
+            .map_err(failed)?;
+        self.accepting = Some((stop, thread));
+        Ok(())
+    }
+
+    /// The volumes together, for cutovers and the shipper's claims.
+    pub fn group(&self) -> Group {
+        self.group.clone()
+    }
+
+    /// Where clients connect: `unix:PATH`, or TCP with the real port.
+    pub fn addresses(&self) -> Vec<String> {
+        self.addresses.clone()
+    }
+
+    /// Figures of all volumes, in the order of the exports.
+    pub fn figures(&self) -> &[VolumeFigures] {
+        &self.figures
+    }
+
+    /// Clients that never reached transmission because of a limit or a broken rule.
+    pub fn refused(&self) -> u64 {
+        self.lobby.refused.load(Ordering::Relaxed)
+    }
+
+    /// Stops in order: no new clients, everything received is executed and answered,
+    /// sources are flushed. Changes that wait at the gate are dropped unanswered.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`] when a source's last writes may not be durable.
+    pub fn stop(mut self) -> Result<()> {
+        self.shut_down()
+    }
+
+    fn shut_down(&mut self) -> Result<()> {
+        if let Some((stop, thread)) = self.accepting.take() {
+            drop(stop);
+            if thread.join().is_err() {
+                tracing::error!("the accepting thread panicked");
+            }
+        }
+        for (_, mailbox, _) in &self.volumes {
+            // A thread that has ended already tells why when it is joined.
+            let _ = mailbox.send(Command::Stop);
+        }
+        let mut result = Ok(());
+        for (name, _, thread) in self.volumes.drain(..) {
+            let ended = thread.join().unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::System, format!("the thread of {name} panicked")))
+            });
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut_down() {
+            tracing::error!(%error, "the server did not stop in order");
+        }
+    }
+}
+
+fn serve_volume(setup: Setup, ready: &Sender<std::io::Result<()>>) -> Result<()> {
+    match Engine::new(setup) {
+        Ok(engine) => {
+            let _ = ready.send(Ok(()));
+            engine.run()
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            Ok(())
+        }
+    }
+}
+
+fn check(exports: &[ExportConfig]) -> Result<()> {
+    let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+    if exports.is_empty() {
+        return invalid("there is no volume to serve".to_owned());
+    }
+    for (index, export) in exports.iter().enumerate() {
+        if exports[..index].iter().any(|other| other.name == export.name) {
+            return invalid(format!("two volumes are named {}", export.name));
+        }
+    }
+    Ok(())
+}
+
+fn offer(export: &ExportConfig) -> Export {
+    Export {
+        name: export.name.to_string(),
+        description: format!("Towline volume {}", export.name),
+        size_bytes: export.disk.size_bytes(),
+        read_only: export.disk.access() == Access::Read,
+    }
+}

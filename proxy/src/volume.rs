@@ -1,0 +1,168 @@
+//! Executes one volume's valid requests: journal, source, journal.
+//!
+//! Lives on the volume's thread, which makes every operation inline: no two of a
+//! volume are ever in flight to its source together, so nothing here locks or
+//! waits. Flushes alone are asynchronous; they belong to the engine.
+
+use crate::nbd::errno::Errno;
+use crate::nbd::proto::allocation;
+use crate::nbd::reply::Descriptor;
+use std::sync::Arc;
+use std::time::Instant;
+use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
+use towline_journal::{Begun, Change, Claim, Journal, Outcome, Ticket};
+
+/// A zero or trim is journaled and executed in pieces of at most this, so that no
+/// single step holds the volume's thread for long.
+pub const ZERO_PIECE_BYTES_MAX: u64 = 128 << 20;
+/// Runs told in one answer to BLOCK_STATUS: each costs two seeks on the volume's
+/// thread; a client asks again from where the answer ended.
+pub const STATUS_RUNS_MAX: usize = 1024;
+
+/// What goes on the wire of a failed operation; the cause is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub error: Errno,
+    pub text: &'static str,
+}
+
+/// A volume's journal and its number there.
+#[derive(Clone)]
+pub struct Journaled {
+    pub journal: Arc<Journal>,
+    pub id: VolumeId,
+}
+
+pub struct Volume {
+    name: VolumeName,
+    disk: Arc<FileDisk>,
+    journaled: Option<Journaled>,
+    /// Time spent in source operations since the thread began.
+    source_ns: u64,
+}
+
+impl Volume {
+    pub fn new(name: VolumeName, disk: Arc<FileDisk>, journaled: Option<Journaled>) -> Volume {
+        Volume { name, disk, journaled, source_ns: 0 }
+    }
+
+    pub fn name(&self) -> &VolumeName {
+        &self.name
+    }
+
+    pub fn disk(&self) -> &FileDisk {
+        &self.disk
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.disk.access() == Access::Read
+    }
+
+    /// Only ever grows; the difference of two readings is what the source took.
+    pub fn source_ns(&self) -> u64 {
+        self.source_ns
+    }
+
+    pub fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), Failure> {
+        let result = self.timed(|disk| disk.read_at(into, offset));
+        result.map_err(|error| self.failed("read", offset, &error))
+    }
+
+    pub fn write(&mut self, data: &[u8], offset: u64) -> Result<(), Failure> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        // Data of zeroes alone is journaled as zeroes; the source gets it as it came.
+        let begun = self.begin(|| Change::Write { offset, data });
+        let result = self.timed(|disk| disk.write_at(data, offset));
+        self.finish(begun, &result);
+        result.map_err(|error| self.failed("write", offset, &error))
+    }
+
+    /// Makes the range read as zero. The caller cuts it into pieces.
+    pub fn zero(&mut self, extent: Extent, keep_allocated: bool) -> Result<(), Failure> {
+        self.make_zero(extent, keep_allocated, false)
+    }
+
+    /// Gives the range up; it reads as zero afterwards. The caller cuts it.
+    pub fn trim(&mut self, extent: Extent) -> Result<(), Failure> {
+        self.make_zero(extent, false, true)
+    }
+
+    fn make_zero(&mut self, extent: Extent, keep: bool, trim: bool) -> Result<(), Failure> {
+        assert!(extent.len <= ZERO_PIECE_BYTES_MAX, "zeroing {} bytes in one step", extent.len);
+        if extent.is_empty() {
+            return Ok(());
+        }
+        let begun = self.begin(|| Change::Zero { extent, trim });
+        let result = self.timed(|disk| disk.zero(extent, keep));
+        self.finish(begun, &result);
+        result.map_err(|error| self.failed("zero", extent.offset, &error))
+    }
+
+    /// Takes the sequence number of a barrier, before the flush is issued.
+    pub fn begin_barrier(&self) -> Option<Ticket> {
+        match self.begin(|| Change::Barrier) {
+            Some(Begun::Record(ticket)) => Some(ticket),
+            _ => None,
+        }
+    }
+
+    /// The flush that [`Volume::begin_barrier`] preceded has ended.
+    pub fn finish_barrier(&self, ticket: Option<Ticket>, outcome: Outcome) {
+        if let (Some(ticket), Some(journaled)) = (ticket, &self.journaled) {
+            journaled.journal.finish(ticket, outcome);
+        }
+    }
+
+    /// Data and holes from the start of `extent`, at most to its end. Never fails:
+    /// what cannot be told is data.
+    pub fn status(&self, extent: Extent, one: bool, runs: &mut Vec<Descriptor>) {
+        runs.clear();
+        let mut at = extent.offset;
+        let runs_max = if one { 1 } else { STATUS_RUNS_MAX };
+        while at < extent.end() && runs.len() < runs_max {
+            let (is_data, end) = match self.disk.run_at(at) {
+                Ok(run) => (run.is_data, run.end.clamp(at + 1, extent.end())),
+                Err(_) => (true, extent.end()),
+            };
+            let status = if is_data { allocation::DATA } else { allocation::HOLE_ZERO };
+            // The extent's length is a u32 on the wire, and so is every part of it.
+            runs.push(Descriptor { len: (end - at) as u32, status });
+            at = end;
+        }
+    }
+
+    pub fn claim(&self, from_block: u64, blocks_max: u64) -> Option<Claim> {
+        let Journaled { journal, id } = self.journaled.as_ref()?;
+        journal.claim(*id, from_block, blocks_max)
+    }
+
+    fn begin<'a>(&self, change: impl FnOnce() -> Change<'a>) -> Option<Begun> {
+        let Journaled { journal, id } = self.journaled.as_ref()?;
+        Some(journal.begin(*id, &change()))
+    }
+
+    fn finish(&self, begun: Option<Begun>, result: &towline_block::Result<()>) {
+        if let (Some(Begun::Record(ticket)), Some(journaled)) = (begun, &self.journaled) {
+            let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Failed };
+            journaled.journal.finish(ticket, outcome);
+        }
+    }
+
+    fn timed<T>(&mut self, operation: impl FnOnce(&FileDisk) -> T) -> T {
+        let start = Instant::now();
+        let result = operation(&self.disk);
+        self.source_ns += start.elapsed().as_nanos() as u64;
+        result
+    }
+
+    fn failed(&self, verb: &str, offset: u64, error: &towline_block::Error) -> Failure {
+        tracing::error!(volume = %self.name, offset, %error, "source failed to {verb}");
+        let text = match Errno::from(error) {
+            Errno::NoSpace => "the volume's source has no room",
+            _ => "the volume's source failed",
+        };
+        Failure { error: error.into(), text }
+    }
+}

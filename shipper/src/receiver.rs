@@ -1,0 +1,107 @@
+//! The target side: receives a group's batches, stages them durably, acknowledges,
+//! applies them whole to all volumes, and takes over when told.
+//!
+//! ```text
+//!  sessions (tokio, one thread)        clerk (thread)                    applier (thread)
+//!  TLS, frames, back-pressure  ──>  admit, stage, fdatasync, ACK  ──>  undo, write, flush, record
+//!                              <──  decisions, refusals
+//! ```
+//!
+//! Promises: what was acknowledged survives anything; from the first point on the
+//! targets can always be brought to a point (docs/formats/receiver.md has the
+//! order of writes and the recovery table). Nothing that a peer sends changes a
+//! target before its whole batch was verified, admitted and durable.
+
+mod applier;
+mod apply;
+mod clerk;
+mod counters;
+pub mod medium;
+mod promote;
+mod recovery;
+mod server;
+mod session;
+mod staging;
+mod state;
+mod status;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod undo;
+
+pub use counters::Counters;
+pub use promote::Promote;
+pub use recovery::recover;
+pub use server::Receiver;
+pub use state::{DECISIONS_MAX, Decided, Rollback, STATE_VERSION, State, Takeover, TargetRecord};
+pub use status::{ReceiverStatus, StagedStatus};
+pub use stream::{Point, Stream};
+pub use undo::{UndoEntry, UndoHeader};
+
+use crate::security::Security;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use towline_block::{GroupName, VolumeName};
+
+/// What a receiver is told at start.
+pub struct ReceiveConfig {
+    /// `HOST:PORT`; port 0 takes a free one.
+    pub listen: String,
+    pub state_dir: PathBuf,
+    /// The one group to take. Without it, the first that is authorised.
+    pub group: Option<GroupName>,
+    /// Where each volume goes: a raw file (created when missing) or a block device.
+    pub targets: Vec<(VolumeName, PathBuf)>,
+    pub security: Security,
+    /// Serves the volumes once the target has taken over.
+    pub promote: Arc<dyn Promote>,
+    pub limits: Limits,
+}
+
+/// How much of the receiver's disks its own logs may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Staged and not yet applied. Past it nothing more is read from the network.
+    pub staging_bytes_max: u64,
+    /// Pre-images of a broken phase. Past it applying stops.
+    pub undo_bytes_max: u64,
+}
+
+/// Enough to ride out a minute of a slow target on a fast link, and to be
+/// re-applied in seconds after a crash.
+pub const STAGING_BYTES_DEFAULT: u64 = 1 << 30;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { staging_bytes_max: STAGING_BYTES_DEFAULT, undo_bytes_max: u64::MAX }
+    }
+}
+
+impl Limits {
+    fn segment(&self) -> u64 {
+        staging::SEGMENT_BYTES_MAX.min(self.staging_bytes_max / 4)
+    }
+}
+
+/// Files of a receiver in its state directory.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub dir: PathBuf,
+    pub state: PathBuf,
+    pub lock: PathBuf,
+    pub stage: PathBuf,
+    pub undo: PathBuf,
+}
+
+impl Layout {
+    pub fn of(state_dir: &Path) -> Layout {
+        let dir = state_dir.join("receive");
+        Layout {
+            state: dir.join("state.json"),
+            lock: dir.join("lock"),
+            stage: dir.join("stage"),
+            undo: dir.join("undo.log"),
+            dir,
+        }
+    }
+}

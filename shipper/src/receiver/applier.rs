@@ -1,0 +1,159 @@
+//! The thread that applies. Woken by the clerk, it applies until nothing durable
+//! is left, and tells the clerk how far it is. A failing target is tried again;
+//! staging holds what waits.
+
+use super::apply::Apply;
+use super::clerk::{Inbox, Order};
+use super::counters::{Counters, add};
+use super::state::Books;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Pause before a failed group is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+struct Wish {
+    work: bool,
+    halt: bool,
+    stop: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    wish: Mutex<Wish>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub struct Applier {
+    shared: Arc<Shared>,
+    apply: Arc<Mutex<Apply>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Applier {
+    pub fn start(
+        apply: Apply,
+        inbox: Inbox,
+        books: Arc<Books>,
+        counters: Arc<Counters>,
+    ) -> Applier {
+        let shared = Arc::new(Shared::default());
+        let apply = Arc::new(Mutex::new(apply));
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            apply: Arc::clone(&apply),
+            inbox,
+            books,
+            counters,
+        };
+        let thread = std::thread::Builder::new()
+            .name("towline-apply".into())
+            .spawn(move || worker.run())
+            .map_err(|error| tracing::error!(%error, "cannot start the applying thread"))
+            .ok();
+        Applier { shared, apply, thread }
+    }
+
+    /// Something new is durable.
+    pub fn wake(&self) {
+        self.shared.lock().work = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends applying after the group in work, until [`Applier::resume`], and hands
+    /// out what it works with.
+    pub fn halt(&self) -> MutexGuard<'_, Apply> {
+        self.shared.lock().halt = true;
+        self.apply.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn resume(&self) {
+        self.shared.lock().halt = false;
+        self.wake();
+    }
+
+    pub fn stop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the applying thread ended by a panic");
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    apply: Arc<Mutex<Apply>>,
+    inbox: Inbox,
+    books: Arc<Books>,
+    counters: Arc<Counters>,
+}
+
+impl Worker {
+    fn run(self) {
+        let mut failed = false;
+        while self.wait(failed) {
+            failed = self.step();
+        }
+    }
+
+    /// Waits for work; false to end.
+    fn wait(&self, failed: bool) -> bool {
+        let mut wish = self.shared.lock();
+        if failed && !wish.stop {
+            let waited = self.shared.changed.wait_timeout_while(wish, RETRY, |wish| !wish.stop);
+            wish = waited.unwrap_or_else(PoisonError::into_inner).0;
+            wish.work = true;
+        }
+        while !wish.stop && (wish.halt || !wish.work) {
+            wish = self.shared.changed.wait(wish).unwrap_or_else(PoisonError::into_inner);
+        }
+        !wish.stop
+    }
+
+    /// One group; true when it failed.
+    fn step(&self) -> bool {
+        let mut apply = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            // A halt that came while the lock was taken goes first.
+            let mut wish = self.shared.lock();
+            if wish.halt {
+                return false;
+            }
+            wish.work = false;
+        }
+        let before = apply.applied().number;
+        match apply.step() {
+            Ok(Some(applied)) => {
+                self.shared.lock().work = true;
+                add(&self.counters.apply_groups, 1);
+                add(&self.counters.applied_batches, applied.number.saturating_sub(before));
+                let _ =
+                    self.inbox.send(Order::Applied { applied: Box::new(applied), stalled: false });
+                false
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::error!(%error, "cannot apply; trying again");
+                add(&self.counters.storage_errors, 1);
+                let what = error.to_string();
+                if let Err(error) = self.books.update(|state| state.last_error = Some(what)) {
+                    tracing::error!(%error, "cannot note the error");
+                }
+                let applied = Box::new(apply.applied().clone());
+                let _ = self.inbox.send(Order::Applied { applied, stalled: true });
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Every change the receiver makes to a file, in one place.
+//!
+//! An observer sees each change *before* it is made. Tests record them and
+//! rebuild every state a crash could leave; production has none.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use towline_block::{Extent, FileDisk, VolumeName};
+
+/// One change, about to be made.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    Create { file: &'a Path },
+    Write { file: &'a Path, offset: u64, bytes: &'a [u8] },
+    Zero { file: &'a Path, extent: Extent },
+    Truncate { file: &'a Path, len: u64 },
+    Sync { file: &'a Path },
+    Rename { from: &'a Path, to: &'a Path },
+    Remove { file: &'a Path },
+    SyncDir { dir: &'a Path },
+}
+
+pub trait Observe: Send + Sync {
+    /// An error is what the medium answers instead of doing it.
+    fn event(&self, event: Event<'_>) -> std::io::Result<()>;
+}
+
+/// The way to the disk.
+#[derive(Clone, Default)]
+pub struct Medium {
+    observer: Option<Arc<dyn Observe>>,
+}
+
+impl Medium {
+    pub fn observed(observer: Arc<dyn Observe>) -> Medium {
+        Medium { observer: Some(observer) }
+    }
+
+    fn about(&self, verb: &str, path: &Path, event: Event<'_>) -> Result<()> {
+        let Some(observer) = &self.observer else { return Ok(()) };
+        observer.event(event).map_err(|e| failed(verb, path, e))
+    }
+
+    pub fn create(&self, path: &Path) -> Result<LogFile> {
+        self.about("create", path, Event::Create { file: path })?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
+        let file = file.map_err(|e| failed("create", path, e))?;
+        Ok(LogFile { file, path: path.to_owned(), len: 0, medium: self.clone() })
+    }
+
+    pub fn open(&self, path: &Path) -> Result<LogFile> {
+        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let file = opened.map_err(|e| failed("open", path, e))?;
+        let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
+        Ok(LogFile { file, path: path.to_owned(), len, medium: self.clone() })
+    }
+
+    /// Gone afterwards, also when it was not there. Not durable before
+    /// [`Medium::sync_dir`].
+    pub fn remove(&self, path: &Path) -> Result<()> {
+        self.about("remove", path, Event::Remove { file: path })?;
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.about("sync", dir, Event::SyncDir { dir })?;
+        let sync = || File::open(dir)?.sync_all();
+        sync().map_err(|e| failed("sync", dir, e))
+    }
+
+    /// Replaces a whole file, atomically and durably.
+    pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let beside = path.with_extension("tmp");
+        let mut file = self.create(&beside)?;
+        file.append(bytes)?;
+        file.sync()?;
+        self.about("rename", path, Event::Rename { from: &beside, to: path })?;
+        fs::rename(&beside, path).map_err(|e| failed("replace", path, e))?;
+        self.sync_dir(path.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+fn failed(verb: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::storage(format!("cannot {verb} {}", path.display()), error)
+}
+
+/// A file that grows at its end.
+pub struct LogFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    medium: Medium,
+}
+
+impl LogFile {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let event = Event::Write { file: &self.path, offset: self.len, bytes };
+        self.medium.about("write", &self.path, event)?;
+        self.file.write_all_at(bytes, self.len).map_err(|e| failed("write", &self.path, e))?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// fdatasync.
+    pub fn sync(&self) -> Result<()> {
+        self.medium.about("sync", &self.path, Event::Sync { file: &self.path })?;
+        self.file.sync_data().map_err(|e| failed("sync", &self.path, e))
+    }
+
+    pub fn truncate(&mut self, len: u64) -> Result<()> {
+        self.medium.about("cut", &self.path, Event::Truncate { file: &self.path, len })?;
+        self.file.set_len(len).map_err(|e| failed("cut", &self.path, e))?;
+        self.len = len;
+        Ok(())
+    }
+
+    /// Goes on writing at `len`, whatever lies behind it.
+    pub fn rewind(&mut self, len: u64) {
+        self.len = len;
+    }
+
+    /// As much of `buf` as the file has from `offset`.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        read_at(&self.file, &self.path, buf, offset)
+    }
+}
+
+/// As much of `buf` as `file` has from `offset`.
+pub fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let mut filled = 0;
+    while let Some(free) = buf.get_mut(filled..)
+        && !free.is_empty()
+    {
+        match file.read_at(free, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(failed("read", path, e)),
+        }
+    }
+    Ok(filled)
+}
+
+/// One of the group's target disks.
+#[derive(Clone)]
+pub struct Target {
+    pub name: VolumeName,
+    pub disk: Arc<FileDisk>,
+    medium: Medium,
+}
+
+impl Target {
+    pub fn new(name: VolumeName, disk: FileDisk, medium: Medium) -> Target {
+        Target { name, disk: Arc::new(disk), medium }
+    }
+
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.disk.path();
+        self.medium.about("write", file, Event::Write { file, offset, bytes })?;
+        Ok(self.disk.write_at(bytes, offset)?)
+    }
+
+    pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {
+        let file = self.disk.path();
+        self.medium.about("zero", file, Event::Zero { file, extent })?;
+        Ok(self.disk.zero(extent, keep_allocated)?)
+    }
+
+    pub fn sync(&self) -> Result<()> {
+        let file = self.disk.path();
+        self.medium.about("sync", file, Event::Sync { file })?;
+        Ok(self.disk.flush()?)
+    }
+}

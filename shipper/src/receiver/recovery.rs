@@ -1,0 +1,290 @@
+//! Bringing the receiver back after anything: what staging holds, what to cut,
+//! what was lost, and the redo (table in docs/formats/receiver.md).
+//!
+//! Staged batches are believed as far as the chain from `applied` holds.
+
+use super::apply::{Apply, check_bounds};
+use super::medium::{Medium, Target};
+use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
+use super::state::{Books, Rollback, State};
+use super::stream::Stream;
+use super::undo::Undo;
+use super::{Layout, Limits};
+use crate::batch::BatchView;
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use towline_block::{Access, FileDisk};
+
+/// How long a killed owner's last I/O may take to let go of a target.
+pub const OWNER_WAIT: Duration = Duration::from_secs(10);
+
+/// A bound receiver's parts, ready to go on.
+pub struct Store {
+    pub books: Arc<Books>,
+    pub staging: Staging,
+    pub apply: Apply,
+    /// The stream after the last durable batch.
+    pub durable: Stream,
+}
+
+/// What staging holds, as a scan found it.
+#[derive(Debug, Default)]
+pub struct Scan {
+    pub segments: Vec<Segment>,
+    pub cursor: Cursor,
+    pub durable: Stream,
+    /// Acknowledged batches are missing or damaged: what and where.
+    pub damage: Option<String>,
+}
+
+/// What ended a segment's good part.
+enum End {
+    File,
+    /// Not a batch, or not the next one.
+    Bad(String),
+}
+
+/// Opens what is in the directory; `None` when this receiver is not bound yet.
+/// Nothing of the targets is changed except by a rollback that was decided.
+pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<Store>> {
+    let Some(state) = super::state::load(&layout.state)? else { return Ok(None) };
+    let targets = open_targets(&state, medium)?;
+    let books = Books::loaded(&layout.state, medium.clone(), state.clone());
+    let mut undo = load_undo(layout, medium, limits, &state)?;
+    if let Some(takeover) = &state.promoted {
+        finish_takeover(&books, &mut undo, &targets, takeover.rollback)?;
+        let mut staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
+        staging.clear()?;
+        return Ok(Some(assemble(books, staging, Cursor::default(), undo, targets, medium)));
+    }
+    let mut scan = scan(&layout.stage, &state)?;
+    let damage = scan.damage.take();
+    let damaged = damage.is_some();
+    if let Some(damage) = damage {
+        lose_point(&books, &mut scan, damage)?;
+    }
+    settle_undo(&books, &mut undo)?;
+    let mut staging = Staging::new(&layout.stage, medium.clone(), scan.segments, limits.segment());
+    if damaged {
+        staging.clear()?;
+    }
+    let mut store = assemble(books, staging, scan.cursor, undo, targets, medium);
+    store.durable = scan.durable;
+    Ok(Some(store))
+}
+
+/// What a receiver's start does before it listens, and nothing else: brings the
+/// targets to the end of the last durable batch. Answers where that is; `None`
+/// when no group was ever received there.
+pub fn recover(state_dir: &Path) -> Result<Option<Stream>> {
+    let store = open(&Layout::of(state_dir), &Medium::default(), &Limits::default())?;
+    let Some(mut store) = store else { return Ok(None) };
+    if store.books.get().promoted.is_none() {
+        store.redo()?;
+    }
+    Ok(Some(store.apply.applied().clone()))
+}
+
+fn assemble(
+    books: Arc<Books>,
+    staging: Staging,
+    cursor: Cursor,
+    undo: Undo,
+    targets: Vec<Target>,
+    medium: &Medium,
+) -> Store {
+    let reader = staging.reader(cursor);
+    let durable = books.get().applied;
+    let apply = Apply::new(targets, undo, Arc::clone(&books), reader, medium.clone());
+    Store { books, staging, apply, durable }
+}
+
+impl Store {
+    /// The first store of a group: `state` durable, nothing received.
+    pub fn create(
+        layout: &Layout,
+        medium: &Medium,
+        limits: &Limits,
+        state: State,
+        targets: Vec<Target>,
+    ) -> Result<Store> {
+        let mut undo = load_undo(layout, medium, limits, &state)?;
+        undo.discard()?;
+        let books = Books::create(&layout.state, medium.clone(), state)?;
+        let staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
+        Ok(assemble(books, staging, Cursor::default(), undo, targets, medium))
+    }
+
+    /// Applies everything that is durable.
+    pub fn redo(&mut self) -> Result<()> {
+        while self.apply.step()?.is_some() {}
+        Ok(())
+    }
+}
+
+fn load_undo(layout: &Layout, medium: &Medium, limits: &Limits, state: &State) -> Result<Undo> {
+    let sizes = state.volumes.iter().map(|volume| volume.size_bytes).collect();
+    Undo::load(&layout.undo, medium.clone(), state.group_uuid, sizes, limits.undo_bytes_max)
+}
+
+fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
+    let open = |record: &super::state::TargetRecord| {
+        let disk = FileDisk::open(&record.path, Access::Own { wait: OWNER_WAIT })?;
+        if disk.size_bytes() != record.size_bytes {
+            let what = format!(
+                "target {} at {} has {} bytes, but had {} when it was last used: put the right \
+                 disk there",
+                record.name,
+                record.path.display(),
+                disk.size_bytes(),
+                record.size_bytes
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        Ok(Target::new(record.name.clone(), disk, medium.clone()))
+    };
+    state.volumes.iter().map(open).collect()
+}
+
+/// Rolls back if that was decided and not finished, then forgets the undo log.
+pub fn finish_takeover(
+    books: &Books,
+    undo: &mut Undo,
+    targets: &[Target],
+    rollback: Rollback,
+) -> Result<()> {
+    if rollback == Rollback::Pending {
+        undo.roll_back(targets)?;
+        books.update(|state| {
+            if let Some(takeover) = &mut state.promoted {
+                takeover.rollback = Rollback::Done;
+            }
+        })?;
+    }
+    undo.discard()
+}
+
+/// The undo log belongs to the point before the batch that is being applied, or
+/// it is a leftover.
+fn settle_undo(books: &Books, undo: &mut Undo) -> Result<()> {
+    let applied = books.get().applied;
+    match (undo.point(), applied.point) {
+        (Some(logged), Some(point)) if logged == point => Ok(()),
+        (_, Some(_)) if !applied.whole => {
+            let what = "the undo log is missing or damaged: the last point is lost; the next one \
+                        comes when the resync is done";
+            tracing::error!("{what}");
+            books.update(|state| {
+                state.applied.point = None;
+                state.last_error = Some(what.to_owned());
+            })?;
+            undo.discard()
+        }
+        _ => undo.discard(),
+    }
+}
+
+/// Batches that were acknowledged are gone: the chain goes on after the last good
+/// one, but nothing is known of the disks any more.
+fn lose_point(books: &Books, scan: &mut Scan, damage: String) -> Result<()> {
+    tracing::error!("{damage}");
+    let what = format!("{damage}: acknowledged batches are lost, everything is received again");
+    let lost = scan.durable.lost();
+    books.update(|state| {
+        state.applied = lost.clone();
+        state.last_error = Some(what);
+    })?;
+    scan.durable = lost;
+    scan.segments.clear();
+    scan.cursor = Cursor::default();
+    Ok(())
+}
+
+/// Follows the chain through all segments. Changes nothing.
+pub fn scan(dir: &Path, state: &State) -> Result<Scan> {
+    let firsts = list(dir)?;
+    let mut scan = Scan { durable: state.applied.clone(), ..Scan::default() };
+    for (index, first) in firsts.iter().copied().enumerate() {
+        let next_first = firsts.get(index + 1).copied();
+        if first > scan.durable.number + 1 {
+            scan.damage = Some(format!("{} does not follow", segment_path(dir, first).display()));
+            break;
+        }
+        let end = scan_segment(dir, first, next_first, state, &mut scan)?;
+        let followed = next_first.is_none_or(|next| next <= scan.durable.number + 1);
+        if let (End::Bad(why), false) = (&end, followed) {
+            scan.damage = Some(format!("{}: {why}", segment_path(dir, first).display()));
+            break;
+        }
+        if let End::Bad(why) = end {
+            tracing::info!(segment = first, "an unfinished write ends staging: {why}");
+        }
+    }
+    Ok(scan)
+}
+
+/// Takes the batches of one segment that continue the chain; a segment that
+/// starts at `next_first` overrules what lies here from that number on.
+fn scan_segment(
+    dir: &Path,
+    first: u64,
+    next_first: Option<u64>,
+    state: &State,
+    scan: &mut Scan,
+) -> Result<End> {
+    let path = segment_path(dir, first);
+    let failed = |e| Error::storage(format!("cannot read {}", path.display()), e);
+    let file = File::open(&path).map_err(failed)?;
+    let end = file.metadata().map_err(failed)?.len();
+    let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
+    let mut segment = Segment { first, last: first.saturating_sub(1), bytes: 0 };
+    let mut outcome = End::File;
+    while segment.bytes < end && next_first.is_none_or(|next| segment.last + 1 < next) {
+        let bytes = match read_batch(&file, &path, segment.bytes, end) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::Damaged => {
+                outcome = End::Bad(e.to_string());
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        match take(&bytes, segment.last + 1, state, &sizes, &scan.durable) {
+            Ok(Some(after)) => scan.durable = after,
+            Ok(None) => {
+                scan.cursor = Cursor { segment: first, offset: segment.bytes + bytes.len() as u64 };
+            }
+            Err(why) => {
+                outcome = End::Bad(why);
+                break;
+            }
+        }
+        segment.last += 1;
+        segment.bytes += bytes.len() as u64;
+    }
+    if segment.bytes > 0 {
+        scan.segments.push(segment);
+    }
+    Ok(outcome)
+}
+
+/// The stream after the batch; `None` for one that is applied already.
+fn take(
+    bytes: &[u8],
+    number: u64,
+    state: &State,
+    sizes: &[u64],
+    durable: &Stream,
+) -> std::result::Result<Option<Stream>, String> {
+    let view = BatchView::parse(bytes).map_err(|e| e.to_string())?;
+    if view.number() != number {
+        return Err(format!("batch {} lies where {number} belongs", view.number()));
+    }
+    if number <= state.applied.number {
+        return Ok(None);
+    }
+    check_bounds(&view, sizes).map_err(|e| e.to_string())?;
+    durable.follow(state.group_uuid, &view).map(Some).map_err(|refusal| refusal.message)
+}

@@ -1,0 +1,1 @@
+//! What crashes leave, and what recovery makes of it.

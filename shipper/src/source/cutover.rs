@@ -1,0 +1,435 @@
+//! Carries out what `control::cutover` decides: speaks to the proxy over a link of its
+//! own, to the target through the stream, and answers whoever asked.
+
+use super::control::{ControlReply, Order};
+use super::drain::{Feed, LINK_ANSWER_MAX, Meter, SessionNews, unexpected};
+use super::from_journal;
+use super::stream::Stream;
+use crate::error::Result;
+use crate::wire::{
+    Abort, Decision as WireDecision, Message, Outcome as WireOutcome, Promote, Promoted,
+};
+use std::collections::VecDeque;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+use towline_block::{GroupName, Position};
+use towline_control::report::ReportContext;
+use towline_control::{
+    Action, Attempt, Cutover, CutoverReport, Decision, Event, Outcome, PauseInput,
+    forecast_pause_ms,
+};
+use towline_journal::GroupDir;
+use towline_journal::format::Counter;
+use towline_journal::link::{Link, Reply, Request};
+
+/// Before guests are held, the stream gets so long to catch up to `CAUGHT_UP_BYTES`.
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
+const CAUGHT_UP_BYTES: u64 = 256 * 1024;
+/// Pause between two attempts to tell the proxy the decision, or to ask again.
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// How often progress is reported while draining.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Assumed until measured: from sending a batch to its durable acknowledgement.
+const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(5);
+const FLUSH_ASSUMED: Duration = Duration::from_millis(5);
+
+/// The name under which the target knows an attempt.
+pub(crate) fn attempt_name(attempt: u64) -> String {
+    format!("{attempt:016x}")
+}
+
+pub(crate) struct Driver {
+    group: GroupName,
+    dir: GroupDir,
+    catching_up: Option<(Instant, Order)>,
+    running: Option<Running>,
+    promoted: bool,
+}
+
+struct Running {
+    machine: Cutover,
+    began: Instant,
+    events: VecDeque<Event>,
+    /// Asked, or to be asked once the stream holds the SEAL record.
+    promote: Option<Promote>,
+    promote_sent: bool,
+    drain_upto: Option<u64>,
+    last_progress: Instant,
+    ask_again_at: Option<Instant>,
+    /// Decisions the proxy has not confirmed yet.
+    to_tell: VecDeque<Request>,
+    tell_at: Instant,
+    outcome: Option<Outcome>,
+    ended_after: Option<Duration>,
+    forecast_pause_ms: Option<u64>,
+    source_epoch: u32,
+    replies: Option<Sender<ControlReply>>,
+}
+
+impl Driver {
+    pub fn new(group: GroupName, dir: GroupDir) -> Driver {
+        Driver { group, dir, catching_up: None, running: None, promoted: false }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.is_some() || self.catching_up.is_some()
+    }
+
+    /// After the seal nothing is walked: there is nothing dirty, by R4.
+    pub fn is_sealed(&self) -> bool {
+        self.running.as_ref().is_some_and(|r| r.promote.is_some())
+    }
+
+    pub fn promoted(&self) -> bool {
+        self.promoted && self.running.is_none()
+    }
+
+    pub fn order(&mut self, order: Order, feed: Option<&Feed>, stream: &Stream) {
+        let refusal = if self.is_running() {
+            Some("another cutover of the group is on its way")
+        } else if self.promoted {
+            Some("the group was cut over already")
+        } else if !stream.connected() {
+            Some("the target cannot be reached")
+        } else {
+            match feed {
+                None => Some("the proxy cannot be reached"),
+                Some(feed) if feed.reader.get(Counter::Whole) == 0 => Some(
+                    "there is no point yet: the baseline or a resync is still on its way; \
+                     `towline status` says how far",
+                ),
+                Some(_) => None,
+            }
+        };
+        match refusal {
+            Some(why) => {
+                let report = self.report(
+                    Duration::ZERO,
+                    None,
+                    None,
+                    1,
+                    Outcome::Aborted { reason: why.to_owned() },
+                );
+                let _ = order.replies.send(ControlReply::Done(report));
+            }
+            None => self.catching_up = Some((Instant::now(), order)),
+        }
+    }
+
+    /// A group that was sealed before this shipper started.
+    pub fn found_sealed(&mut self, attempt: u64, position: Position, stream: &Stream) {
+        if self.running.is_some() {
+            return;
+        }
+        tracing::warn!(attempt = %attempt_name(attempt), "the group is sealed: asking the target");
+        let (machine, actions) = Cutover::resume(Attempt(attempt), position);
+        let mut running = Running::new(machine, None, None, position.epoch.0);
+        running.carry_out(actions, &self.dir, stream);
+        self.running = Some(running);
+    }
+
+    /// A promoted target; true when it was our attempt that promoted it.
+    pub fn found_promoted(&mut self, promoted: &Promoted) -> bool {
+        if self.running.is_some() || self.promoted {
+            return true;
+        }
+        let Ok(Some(state)) = self.dir.load() else { return false };
+        let Some(seal) = state.seal else { return false };
+        if attempt_name(seal.attempt) != promoted.attempt {
+            return false;
+        }
+        let position = promoted.position;
+        let (machine, _) = Cutover::resume(Attempt(seal.attempt), position);
+        let mut running = Running::new(machine, None, None, state.epoch);
+        running.events.push_back(Event::Decision(Decision::Promoted {
+            epoch: promoted.epoch,
+            exports: promoted.exports.clone(),
+        }));
+        self.running = Some(running);
+        true
+    }
+
+    pub fn link_lost(&mut self, _stream: &Stream) {
+        if let Some(running) = &mut self.running {
+            running.events.push_back(Event::LinkLost);
+        }
+    }
+
+    pub fn news(&mut self, news: SessionNews, _stream: &Stream) {
+        let Some(running) = &mut self.running else { return };
+        match news {
+            SessionNews::Decision(decision) => running.decided(&decision),
+            SessionNews::NotReady(why) => {
+                tracing::debug!("the target is not ready to promote: {why}");
+                running.ask_again_at = Some(Instant::now() + RETRY_EVERY);
+            }
+            SessionNews::NetLost => running.events.push_back(Event::NetLost),
+            SessionNews::NetBack => running.events.push_back(Event::NetBack),
+        }
+    }
+
+    /// One step. `cut`: the last record in the stream, while the journal is attached.
+    pub fn turn(&mut self, cut: Option<u64>, stream: &Stream, meter: &Meter) {
+        self.begin_when_caught_up(cut, stream, meter);
+        let Some(running) = &mut self.running else { return };
+        running.observe(cut, stream);
+        while let Some(event) = running.events.pop_front() {
+            let actions = running.machine.step(running.began.elapsed(), event);
+            running.carry_out(actions, &self.dir, stream);
+        }
+        running.tell_proxy(&self.dir);
+        if running.outcome.is_some() && running.to_tell.is_empty() {
+            self.finish();
+        }
+    }
+
+    fn begin_when_caught_up(&mut self, cut: Option<u64>, stream: &Stream, meter: &Meter) {
+        let Some((since, order)) = &self.catching_up else { return };
+        let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
+        let caught_up = stream.is_drained() && backlog <= CAUGHT_UP_BYTES;
+        if !caught_up && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
+            let phase = "catching up".to_owned();
+            let _ = order.replies.send(ControlReply::Progress { phase, backlog_bytes: backlog });
+            return;
+        }
+        let Some((_, order)) = self.catching_up.take() else { return };
+        let forecast = forecast_pause_ms(&PauseInput {
+            backlog_bytes: backlog,
+            drain_bytes_per_s: meter.durable_rate as u64,
+            round_trip: ROUND_TRIP_ASSUMED,
+            source_flush: FLUSH_ASSUMED,
+            target_flush: FLUSH_ASSUMED,
+        });
+        let attempt = Attempt(rand::random());
+        let (machine, actions) = Cutover::start(Duration::ZERO, attempt, order.max_pause);
+        let epoch = self.dir.load().ok().flatten().map_or(1, |state| state.epoch);
+        let mut running = Running::new(machine, Some(order.replies), forecast, epoch);
+        running.carry_out(actions, &self.dir, stream);
+        self.running = Some(running);
+    }
+
+    fn finish(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        let Some(outcome) = running.outcome else { return };
+        self.promoted |= matches!(outcome, Outcome::Promoted { .. });
+        let report = self.report(
+            running.ended_after.unwrap_or_default(),
+            running.forecast_pause_ms,
+            running.machine.cut_seq().map(|seq| seq.0),
+            running.source_epoch,
+            outcome,
+        );
+        tracing::info!(outcome = ?report.outcome, pause_ms = report.pause_ms, reason = %report.reason, "cutover ended");
+        if let Some(replies) = running.replies {
+            let _ = replies.send(ControlReply::Done(report));
+        }
+    }
+
+    fn report(
+        &self,
+        pause: Duration,
+        forecast_pause_ms: Option<u64>,
+        cut_seq: Option<u64>,
+        source_epoch: u32,
+        outcome: Outcome,
+    ) -> CutoverReport {
+        let context = ReportContext {
+            group: self.group.to_string(),
+            pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            forecast_pause_ms,
+            cut_seq,
+            source_epoch,
+        };
+        CutoverReport::new(context, outcome)
+    }
+
+    /// The shipper ends: whoever waits hears it. What is sealed is resolved by the next.
+    pub fn stop(&mut self) {
+        let waiting = self
+            .running
+            .take()
+            .and_then(|r| r.replies)
+            .or_else(|| self.catching_up.take().map(|(_, order)| order.replies));
+        if let Some(replies) = waiting {
+            let why = "the shipper was stopped; the proxy lifts a hold by itself, a seal is \
+                       resolved when the shipper runs again";
+            let _ = replies.send(ControlReply::Refused(why.into()));
+        }
+    }
+}
+
+impl Running {
+    fn new(
+        machine: Cutover,
+        replies: Option<Sender<ControlReply>>,
+        forecast_pause_ms: Option<u64>,
+        source_epoch: u32,
+    ) -> Running {
+        let now = Instant::now();
+        Running {
+            machine,
+            began: now,
+            events: VecDeque::new(),
+            promote: None,
+            promote_sent: false,
+            drain_upto: None,
+            last_progress: now,
+            ask_again_at: None,
+            to_tell: VecDeque::new(),
+            tell_at: now,
+            outcome: None,
+            ended_after: None,
+            forecast_pause_ms,
+            source_epoch,
+            replies,
+        }
+    }
+
+    fn decided(&mut self, decision: &WireDecision) {
+        if decision.attempt != attempt_name(self.machine.attempt().0) {
+            return;
+        }
+        self.events.push_back(Event::Decision(match decision.outcome {
+            WireOutcome::Promoted => {
+                Decision::Promoted { epoch: decision.epoch, exports: decision.exports.clone() }
+            }
+            WireOutcome::Aborted => Decision::Aborted,
+        }));
+    }
+
+    /// Turns what can be seen into events.
+    fn observe(&mut self, cut: Option<u64>, stream: &Stream) {
+        let ack = stream.ack();
+        if let Some(upto) = self.drain_upto {
+            let at_point = ack.point.is_some_and(|point| point.seq.0 >= upto);
+            if at_point && !ack.broken && ack.applied == ack.number {
+                self.drain_upto = None;
+                self.events.push_back(Event::Drained);
+            } else if self.last_progress.elapsed() >= PROGRESS_EVERY {
+                self.last_progress = Instant::now();
+                let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
+                self.events.push_back(Event::DrainProgress { backlog_bytes: backlog });
+                self.say("draining", backlog);
+            }
+        }
+        if self.ask_again_at.is_some_and(|at| Instant::now() >= at) {
+            self.ask_again_at = None;
+            self.promote_sent = false;
+        }
+        if let Some(promote) = &self.promote
+            && !self.promote_sent
+            && cut.is_some_and(|cut| cut >= promote.position.seq.0)
+        {
+            stream.say(Message::Promote(promote.clone()));
+            self.promote_sent = true;
+        }
+        if self.machine.next_tick().is_some_and(|at| self.began.elapsed() >= at) {
+            self.events.push_back(Event::Tick);
+        }
+    }
+
+    fn say(&self, phase: &str, backlog_bytes: u64) {
+        if let Some(replies) = &self.replies {
+            let _ = replies.send(ControlReply::Progress { phase: phase.to_owned(), backlog_bytes });
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>, dir: &GroupDir, stream: &Stream) {
+        for action in actions {
+            self.carry_out_one(action, dir, stream);
+        }
+    }
+
+    fn carry_out_one(&mut self, action: Action, dir: &GroupDir, stream: &Stream) {
+        match action {
+            Action::Hold { attempt, max } => {
+                let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+                let event = match ask(dir, &Request::Hold { attempt: attempt.0, max_ms }) {
+                    Ok(Reply::Held { seq }) => Event::Held(towline_block::Seq(seq)),
+                    Ok(other) => Event::HoldFailed(unexpected(&other).to_string()),
+                    Err(error) => Event::HoldFailed(error.to_string()),
+                };
+                self.events.push_back(event);
+            }
+            Action::Release { attempt } => {
+                if let Err(error) = ask(dir, &Request::Release { attempt: attempt.0 }) {
+                    tracing::warn!("{error}: the proxy lifts the hold at its own deadline");
+                }
+            }
+            Action::DrainCheck { upto } => {
+                self.drain_upto = Some(upto.0);
+                self.say("holding", 0);
+            }
+            Action::Seal { attempt } => {
+                let event = match ask(dir, &Request::Seal { attempt: attempt.0 }) {
+                    Ok(Reply::Sealed { seq }) => {
+                        let at = stream.ack().position;
+                        Event::Sealed(Position { seq: towline_block::Seq(seq), ..at })
+                    }
+                    Ok(other) => Event::SealFailed(unexpected(&other).to_string()),
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        Event::LinkLost
+                    }
+                };
+                self.events.push_back(event);
+            }
+            Action::SendPromote { attempt, position } => {
+                self.say("promoting", 0);
+                self.ask_again_at = None;
+                self.promote_sent = false;
+                self.promote = Some(Promote {
+                    attempt: attempt_name(attempt.0),
+                    position,
+                    allow_rollback: false,
+                });
+            }
+            Action::SendAbort { attempt } => {
+                self.promote = None;
+                stream.say(Message::Abort(Abort { attempt: attempt_name(attempt.0) }));
+            }
+            Action::Commit { epoch, exports } => self.to_tell.push_back(Request::Commit {
+                attempt: self.machine.attempt().0,
+                epoch: epoch.0,
+                exports,
+            }),
+            Action::Unseal { attempt } => {
+                self.to_tell.push_back(Request::Unseal { attempt: attempt.0 });
+            }
+            Action::Finish(outcome) => {
+                self.ended_after = Some(self.began.elapsed());
+                self.outcome = Some(outcome);
+            }
+        }
+    }
+
+    /// Repeats decisions until the proxy has confirmed them.
+    fn tell_proxy(&mut self, dir: &GroupDir) {
+        if Instant::now() < self.tell_at {
+            return;
+        }
+        while let Some(request) = self.to_tell.front() {
+            match ask(dir, request) {
+                Ok(Reply::Ok) => {
+                    self.to_tell.pop_front();
+                }
+                Ok(other) => {
+                    tracing::error!("the proxy does not take the decision: {}", unexpected(&other));
+                    self.to_tell.pop_front();
+                }
+                Err(error) => {
+                    tracing::warn!("{error}: the decision is told again");
+                    self.tell_at = Instant::now() + RETRY_EVERY;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One question on a link of its own: the cutover does not depend on the feed's.
+fn ask(dir: &GroupDir, request: &Request) -> Result<Reply> {
+    let mut link = Link::connect(&dir.proxy_socket()).map_err(from_journal)?;
+    link.set_timeout(Some(LINK_ANSWER_MAX)).map_err(from_journal)?;
+    Ok(link.call(request).map_err(from_journal)?.0)
+}

@@ -1,0 +1,86 @@
+//! Cuts records of the ring into batches: a contiguous range of sequence numbers,
+//! every payload verified against the checksum the proxy computed.
+
+use crate::batch::{BatchBuilder, Control};
+use crate::error::Result;
+use crate::source::from_journal;
+use towline_block::{Epoch, Incarnation, Position, Seq};
+use towline_journal::{Kind, Record, RingReader, SlotState};
+
+/// Payload at which a batch of records is sealed: large enough to spread the cost of
+/// a sync, small enough that a target is seldom a second behind on a slow link.
+pub(crate) const RECORDS_BATCH_BYTES: usize = 2 << 20;
+
+/// What one call cut.
+pub(crate) struct Cut {
+    pub batch: BatchBuilder,
+    /// Last record in it.
+    pub last: u64,
+    pub payload_bytes: u64,
+    /// The SEAL record was among them.
+    pub sealed: bool,
+}
+
+/// Cuts at most one batch of the records `first..=done`. `None`: there are none.
+pub(crate) fn cut(
+    reader: &RingReader,
+    epoch: u32,
+    first: u64,
+    done: u64,
+    claims_upto: u64,
+    scratch: &mut Vec<u8>,
+) -> Result<Option<Cut>> {
+    if first > done {
+        return Ok(None);
+    }
+    let position = Position::new(Epoch(epoch), Incarnation(reader.incarnation()), Seq(first));
+    let batch = BatchBuilder::records(position, claims_upto);
+    let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
+    for seq in first..=done {
+        scratch.clear();
+        let record = reader.read(seq, scratch).map_err(from_journal)?;
+        if !cut.batch.fits(scratch.len()) {
+            break;
+        }
+        add(&mut cut, &record, scratch)?;
+        cut.last = seq;
+        cut.payload_bytes += scratch.len() as u64;
+        if cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
+            break;
+        }
+    }
+    Ok(Some(cut))
+}
+
+fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {
+    let (seq, volume, extent) = (Seq(record.seq), record.volume, record.extent);
+    cut.batch.pass(seq);
+    if record.state != SlotState::Done {
+        return Ok(());
+    }
+    match record.kind {
+        Kind::Write => cut.batch.write(seq, volume, extent.offset, payload, record.payload_crc),
+        Kind::Zero => cut.batch.zero(seq, volume, extent, false),
+        Kind::Trim => cut.batch.trim(seq, volume, extent),
+        Kind::Control => {
+            let control = match record.control {
+                Some(towline_journal::Control::Break) => Control::Break,
+                Some(towline_journal::Control::Heal) => Control::Heal,
+                Some(towline_journal::Control::Resync) => Control::Resync,
+                Some(towline_journal::Control::Seal) => Control::Seal,
+                None => return Ok(()),
+            };
+            if control != Control::Seal {
+                return cut.batch.control(seq, control, &[]);
+            }
+            cut.sealed = true;
+            cut.batch.control(
+                seq,
+                control,
+                super::cutover::attempt_name(record.argument).as_bytes(),
+            )
+        }
+        // A barrier orders; the batch as a whole already does.
+        Kind::Barrier | Kind::Mark | Kind::Void => Ok(()),
+    }
+}

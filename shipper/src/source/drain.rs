@@ -1,0 +1,456 @@
+//! The drain thread: journal in, stream out, one turn after the other.
+//!
+//! ```text
+//!   no feed ── target connected, nothing on its way: attach to the proxy ──> feed
+//!   feed    ── ack the proxy, cut records, walk one chunk, ask for HEAL ──> feed
+//!   feed    ── proxy gone, or the target is no longer where we fed it ────> no feed
+//! ```
+
+use super::control::Order;
+use super::cutover::Driver;
+use super::stream::{News, Stream};
+use super::walker::{Walker, shared};
+use super::{cutter, from_journal};
+use crate::batch::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::GroupUuid;
+use crate::wire::Welcome;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+use towline_block::{BLOCK_BYTES, Epoch, GroupName, Incarnation, Position, Seq};
+use towline_journal::format::Counter;
+use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
+use towline_journal::progress::Figure;
+use towline_journal::{Durable, GroupDir, RingReader, unix_now_ns};
+
+/// Pause between two looks at the ring: while there was something lately, and later.
+const POLL_BUSY: Duration = Duration::from_millis(2);
+const POLL_IDLE: Duration = Duration::from_millis(20);
+/// How long "lately" is.
+const BUSY_FOR: Duration = Duration::from_millis(200);
+/// Pause between two attempts to find proxy or target.
+const POLL_MISSING: Duration = Duration::from_millis(50);
+/// Longest wait for an answer of the proxy. It answers from its I/O threads, which a
+/// slow disk can hold up.
+pub(crate) const LINK_ANSWER_MAX: Duration = Duration::from_secs(20);
+/// How often figures are published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+pub(crate) struct Drain {
+    stream: Arc<Stream>,
+    dir: GroupDir,
+    orders: Receiver<Order>,
+    feed: Option<Feed>,
+    driver: Driver,
+    /// The target has taken over: nothing is shipped any more.
+    finished: bool,
+    busy_until: Instant,
+    published: Instant,
+    meter: Meter,
+    last_error: String,
+}
+
+/// An attached journal and the stream it feeds.
+pub(crate) struct Feed {
+    link: Link,
+    pub reader: RingReader,
+    walker: Walker,
+    chain: Chain,
+    epoch: u32,
+    /// Last record in the stream.
+    pub cut: u64,
+    claims_upto: u64,
+    /// What the proxy was last told.
+    told: (u64, u64),
+    scratch: Vec<u8>,
+}
+
+/// Rates, measured where the figures are published.
+#[derive(Default)]
+pub(crate) struct Meter {
+    last: Option<(Instant, u64, u64)>,
+    /// Baseline bytes a second and stream bytes made durable a second, smoothed.
+    baseline_rate: f64,
+    pub durable_rate: f64,
+}
+
+impl Drain {
+    pub fn new(
+        stream: Arc<Stream>,
+        group: GroupName,
+        dir: GroupDir,
+        orders: Receiver<Order>,
+    ) -> Drain {
+        let driver = Driver::new(group, dir.clone());
+        let now = Instant::now();
+        Drain {
+            stream,
+            dir,
+            orders,
+            feed: None,
+            driver,
+            finished: false,
+            busy_until: now,
+            published: now,
+            meter: Meter::default(),
+            last_error: String::new(),
+        }
+    }
+
+    pub fn run(mut self) {
+        while !self.stream.stopping() {
+            self.take_orders();
+            while let Some(news) = self.stream.news() {
+                self.driver.news(news, &self.stream);
+            }
+            let moved = match self.turn() {
+                Ok(moved) => moved,
+                Err(error) => {
+                    self.lost(&error);
+                    false
+                }
+            };
+            self.drive_cutover();
+            self.publish();
+            if moved {
+                self.busy_until = Instant::now() + BUSY_FOR;
+            } else {
+                self.stream.wait(self.pause());
+            }
+        }
+        self.driver.stop();
+    }
+
+    fn pause(&self) -> Duration {
+        if self.driver.is_running() {
+            return POLL_BUSY;
+        }
+        match &self.feed {
+            None => POLL_MISSING,
+            Some(_) if Instant::now() < self.busy_until => POLL_BUSY,
+            Some(_) => POLL_IDLE,
+        }
+    }
+
+    fn take_orders(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            self.driver.order(order, self.feed.as_ref(), &self.stream);
+        }
+    }
+
+    fn drive_cutover(&mut self) {
+        let cut = self.feed.as_ref().map(|feed| feed.cut);
+        self.driver.turn(cut, &self.stream, &self.meter);
+        if self.driver.promoted() && !self.finished {
+            self.finished = true;
+            self.feed = None;
+            tracing::info!("the target has taken over; nothing more is shipped");
+        }
+    }
+
+    fn lost(&mut self, error: &Error) {
+        if self.feed.take().is_some() {
+            self.driver.link_lost(&self.stream);
+        }
+        let text = error.to_string();
+        if text != self.last_error {
+            tracing::warn!("{text}");
+            self.stream.progress().set_error(&text);
+            self.last_error = text;
+        }
+    }
+
+    /// True when something was moved.
+    fn turn(&mut self) -> Result<bool> {
+        if self.finished {
+            return Ok(false);
+        }
+        if self.feed.is_some() && !self.stream.established() {
+            self.feed = None;
+        }
+        let Some(feed) = &mut self.feed else {
+            return self.begin();
+        };
+        feed.acknowledge(&self.stream)?;
+        let mut moved = false;
+        if self.stream.has_room() {
+            moved |= feed.cut_records(&self.stream)?;
+        }
+        if self.stream.has_room() && !self.driver.is_sealed() {
+            moved |= feed.walk(&self.stream)?;
+        }
+        feed.heal()?;
+        Ok(moved)
+    }
+
+    fn begin(&mut self) -> Result<bool> {
+        let Some(welcome) = self.stream.beginning() else { return Ok(false) };
+        if welcome.promoted.is_some() {
+            self.superseded(&welcome);
+            return Ok(false);
+        }
+        let Some(state) = self.dir.load().map_err(from_journal)? else { return Ok(false) };
+        let mut link = Link::connect(&self.dir.proxy_socket()).map_err(from_journal)?;
+        link.set_timeout(Some(LINK_ANSWER_MAX)).map_err(from_journal)?;
+        let target = Durable {
+            epoch: welcome.position.epoch.0,
+            incarnation: welcome.position.incarnation.0,
+            seq: welcome.position.seq.0,
+            claims: welcome.claims_upto,
+        };
+        let request = Request::Attach { version: LINK_VERSION, target };
+        let (reply, fds) = link.call(&request).map_err(from_journal)?;
+        let (attached, seal) = match reply {
+            Reply::Attached { attached, seal, .. } => (attached, seal),
+            Reply::Superseded => {
+                self.superseded(&welcome);
+                return Ok(false);
+            }
+            other => return Err(unexpected(&other)),
+        };
+        let mut fds = fds.into_iter();
+        let missing = || Error::new(ErrorKind::Protocol, "the proxy sent too few descriptors");
+        let ring = File::from(fds.next().ok_or_else(missing)?);
+        let reader = RingReader::open(&ring).map_err(from_journal)?;
+        let direct: Vec<_> = fds
+            .enumerate()
+            .map(|(index, fd)| (shared(fd), reader.volume_size_bytes(index)))
+            .collect();
+        if direct.len() != reader.volume_count() {
+            return Err(missing());
+        }
+        if let Some(reason) = &attached.resync {
+            tracing::warn!("everything is sent again: {reason}");
+        }
+        let chain = Chain {
+            group: GroupUuid(state.group_uuid.0),
+            session: self.stream.session(),
+            number: welcome.number,
+            hash: welcome.hash,
+            stream_bytes: welcome.stream_bytes,
+        };
+        if !self.stream.establish(&chain) {
+            return Ok(false);
+        }
+        tracing::info!(start_seq = attached.start_seq, "attached to the journal");
+        self.stream.progress().set_error("");
+        self.last_error.clear();
+        self.feed = Some(Feed {
+            link,
+            reader,
+            walker: Walker::new(direct)?,
+            chain,
+            epoch: attached.epoch,
+            cut: attached.start_seq - 1,
+            claims_upto: attached.claims_upto,
+            told: (0, 0),
+            scratch: Vec::new(),
+        });
+        if let Some(seal) = seal {
+            let position = Position::new(
+                Epoch(attached.epoch),
+                Incarnation(attached.incarnation),
+                Seq(seal.seq),
+            );
+            self.driver.found_sealed(seal.attempt, position, &self.stream);
+        }
+        Ok(true)
+    }
+
+    /// The target was promoted: by our attempt, which the proxy then has to learn, or
+    /// by force, which an operator has to sort out.
+    fn superseded(&mut self, welcome: &Welcome) {
+        let Some(promoted) = &welcome.promoted else { return };
+        if self.driver.found_promoted(promoted) {
+            return;
+        }
+        let what = format!(
+            "the target was promoted to epoch {} without this side: nothing is shipped; stop the \
+             guests here",
+            promoted.epoch.0
+        );
+        self.lost(&Error::new(ErrorKind::Refused, what));
+    }
+
+    fn publish(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.published) < PUBLISH_EVERY {
+            return;
+        }
+        self.published = now;
+        let progress = self.stream.progress();
+        progress.set(Figure::HeartbeatNs, unix_now_ns());
+        progress.set(Figure::CutoverRunning, u64::from(self.driver.is_running()));
+        let Some(feed) = &self.feed else {
+            self.meter.last = None;
+            return;
+        };
+        self.meter.publish(now, &feed.reader, self.stream.ack().stream_bytes, progress);
+    }
+}
+
+impl Feed {
+    /// Tells the proxy what the target durably has.
+    fn acknowledge(&mut self, stream: &Stream) -> Result<()> {
+        let ack = stream.ack();
+        if ack.position.incarnation.0 != self.reader.incarnation() {
+            return Ok(());
+        }
+        let upto = (ack.position.seq.0, ack.claims_upto);
+        if upto == self.told {
+            return Ok(());
+        }
+        self.ask(&Request::Ack { seq: upto.0, claims: upto.1 })?;
+        self.told = upto;
+        Ok(())
+    }
+
+    fn cut_records(&mut self, stream: &Stream) -> Result<bool> {
+        let done = self.reader.done_seq();
+        let cut = cutter::cut(
+            &self.reader,
+            self.epoch,
+            self.cut + 1,
+            done,
+            self.claims_upto,
+            &mut self.scratch,
+        );
+        let cut = match cut {
+            Ok(Some(cut)) => cut,
+            Ok(None) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::Damaged => return self.resync(&error),
+            Err(error) => return Err(error),
+        };
+        self.cut = cut.last;
+        stream.progress().add(Figure::RecordBytes, cut.payload_bytes);
+        self.seal(cut.batch, stream);
+        Ok(true)
+    }
+
+    fn walk(&mut self, stream: &Stream) -> Result<bool> {
+        if self.walker.granted_at().is_none() {
+            if self.reader.get(Counter::DirtyBlocks) == 0 {
+                return Ok(false);
+            }
+            let Some((volume, from_block, blocks_max)) = self.walker.wanted() else {
+                return Ok(false);
+            };
+            match self.ask(&Request::Claim { volume, from_block, blocks_max })? {
+                Reply::Claimed(claim) => self.walker.granted(claim),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        match self.walker.granted_at() {
+            None => return Ok(true),
+            // R3: the stream first has all records up to P.
+            Some(granted_at) if self.cut < granted_at => return Ok(false),
+            Some(_) => {}
+        }
+        let at =
+            Position::new(Epoch(self.epoch), Incarnation(self.reader.incarnation()), Seq(self.cut));
+        let Some(chunk) = self.walker.read(at, self.claims_upto)? else { return Ok(false) };
+        if let Some(claim) = chunk.completes {
+            self.claims_upto = claim;
+        }
+        stream.progress().add(Figure::BlockBytes, chunk.data_bytes);
+        self.seal(chunk.batch, stream);
+        Ok(true)
+    }
+
+    fn seal(&mut self, batch: crate::batch::BatchBuilder, stream: &Stream) {
+        let sealed = batch.encode(&self.chain, unix_now_ns());
+        self.chain.advance(&sealed);
+        stream.push(sealed);
+    }
+
+    /// HEAL takes its number after every Q, so it needs no more than an empty map.
+    fn heal(&mut self) -> Result<()> {
+        let pending =
+            self.reader.get(Counter::DirtyBlocks) + self.reader.get(Counter::ClaimedBlocks);
+        if pending == 0 && self.reader.get(Counter::Whole) == 0 {
+            self.ask(&Request::Heal)?;
+        }
+        Ok(())
+    }
+
+    /// A damaged record: everything is sent again from a RESYNC on.
+    fn resync(&mut self, error: &Error) -> Result<bool> {
+        tracing::error!("{error}: everything is sent again");
+        match self.ask(&Request::Resync { reason: error.to_string() })? {
+            Reply::Resynced { start_seq, claims_upto } => {
+                self.cut = start_seq - 1;
+                self.claims_upto = claims_upto;
+                Ok(true)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Reply> {
+        match self.link.call(request).map_err(from_journal)?.0 {
+            Reply::Refused(why) => Err(Error::new(ErrorKind::Refused, why)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+impl Meter {
+    fn publish(
+        &mut self,
+        now: Instant,
+        reader: &RingReader,
+        durable_bytes: u64,
+        progress: &towline_journal::progress::Progress,
+    ) {
+        let pending = reader.get(Counter::DirtyBlocks) + reader.get(Counter::ClaimedBlocks);
+        let total: u64 = (0..reader.volume_count()).map(|i| reader.volume_size_bytes(i)).sum();
+        let healed = reader.get(Counter::HealedSeq) > 0;
+        let rest = if healed { 0 } else { (pending * BLOCK_BYTES).min(total) };
+        let done = total - rest;
+        if let Some((at, done_then, durable_then)) = self.last {
+            let seconds = now.duration_since(at).as_secs_f64().max(1e-3);
+            let blend = |old: f64, new: f64| if old == 0.0 { new } else { old * 0.8 + new * 0.2 };
+            let covered = done.saturating_sub(done_then) as f64 / seconds;
+            let durable = durable_bytes.saturating_sub(durable_then) as f64 / seconds;
+            self.baseline_rate = blend(self.baseline_rate, covered);
+            if durable > 0.0 {
+                self.durable_rate = blend(self.durable_rate, durable);
+            }
+        }
+        self.last = Some((now, done, durable_bytes));
+        let eta_s = match (rest, self.baseline_rate) {
+            (0, _) => 0,
+            (_, rate) if rate < 1.0 => u64::MAX,
+            (rest, rate) => (rest as f64 / rate).ceil() as u64,
+        };
+        progress.set(Figure::BaselineTotalBytes, total);
+        progress.set(Figure::BaselineDoneBytes, done);
+        progress.set(Figure::BaselineBytesPerS, if healed { 0 } else { self.baseline_rate as u64 });
+        progress.set(Figure::BaselineEtaS, eta_s);
+        if healed && progress.get(Figure::BaselineMs) == 0 {
+            let since = unix_now_ns().saturating_sub(reader.created_unix_ns());
+            progress.set(Figure::BaselineMs, (since / 1_000_000).max(1));
+        }
+        let in_ring =
+            reader.get(Counter::PayloadHead).saturating_sub(reader.get(Counter::PayloadTail));
+        progress.set(Figure::LagBytes, in_ring + pending * BLOCK_BYTES);
+        let acked = reader.get(Counter::Acked);
+        let oldest =
+            (acked < reader.get(Counter::Head)).then(|| reader.record(acked + 1)).flatten();
+        let lag_ms =
+            oldest.map_or(0, |record| unix_now_ns().saturating_sub(record.unix_ns) / 1_000_000);
+        progress.set(Figure::LagMs, lag_ms);
+    }
+}
+
+pub(crate) fn unexpected(reply: &Reply) -> Error {
+    match reply {
+        Reply::Refused(why) => Error::new(ErrorKind::Refused, why.clone()),
+        other => Error::new(ErrorKind::Protocol, format!("the proxy answered {other:?}")),
+    }
+}
+
+/// For the driver: what it hears from the session.
+pub(crate) type SessionNews = News;

@@ -1,0 +1,142 @@
+//! The source side: drains the journal into the stream of batches.
+//!
+//! Two threads. The *drain* ([`drain`]) owns link, ring and readers: it cuts
+//! records ([`cutter`]), walks dirty blocks ([`walker`]) and drives cutovers
+//! ([`cutover`]). The *session* ([`session`]) owns the network. Between them stands
+//! the [`stream::Stream`]: the window of batches not yet durable at the target.
+//!
+//! Promises: one ordered stream; what was acknowledged durable is never sent again;
+//! memory is bounded by the window; the proxy never waits for anything here.
+
+pub mod control;
+mod cutover;
+mod cutter;
+mod drain;
+mod session;
+mod stream;
+mod walker;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::security::Security;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use towline_block::GroupName;
+use towline_journal::GroupDir;
+use towline_journal::progress::{Figure, Progress};
+
+/// Bytes that may be sent and not yet durable. 32 MiB: 2.5 Gbit/s at 100 ms.
+pub const WINDOW_BYTES_DEFAULT: u64 = 32 << 20;
+/// Least window: one batch of the largest size on its way, one being made.
+pub const WINDOW_BYTES_MIN: u64 = 2 * crate::batch::BATCH_BYTES_MAX as u64;
+
+#[derive(Clone, Debug)]
+pub struct ShipConfig {
+    pub group: GroupName,
+    /// The `--state` directory, shared with the proxy.
+    pub state_dir: PathBuf,
+    /// HOST:PORT of the receiver.
+    pub to: String,
+    pub security: Security,
+    pub window_bytes: u64,
+    /// Bytes a second at most on the network; `None`: as fast as it goes.
+    pub rate_bytes_per_s: Option<u64>,
+}
+
+/// A running shipper. Dropping it without [`Shipper::stop`] leaves its threads to
+/// the end of the process.
+pub struct Shipper {
+    stream: Arc<stream::Stream>,
+    progress: Arc<Progress>,
+    threads: Vec<JoinHandle<()>>,
+    control: PathBuf,
+}
+
+impl Shipper {
+    /// Starts shipping; returns at once. Everything that can come later, a proxy or a
+    /// receiver that is not there yet, is waited for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another shipper runs for the group.
+    pub fn start(config: ShipConfig) -> Result<Shipper> {
+        let dir = GroupDir::of(&config.state_dir, &config.group);
+        dir.create().map_err(from_journal)?;
+        let lock = dir.lock("ship.lock", "shipper").map_err(from_journal)?;
+        let progress = Arc::new(Progress::open(&dir.progress_path()).map_err(from_journal)?);
+        progress.set(Figure::Pid, u64::from(std::process::id()));
+        progress.set(Figure::Connected, 0);
+        progress.set(Figure::CutoverRunning, 0);
+        progress.set(Figure::WindowBytes, config.window_bytes.max(WINDOW_BYTES_MIN));
+        progress.set_error("");
+        let stream = Arc::new(stream::Stream::new(
+            config.window_bytes.max(WINDOW_BYTES_MIN),
+            progress.clone(),
+        ));
+        let control = dir.ship_socket();
+        let (orders, incoming) = std::sync::mpsc::channel();
+        let listener = control::listen(&control)?;
+        let mut threads = Vec::new();
+        let for_control = stream.clone();
+        threads.push(spawn("ship-control", move || {
+            control::serve(listener, &orders, &for_control);
+        })?);
+        let (for_session, session_config, session_dir) =
+            (stream.clone(), config.clone(), dir.clone());
+        threads.push(spawn("ship-session", move || {
+            session::run(&for_session, &session_config, &session_dir);
+        })?);
+        let for_drain = stream.clone();
+        threads.push(spawn("ship-drain", move || {
+            let _lock = lock;
+            drain::Drain::new(for_drain, config.group, dir, incoming).run();
+        })?);
+        Ok(Shipper { stream, progress, threads, control })
+    }
+
+    /// The figures that `towline status` shows.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Why shipping has ended for good, if it has: the receiver refused this group, this
+    /// certificate, these volumes, or a newer shipper took over.
+    pub fn ended(&self) -> Option<String> {
+        self.stream.ended().then(|| self.progress.error().unwrap_or_default())
+    }
+
+    /// Orderly stop: what was sent and not acknowledged is sent again next time.
+    pub fn stop(self) {
+        self.stream.stop();
+        // The control thread waits in accept(); a connection wakes it.
+        let _ = std::os::unix::net::UnixStream::connect(&self.control);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a shipper thread panicked");
+            }
+        }
+        let _ = std::fs::remove_file(&self.control);
+        self.progress.set(Figure::Connected, 0);
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(|e| Error::storage(format!("cannot start thread {name}"), e))
+}
+
+pub(crate) fn from_journal(error: towline_journal::Error) -> Error {
+    use towline_journal::ErrorKind as Journal;
+    let kind = match error.kind() {
+        Journal::InvalidInput => ErrorKind::InvalidInput,
+        Journal::Busy => ErrorKind::Busy,
+        Journal::Missing => ErrorKind::Unreachable,
+        Journal::Damaged => ErrorKind::Damaged,
+        Journal::Newer => ErrorKind::TooNew,
+        Journal::Refused => ErrorKind::Refused,
+        Journal::NoSpace => ErrorKind::NoSpace,
+        _ => ErrorKind::Storage,
+    };
+    Error::caused(kind, "journal", error)
+}

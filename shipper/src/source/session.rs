@@ -1,0 +1,212 @@
+//! The network session: connect, HELLO, WELCOME, batches out, acknowledgements in,
+//! again and again with jittered back-off.
+
+use super::ShipConfig;
+use super::stream::{News, Next, Stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{GroupUuid, SessionId};
+use crate::security::{BoxedConnection, connect};
+use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, VolumeSize, read_message, write_message};
+use std::time::Duration;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, sleep, timeout};
+use towline_block::Epoch;
+use towline_journal::GroupDir;
+use towline_journal::progress::Figure;
+
+/// First and longest pause between two attempts to connect.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_LAST: Duration = Duration::from_secs(2);
+/// Longest wait for a connection and for WELCOME.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// When nothing else was sent for so long, a KEEPALIVE is.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(1);
+/// A target that says nothing for so long is gone: it answers every KEEPALIVE.
+const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// How often a missing group is looked for.
+const GROUP_POLL: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(sessions(stream, config, dir)),
+        Err(e) => {
+            tracing::error!("cannot start the network runtime: {e}");
+            stream.end();
+        }
+    }
+}
+
+async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
+    let session = stream.session();
+    let mut backoff = BACKOFF_FIRST;
+    while !stream.stopping() {
+        let began = Instant::now();
+        match one_session(stream, config, dir, session).await {
+            Ok(()) => return,
+            Err(error) => {
+                stream.lost();
+                tracing::warn!(to = %config.to, "{error}");
+                stream.progress().set_error(&error.to_string());
+                if is_final(error.kind()) {
+                    tracing::error!("shipping stopped: {error}");
+                    stream.end();
+                    return;
+                }
+            }
+        }
+        if began.elapsed() > CONNECT_MAX {
+            backoff = BACKOFF_FIRST;
+        }
+        let jitter = 0.5 + rand::random::<f64>() / 2.0;
+        tokio::select! {
+            () = sleep(backoff.mul_f64(jitter)) => {}
+            () = stop_asked(stream) => return,
+        }
+        backoff = (backoff * 2).min(BACKOFF_LAST);
+    }
+}
+
+/// Refusals that another attempt cannot cure.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotAuthorised | ErrorKind::InvalidInput | ErrorKind::Refused)
+}
+
+async fn stop_asked(stream: &Stream) {
+    while !stream.stopping() {
+        sleep(GROUP_POLL).await;
+    }
+}
+
+async fn hello(dir: &GroupDir, session: SessionId, stream: &Stream) -> Result<Option<Hello>> {
+    while !stream.stopping() {
+        if let Some(state) = dir.load().map_err(super::from_journal)? {
+            return Ok(Some(Hello {
+                version: PROTOCOL,
+                group: state.group,
+                group_uuid: GroupUuid(state.group_uuid.0),
+                session,
+                epoch: Epoch(state.epoch),
+                volumes: state
+                    .volumes
+                    .into_iter()
+                    .map(|v| VolumeSize { name: v.name, size_bytes: v.size_bytes })
+                    .collect(),
+            }));
+        }
+        sleep(GROUP_POLL).await;
+    }
+    Ok(None)
+}
+
+/// One connection, to its end. `Ok` means that the shipper was asked to stop.
+async fn one_session(
+    stream: &Stream,
+    config: &ShipConfig,
+    dir: &GroupDir,
+    session: SessionId,
+) -> Result<()> {
+    let Some(hello) = hello(dir, session, stream).await? else { return Ok(()) };
+    let late = |_| Error::new(ErrorKind::Unreachable, format!("{} does not answer", config.to));
+    let connecting = connect(&config.security, &config.to, &hello.group);
+    let mut connection = tokio::select! {
+        connected = timeout(CONNECT_MAX, connecting) => connected.map_err(late)??,
+        () = stop_asked(stream) => return Ok(()),
+    };
+    write_message(&mut connection, &Message::Hello(hello)).await?;
+    let answer = timeout(CONNECT_MAX, read_message(&mut connection)).await.map_err(late)??;
+    match answer {
+        Some(Message::Welcome(welcome)) => {
+            tracing::info!(
+                to = %config.to, number = welcome.number, position = %welcome.position,
+                "connected; the target has everything up to here"
+            );
+            stream.progress().set_error("");
+            stream.welcome(welcome);
+        }
+        Some(Message::Error(refusal)) => return Err(refused(refusal)),
+        Some(other) => return Err(out_of_turn(&other)),
+        None => return Err(closed()),
+    }
+    let (mut reader, mut writer) = tokio::io::split(connection);
+    tokio::select! {
+        ended = receive(stream, &mut reader) => ended,
+        ended = send(stream, &mut writer, config.rate_bytes_per_s) => ended,
+        () = stop_asked(stream) => Ok(()),
+    }
+}
+
+fn refused(refusal: crate::wire::Refusal) -> Error {
+    let kind = match refusal.code {
+        RefusalCode::NotAuthorised
+        | RefusalCode::WrongGroup
+        | RefusalCode::UnknownVolume
+        | RefusalCode::SizeMismatch
+        | RefusalCode::OldEpoch
+        | RefusalCode::Superseded
+        | RefusalCode::Incompatible => ErrorKind::Refused,
+        _ => ErrorKind::Unreachable,
+    };
+    Error::new(kind, format!("the receiver refused: {}", refusal.message))
+}
+
+fn out_of_turn(message: &Message) -> Error {
+    Error::new(ErrorKind::Protocol, format!("the receiver sent {:?} out of turn", message.kind()))
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Unreachable, "the receiver closed the connection")
+}
+
+async fn receive(stream: &Stream, reader: &mut ReadHalf<BoxedConnection>) -> Result<()> {
+    loop {
+        let message = match timeout(SILENCE_MAX, read_message(reader)).await {
+            Ok(message) => message?,
+            Err(_) => {
+                let what = format!("the receiver has said nothing for {SILENCE_MAX:?}");
+                return Err(Error::new(ErrorKind::Unreachable, what));
+            }
+        };
+        match message {
+            Some(Message::Ack(ack)) => stream.acked(ack),
+            Some(Message::KeepAlive) => {}
+            Some(Message::Decision(decision)) => stream.tell(News::Decision(decision)),
+            Some(Message::Error(refusal)) if refusal.code == RefusalCode::NotReady => {
+                stream.tell(News::NotReady(refusal.message));
+            }
+            Some(Message::Error(refusal)) => return Err(refused(refusal)),
+            Some(other) => return Err(out_of_turn(&other)),
+            None => return Err(closed()),
+        }
+    }
+}
+
+async fn send(
+    stream: &Stream,
+    writer: &mut WriteHalf<BoxedConnection>,
+    rate_bytes_per_s: Option<u64>,
+) -> Result<()> {
+    let mut allowed_at = Instant::now();
+    loop {
+        let Some(next) = stream.next() else {
+            if timeout(KEEPALIVE_AFTER, stream.wait_ready()).await.is_err() {
+                write_message(writer, &Message::KeepAlive).await?;
+            }
+            continue;
+        };
+        match next {
+            Next::Message(message) => write_message(writer, &message).await?,
+            Next::Batch(sealed) => {
+                if let Some(rate) = rate_bytes_per_s {
+                    tokio::time::sleep_until(allowed_at).await;
+                    let cost = sealed.bytes.len() as f64 / rate.max(1) as f64;
+                    allowed_at = allowed_at.max(Instant::now()) + Duration::from_secs_f64(cost);
+                }
+                // Counted before the first byte leaves: what may have arrived counts as sent.
+                stream.progress().set(Figure::SentStreamBytes, sealed.stream_bytes);
+                crate::wire::write_frame(writer, crate::wire::FrameKind::Batch, &sealed.bytes)
+                    .await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The window between drain and session: batches in order, from the oldest that is
+//! not durable at the target to the newest that was cut.
+
+use crate::batch::{Chain, Sealed};
+use crate::ids::{BatchHash, SessionId};
+use crate::wire::{Ack, Decision, Message, Welcome};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::Notify;
+use towline_journal::progress::{Figure, Progress};
+
+/// What the session tells the drain.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The target has decided an attempt.
+    Decision(Decision),
+    /// The target is not at the position that PROMOTE named.
+    NotReady(String),
+    NetLost,
+    NetBack,
+}
+
+#[derive(Default)]
+struct Inner {
+    window: VecDeque<Arc<Sealed>>,
+    window_bytes: u64,
+    /// Index in the window of the next batch to send on this connection.
+    next: usize,
+    /// Number and hash of the last batch known durable: where the window begins.
+    base: (u64, BatchHash),
+    /// Set while the drain feeds a stream that continues what the target has.
+    established: bool,
+    connected: bool,
+    /// What the target said when it was last connected, until the drain takes it.
+    welcome: Option<Welcome>,
+    ack: Ack,
+    /// Frames that follow all batches of the window.
+    messages: VecDeque<Message>,
+    news: VecDeque<News>,
+    stopping: bool,
+    /// Set by a refusal after which trying again is no use.
+    ended: bool,
+}
+
+pub(crate) struct Stream {
+    inner: Mutex<Inner>,
+    /// Wakes the drain.
+    changed: Condvar,
+    /// Wakes the session.
+    ready: Notify,
+    window_bytes_max: u64,
+    progress: Arc<Progress>,
+    session: SessionId,
+}
+
+/// What the session sends next.
+pub(crate) enum Next {
+    Batch(Arc<Sealed>),
+    Message(Message),
+}
+
+impl Stream {
+    pub fn new(window_bytes_max: u64, progress: Arc<Progress>) -> Stream {
+        Stream {
+            inner: Mutex::new(Inner::default()),
+            changed: Condvar::new(),
+            ready: Notify::new(),
+            window_bytes_max,
+            progress,
+            session: SessionId::random(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of the stream's lock panics")
+    }
+
+    /// This run of the shipper, for HELLO and every batch.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.changed.notify_all();
+        self.ready.notify_one();
+    }
+
+    pub fn stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// Whether the target refused for good.
+    pub fn ended(&self) -> bool {
+        self.lock().ended
+    }
+
+    // Drain's side.
+
+    /// Waits for a change or the time limit.
+    pub fn wait(&self, limit: Duration) {
+        let inner = self.lock();
+        if inner.stopping || !inner.news.is_empty() {
+            return;
+        }
+        let _ = self.changed.wait_timeout(inner, limit).expect("stream lock");
+    }
+
+    pub fn news(&self) -> Option<News> {
+        self.lock().news.pop_front()
+    }
+
+    pub fn connected(&self) -> bool {
+        self.lock().connected
+    }
+
+    /// Whether the stream that the drain feeds still continues what the target has.
+    pub fn established(&self) -> bool {
+        self.lock().established
+    }
+
+    pub fn ack(&self) -> Ack {
+        self.lock().ack
+    }
+
+    /// Nothing is on its way.
+    pub fn is_drained(&self) -> bool {
+        self.lock().window.is_empty()
+    }
+
+    /// Whether the window takes another batch.
+    pub fn has_room(&self) -> bool {
+        self.lock().window_bytes < self.window_bytes_max
+    }
+
+    /// What the target has, if it is connected and nothing is on its way: the moment
+    /// at which a stream may begin.
+    pub fn beginning(&self) -> Option<Welcome> {
+        let inner = self.lock();
+        if !inner.connected || !inner.window.is_empty() {
+            return None;
+        }
+        let mut welcome = inner.welcome.clone()?;
+        if inner.established {
+            // The welcome is older than what was shipped since on this connection.
+            welcome.number = inner.base.0;
+            welcome.hash = inner.base.1;
+            welcome.position = inner.ack.position;
+            welcome.claims_upto = inner.ack.claims_upto;
+            welcome.stream_bytes = inner.ack.stream_bytes;
+        }
+        Some(welcome)
+    }
+
+    /// The drain begins a stream behind `chain`. False when the target changed
+    /// meanwhile: look at [`Stream::beginning`] again.
+    pub fn establish(&self, chain: &Chain) -> bool {
+        let mut inner = self.lock();
+        let base = match (&inner.welcome, inner.established) {
+            (_, true) => inner.base,
+            (Some(welcome), false) => (welcome.number, welcome.hash),
+            (None, false) => return false,
+        };
+        if !inner.connected || base != (chain.number, chain.hash) {
+            return false;
+        }
+        inner.established = true;
+        inner.base = base;
+        inner.next = 0;
+        true
+    }
+
+    /// Appends a cut batch. Dropped when the stream was cut off meanwhile: the drain
+    /// then begins anew.
+    pub fn push(&self, sealed: Sealed) {
+        let mut inner = self.lock();
+        if !inner.established {
+            return;
+        }
+        inner.window_bytes += sealed.bytes.len() as u64;
+        inner.window.push_back(Arc::new(sealed));
+        drop(inner);
+        self.ready.notify_one();
+    }
+
+    /// Sends a frame once all batches of the window were sent.
+    pub fn say(&self, message: Message) {
+        self.lock().messages.push_back(message);
+        self.ready.notify_one();
+    }
+
+    // Session's side.
+
+    pub async fn wait_ready(&self) {
+        self.ready.notified().await;
+    }
+
+    /// A session stands; the target has what `welcome` says.
+    pub fn welcome(&self, welcome: Welcome) {
+        let mut inner = self.lock();
+        let known = inner.window.iter().position(|sealed| sealed.number == welcome.number);
+        let continues = inner.established
+            && match known {
+                Some(index) => inner.window[index].hash == welcome.hash,
+                None => (welcome.number, welcome.hash) == inner.base,
+            };
+        let sent = self.progress.get(Figure::SentStreamBytes);
+        if continues || welcome.number > 0 && !inner.established {
+            self.progress.add(Figure::ResentBytes, sent.saturating_sub(welcome.stream_bytes));
+        }
+        self.progress.set(Figure::SentStreamBytes, welcome.stream_bytes);
+        if continues {
+            inner.drop_durable(welcome.number);
+        } else {
+            inner.window.clear();
+            inner.window_bytes = 0;
+            inner.established = false;
+        }
+        inner.ack = Ack {
+            number: welcome.number,
+            position: welcome.position,
+            claims_upto: welcome.claims_upto,
+            applied: inner.ack.applied.min(welcome.number),
+            stream_bytes: welcome.stream_bytes,
+            point: welcome.point,
+            broken: welcome.broken,
+        };
+        inner.base = (welcome.number, welcome.hash);
+        inner.next = 0;
+        // Frames of the lost connection are stale: whoever waits asks again on NetBack.
+        inner.messages.clear();
+        inner.connected = true;
+        inner.welcome = Some(welcome);
+        inner.news.push_back(News::NetBack);
+        self.publish(&inner);
+        drop(inner);
+        self.progress.set(Figure::Connected, 1);
+        self.progress.add(Figure::Sessions, 1);
+        self.changed.notify_all();
+    }
+
+    pub fn lost(&self) {
+        let mut inner = self.lock();
+        if inner.connected {
+            inner.connected = false;
+            inner.news.push_back(News::NetLost);
+        }
+        drop(inner);
+        self.progress.set(Figure::Connected, 0);
+        self.changed.notify_all();
+    }
+
+    pub fn next(&self) -> Option<Next> {
+        let mut inner = self.lock();
+        if let Some(sealed) = inner.window.get(inner.next).cloned() {
+            inner.next += 1;
+            return Some(Next::Batch(sealed));
+        }
+        inner.messages.pop_front().map(Next::Message)
+    }
+
+    pub fn acked(&self, ack: Ack) {
+        let mut inner = self.lock();
+        if ack.number < inner.ack.number {
+            return;
+        }
+        inner.drop_durable(ack.number);
+        inner.ack = ack;
+        self.publish(&inner);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    pub fn tell(&self, news: News) {
+        self.lock().news.push_back(news);
+        self.changed.notify_all();
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let ack = &inner.ack;
+        self.progress.set(Figure::DurableStreamBytes, ack.stream_bytes);
+        self.progress.set(Figure::DurableNumber, ack.number);
+        self.progress.set(Figure::DurableIncarnation, u64::from(ack.position.incarnation.0));
+        self.progress.set(Figure::DurableSeq, ack.position.seq.0);
+        self.progress.set(Figure::PointSeq, ack.point.map_or(0, |point| point.seq.0));
+        self.progress.set(Figure::HasPoint, u64::from(ack.point.is_some()));
+    }
+
+    /// Nothing will come of trying again: the target refused for good.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Inner {
+    fn drop_durable(&mut self, number: u64) {
+        while let Some(front) = self.window.front()
+            && front.number <= number
+        {
+            self.base = (front.number, front.hash);
+            self.window_bytes -= front.bytes.len() as u64;
+            self.window.pop_front();
+            self.next = self.next.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

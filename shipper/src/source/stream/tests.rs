@@ -1,0 +1,160 @@
+use super::*;
+use crate::batch::BatchBuilder;
+use crate::ids::GroupUuid;
+use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId};
+
+struct Lab {
+    _dir: tempfile::TempDir,
+    stream: Stream,
+    chain: Chain,
+    seq: u64,
+}
+
+fn position(seq: u64) -> Position {
+    Position::new(Epoch(1), Incarnation(1), Seq(seq))
+}
+
+fn welcome(number: u64, hash: BatchHash, stream_bytes: u64) -> Welcome {
+    Welcome {
+        version: 1,
+        number,
+        hash,
+        position: position(number),
+        claims_upto: 0,
+        stream_bytes,
+        point: None,
+        broken: true,
+        promoted: None,
+    }
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        let progress = Arc::new(Progress::open(&dir.path().join("p")).unwrap());
+        let stream = Stream::new(1 << 20, progress);
+        let chain = Chain {
+            group: GroupUuid([1; 16]),
+            session: stream.session(),
+            number: 0,
+            hash: BatchHash::NONE,
+            stream_bytes: 0,
+        };
+        Lab { _dir: dir, stream, chain, seq: 0 }
+    }
+
+    /// A connected stream with `count` batches in the window, all sent.
+    fn fed(count: usize) -> (Lab, Vec<Arc<Sealed>>) {
+        let mut lab = Lab::new();
+        lab.stream.welcome(welcome(0, BatchHash::NONE, 0));
+        assert!(lab.stream.establish(&lab.chain));
+        for _ in 0..count {
+            lab.push();
+        }
+        let sent = lab.send_all();
+        assert_eq!(sent.len(), count);
+        (lab, sent)
+    }
+
+    fn push(&mut self) {
+        self.seq += 1;
+        let mut batch = BatchBuilder::records(position(self.seq), 0);
+        let extent = Extent::new(0, 4096);
+        batch.zero(Seq(self.seq), VolumeId(0), extent, false).unwrap();
+        let sealed = batch.encode(&self.chain, 0);
+        self.chain.advance(&sealed);
+        self.stream.push(sealed);
+    }
+
+    fn send_all(&self) -> Vec<Arc<Sealed>> {
+        std::iter::from_fn(|| match self.stream.next() {
+            Some(Next::Batch(sealed)) => {
+                self.stream.progress().set(Figure::SentStreamBytes, sealed.stream_bytes);
+                Some(sealed)
+            }
+            Some(Next::Message(_)) | None => None,
+        })
+        .collect()
+    }
+
+    fn resent(&self) -> u64 {
+        self.stream.progress().get(Figure::ResentBytes)
+    }
+}
+
+#[test]
+fn a_new_connection_resends_exactly_what_the_target_lacks() {
+    let (lab, sent) = Lab::fed(4);
+    lab.stream.lost();
+    lab.stream.welcome(welcome(2, sent[1].hash, sent[1].stream_bytes));
+    assert!(lab.stream.established());
+    let again: Vec<u64> = lab.send_all().iter().map(|sealed| sealed.number).collect();
+    assert_eq!(again, [3, 4]);
+    assert_eq!(lab.resent(), sent[3].stream_bytes - sent[1].stream_bytes);
+}
+
+#[test]
+fn a_target_that_stands_elsewhere_ends_the_stream() {
+    for (number, hash) in
+        [(2, BatchHash([9; 32])), (7, BatchHash([9; 32])), (0, BatchHash([1; 32]))]
+    {
+        let (lab, _) = Lab::fed(4);
+        lab.stream.lost();
+        lab.stream.welcome(welcome(number, hash, 0));
+        assert!(!lab.stream.established());
+        assert!(lab.stream.is_drained(), "what was in the window is not sent to a stranger");
+        assert!(!lab.stream.establish(&lab.chain), "nor is the old chain continued");
+    }
+}
+
+#[test]
+fn acknowledgements_free_the_window_and_never_go_back() {
+    let (mut lab, sent) = Lab::fed(3);
+    let ack = |number: u64| Ack { number, stream_bytes: number * 100, ..Ack::default() };
+    lab.stream.acked(ack(2));
+    lab.stream.acked(ack(1));
+    assert_eq!(lab.stream.ack().number, 2);
+    assert!(!lab.stream.is_drained());
+    lab.push();
+    assert_eq!(lab.send_all().len(), 1, "only the new one is sent");
+    lab.stream.lost();
+    lab.stream.welcome(welcome(2, sent[1].hash, 0));
+    assert_eq!(lab.send_all().len(), 2);
+    lab.stream.acked(ack(4));
+    assert!(lab.stream.is_drained());
+}
+
+#[test]
+fn a_window_is_full_at_its_limit() {
+    let mut lab = Lab::fed(0).0;
+    let mut pushed = 0;
+    while lab.stream.has_room() {
+        lab.push();
+        pushed += 1;
+        assert!(pushed < 100_000, "the window has a limit");
+    }
+    lab.stream.acked(Ack { number: 1, ..Ack::default() });
+    assert!(lab.stream.has_room());
+}
+
+#[test]
+fn messages_follow_all_batches_and_die_with_their_connection() {
+    let (mut lab, sent) = Lab::fed(1);
+    lab.push();
+    lab.stream.say(Message::KeepAlive);
+    assert!(matches!(lab.stream.next(), Some(Next::Batch(_))));
+    assert!(matches!(lab.stream.next(), Some(Next::Message(Message::KeepAlive))));
+    lab.stream.say(Message::KeepAlive);
+    lab.stream.lost();
+    lab.stream.welcome(welcome(1, sent[0].hash, 0));
+    assert!(matches!(lab.stream.next(), Some(Next::Batch(_))));
+    assert!(lab.stream.next().is_none());
+}
+
+#[test]
+fn a_shipper_started_again_counts_what_was_on_its_way() {
+    let lab = Lab::new();
+    lab.stream.progress().set(Figure::SentStreamBytes, 5000);
+    lab.stream.welcome(welcome(3, BatchHash([3; 32]), 4200));
+    assert_eq!(lab.resent(), 800);
+}

@@ -1,0 +1,245 @@
+//! What goes wrong in a run, and when.
+
+use crate::proxy::{Life, LinkOp};
+use crate::rng::Rng;
+use crate::rules::Rules;
+use crate::world::{Process, World};
+
+/// Of a thousand steps, how many bring this fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRates {
+    pub kill_proxy: usize,
+    pub kill_shipper: usize,
+    pub kill_receiver: usize,
+    /// The connection breaks; what was under way is partly lost.
+    pub net_break: usize,
+    /// A batch arrives a second time.
+    pub net_repeat: usize,
+    pub source_power: usize,
+    pub receiver_power: usize,
+    pub orderly_stop: usize,
+    pub set_back: usize,
+    pub cutover: usize,
+    /// The operator aborts a running cutover.
+    pub abort: usize,
+}
+
+impl FaultRates {
+    /// Each kind of fault is left out, rare or frequent, as the seed wants it.
+    pub fn from_seed(rng: &mut Rng) -> FaultRates {
+        let mut rate = |rare: usize| [0, rare, 4 * rare][rng.below(3)];
+        FaultRates {
+            kill_proxy: rate(5),
+            kill_shipper: rate(5),
+            kill_receiver: rate(5),
+            net_break: rate(5),
+            net_repeat: rate(3),
+            source_power: rate(1),
+            receiver_power: rate(2),
+            orderly_stop: rate(2),
+            set_back: rate(1),
+            cutover: rate(3),
+            abort: rate(2),
+        }
+    }
+}
+
+/// One run, but for its seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub rules: Rules,
+    /// Requests of each guest.
+    pub requests: usize,
+    /// Steps with faults; then all is repaired and everything must come to rest.
+    pub faulty_steps: u64,
+    pub rates: FaultRates,
+    /// Source writes that fail, in percent.
+    pub fail_write: usize,
+    /// Exactly one kill, at this step.
+    pub kill_at: Option<(u64, Process)>,
+    /// A cutover is asked for at this step, with this longest pause.
+    pub cutover_at: Option<(u64, u64)>,
+}
+
+impl Config {
+    pub fn calm(requests: usize) -> Config {
+        Config {
+            rules: Rules::ALL,
+            requests,
+            faulty_steps: 0,
+            rates: FaultRates::default(),
+            fail_write: 0,
+            kill_at: None,
+            cutover_at: None,
+        }
+    }
+
+    /// Many faults, of kinds and rates that the seed chooses.
+    pub fn stormy(rules: Rules, seed: u64) -> Config {
+        let mut rng = Rng::new(seed ^ 0x5707_4D5E_ED00_0001);
+        Config {
+            rules,
+            requests: 4 + rng.below(14),
+            faulty_steps: 150 + rng.below(500) as u64,
+            rates: FaultRates::from_seed(&mut rng),
+            fail_write: [0, 0, 3][rng.below(3)],
+            ..Config::calm(0)
+        }
+    }
+}
+
+impl World {
+    /// Faults of this step.
+    pub fn strike(&mut self) {
+        if let Some((at, process)) = self.config.kill_at
+            && at == self.now
+        {
+            self.kill(process);
+        }
+        if let Some((at, max_pause)) = self.config.cutover_at
+            && self.now >= at
+            && self.can_start_cutover()
+        {
+            self.config.cutover_at = None;
+            self.start_cutover(max_pause);
+        }
+        if self.faulty {
+            self.strike_at_random();
+        }
+    }
+
+    fn strike_at_random(&mut self) {
+        let rates = self.config.rates;
+        let mut dice = self.rng.below(1000);
+        let mut hit = |rate: usize| {
+            let hit = dice < rate;
+            dice = if hit { usize::MAX } else { dice.saturating_sub(rate) };
+            hit
+        };
+        if hit(rates.kill_proxy) {
+            self.kill(Process::Proxy);
+        } else if hit(rates.kill_shipper) {
+            self.kill(Process::Shipper);
+        } else if hit(rates.kill_receiver) {
+            self.kill(Process::Receiver);
+        } else if hit(rates.net_break) {
+            self.break_net();
+        } else if hit(rates.net_repeat) {
+            self.repeat_message();
+        } else if hit(rates.source_power) {
+            self.power_loss_source();
+        } else if hit(rates.receiver_power) {
+            if !self.receiver.store.promoted() {
+                self.power_loss_receiver();
+            }
+        } else if hit(rates.orderly_stop) {
+            self.stopping |= self.proxy.life == Life::Serving;
+        } else if hit(rates.set_back) {
+            self.set_back_or_remember();
+        } else if hit(rates.cutover) {
+            if self.can_start_cutover() {
+                let max_pause = [5, 40, 150, 600][self.rng.below(4)];
+                self.start_cutover(max_pause);
+            }
+        } else if hit(rates.abort) {
+            self.cutover_event(towline_control::Event::OperatorAbort);
+        }
+        self.step_orderly_stop();
+    }
+
+    fn can_start_cutover(&self) -> bool {
+        let running = self.shipper.stage == crate::shipper::Stage::Running;
+        running && self.shipper.cutover.is_none() && self.shipper.settle.is_none()
+    }
+
+    /// SIGTERM: no new requests, those in flight end, the map is saved, then the ring removed.
+    pub fn step_orderly_stop(&mut self) {
+        if !self.stopping {
+            return;
+        }
+        if self.proxy.life != Life::Serving {
+            self.stopping = false;
+            return;
+        }
+        let busy = self.proxy.ops.iter().any(Option::is_some);
+        let sealing = matches!(self.proxy.link_op, Some(LinkOp::Seal { .. }));
+        let held = self.proxy.held.is_some() || self.proxy.lock.is_some() || sealing;
+        if busy || held || self.state.seal.is_some() {
+            return;
+        }
+        self.save_map();
+        // A kill between the two steps leaves both, and the ring counts.
+        if self.rng.chance(70) {
+            self.ring = None;
+        }
+        self.kill(Process::Proxy);
+        self.stopping = false;
+    }
+
+    /// The connection ends. A part of what was sent still arrives.
+    fn break_net(&mut self) {
+        let id = self.shipper.conn;
+        let Some(conn) = self.conns.iter_mut().find(|c| c.id == id) else { return };
+        let keep = self.rng.below(conn.to_receiver.len() + 1);
+        conn.to_receiver.truncate(keep);
+        if self.rng.chance(50) {
+            conn.to_shipper.clear();
+        }
+        self.note(|| "NET BREAK".into());
+        self.drop_net();
+    }
+
+    /// A peer or a middle box sends a message again.
+    fn repeat_message(&mut self) {
+        let id = self.shipper.conn;
+        let Some(conn) = self.conns.iter_mut().find(|c| c.id == id) else { return };
+        let Some(message) = conn.to_receiver.front().cloned() else { return };
+        if matches!(message, crate::wire::ToReceiver::Batch(_)) {
+            conn.to_receiver.insert(1, message);
+            self.note(|| "NET REPEATS a batch".into());
+        }
+    }
+
+    /// The source's machine loses power: ring, map and unflushed writes are gone.
+    fn power_loss_source(&mut self) {
+        self.note(|| "POWER LOSS source".into());
+        self.kill(Process::Proxy);
+        self.kill(Process::Shipper);
+        self.source.lose_power(&mut self.rng);
+        if let Some(cell) = self.ledger.lost_after_power_loss(&self.source.now)
+            && !self.receiver.store.promoted()
+        {
+            self.violate(format!("(a) a flushed write to cell {cell} is lost at a power loss"));
+        }
+        self.ring = None;
+        let source = self.source.now;
+        self.history.restart_from(self.state.inc, &source);
+        if !self.receiver.store.promoted() {
+            self.ledger.restart_from(&source);
+            for guest in &mut self.guests {
+                // The machine that ran the guest is the one that lost power.
+                guest.current = None;
+                guest.sent = false;
+            }
+        }
+    }
+
+    fn set_back_or_remember(&mut self) {
+        match self.earlier.take() {
+            // Setting back a receiver that takes over is not survivable by any protocol.
+            Some(_) if self.state.seal.is_some() || self.receiver.store.promoted() => {}
+            Some(earlier) => {
+                self.set_back = true;
+                self.seen.point = None;
+                self.set_back_receiver(earlier);
+            }
+            None => self.earlier = Some(self.receiver.store.clone()),
+        }
+    }
+
+    /// Everything is repaired.
+    pub fn repair(&mut self) {
+        self.faulty = false;
+        self.stopping = false;
+    }
+}

@@ -1,0 +1,378 @@
+//! The proxy's volume threads: gate, journal, source write, reply; one kill point between
+//! any two stores. `proxy/start.rs` is the start and recovery, `proxy/link.rs` what it does
+//! for the shipper.
+
+mod link;
+mod start;
+
+pub use link::{Claim, Link, LinkOp, Reply, Req};
+pub use start::Start;
+
+use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
+use crate::guest::Request;
+use crate::ring::{Base, Kind, Pos, RECORD_CELLS_MAX, SLOTS_RESERVED, SlotState};
+use crate::world::World;
+
+/// What the proxy keeps in `state.json`; replaced atomically, durable at once.
+#[derive(Clone, Debug, Default)]
+pub struct StateFile {
+    pub inc: u32,
+    pub seal: Option<Seal>,
+    pub promoted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    pub attempt: u64,
+    pub pos: Pos,
+}
+
+/// What an orderly stop leaves.
+#[derive(Clone, Debug)]
+pub struct SavedMap {
+    pub dirty: BlockSet,
+    pub base: Base,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    Dead,
+    Starting(Start),
+    Serving,
+    /// The target has taken over; only the link answers.
+    Retired,
+}
+
+/// Who holds the append lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Volume(usize),
+    Heal,
+    Attach,
+}
+
+/// Everything a kill takes away.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    pub life: Life,
+    pub ops: [Option<Op>; VOLUMES],
+    pub lock: Option<Owner>,
+    pub held: Option<Held>,
+    pub link_op: Option<LinkOp>,
+    pub claims: Vec<(u64, Vec<usize>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub attempt: u64,
+    pub until: u64,
+}
+
+impl Proxy {
+    pub fn dead() -> Proxy {
+        Proxy {
+            life: Life::Dead,
+            ops: [None, None],
+            lock: None,
+            held: None,
+            link_op: None,
+            claims: Vec::new(),
+        }
+    }
+
+    /// An operation of the volume has begun and not ended.
+    pub fn in_flight(&self, volume: usize) -> bool {
+        self.ops[volume].as_ref().is_some_and(|op| op.phase != Phase::Begin)
+    }
+}
+
+/// A request on its way through a volume's thread.
+#[derive(Clone, Debug)]
+pub struct Op {
+    request: Request,
+    values: Vec<(usize, u32)>,
+    phase: Phase,
+    /// Its records; empty: un-journaled.
+    seqs: Vec<u64>,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Begin,
+    Publish(usize),
+    Write(usize),
+    Finish(usize),
+    Break(Then),
+    Flag(Then),
+    Dirty(usize, Then),
+    Tombstone(usize),
+    Reply,
+}
+
+/// What follows once the blocks are dirty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    Write,
+    Tombstone,
+    Reply,
+}
+
+impl Op {
+    pub fn new(request: Request) -> Op {
+        let values = request.values();
+        Op { request, values, phase: Phase::Begin, seqs: Vec::new(), failed: false }
+    }
+
+    fn blocks(&self) -> BlockSet {
+        Kind::Write(self.values.clone()).blocks()
+    }
+
+    fn records(&self) -> Vec<Kind> {
+        match &self.request {
+            Request::Flush => vec![Kind::Barrier],
+            Request::Write(values) => {
+                values.chunks(RECORD_CELLS_MAX).map(|v| Kind::Write(v.to_vec())).collect()
+            }
+            Request::Zero(cells) => {
+                cells.chunks(RECORD_CELLS_MAX).map(|c| Kind::Zero(c.to_vec())).collect()
+            }
+        }
+    }
+
+    fn record_of(&self, index: usize) -> u64 {
+        self.seqs.get(index / RECORD_CELLS_MAX).copied().unwrap_or(0)
+    }
+}
+
+impl World {
+    /// Whether the volume's thread can do something now.
+    pub fn volume_is_ready(&self, volume: usize) -> bool {
+        if self.proxy.life != Life::Serving || self.link_op_uses(volume) {
+            return false;
+        }
+        let Some(op) = &self.proxy.ops[volume] else { return false };
+        let lock_free = self.proxy.lock.is_none_or(|o| o == Owner::Volume(volume));
+        match op.phase {
+            Phase::Begin if self.state.seal.is_some() => true,
+            Phase::Begin => {
+                let held = self.proxy.held.is_some() && self.rules.hold_gates_writes;
+                lock_free && (!held || op.request == Request::Flush)
+            }
+            Phase::Break(_) => lock_free,
+            _ => true,
+        }
+    }
+
+    /// One step of the volume's thread.
+    pub fn step_volume(&mut self, volume: usize) {
+        let Some(mut op) = self.proxy.ops[volume].take() else { return };
+        let phase = op.phase;
+        self.note(|| format!("volume {volume}: {phase:?} {:?}", op.request));
+        match phase {
+            Phase::Begin => self.begin(volume, &mut op),
+            Phase::Publish(i) => {
+                self.set_slot(op.seqs[i], SlotState::Intent);
+                let last = i + 1 == op.seqs.len();
+                op.phase = if last { Phase::Write(0) } else { Phase::Publish(i + 1) };
+            }
+            Phase::Write(i) => self.write_source(volume, &mut op, i),
+            Phase::Finish(i) => {
+                self.set_slot(op.seqs[i], SlotState::Done);
+                if !self.rules.slots_freed_by_ack {
+                    self.ring_mut().acked = op.seqs[i];
+                    self.ring_mut().free_tail();
+                }
+                let last = i + 1 == op.seqs.len();
+                op.phase = if last { Phase::Reply } else { Phase::Finish(i + 1) };
+            }
+            Phase::Break(then) => {
+                self.proxy.lock = Some(Owner::Volume(volume));
+                self.append_break();
+                op.phase = Phase::Flag(then);
+            }
+            Phase::Flag(then) => {
+                self.ring_mut().whole = false;
+                let at = self.head();
+                self.history.broke(at);
+                op.phase = Phase::Dirty(0, then);
+            }
+            Phase::Dirty(block, then) => self.dirty_next(&mut op, block, then),
+            Phase::Tombstone(i) => {
+                self.set_slot(op.seqs[i], SlotState::Failed);
+                op.phase = match (i + 1 == op.seqs.len(), self.rules.dirty_before_tombstone) {
+                    (false, _) => Phase::Tombstone(i + 1),
+                    (true, true) => Phase::Reply,
+                    (true, false) => Phase::Break(Then::Reply),
+                };
+            }
+            Phase::Reply => {
+                self.reply(volume, &op);
+                return;
+            }
+        }
+        self.proxy.ops[volume] = Some(op);
+    }
+
+    fn begin(&mut self, volume: usize, op: &mut Op) {
+        if self.state.seal.is_some() {
+            // ESHUTDOWN: the guest keeps the request and asks again later, here or there.
+            op.failed = true;
+            op.phase = Phase::Reply;
+            self.guests[volume].sent = false;
+            return;
+        }
+        let blocks = op.blocks();
+        let flush = op.request == Request::Flush;
+        let rules = self.rules;
+        let ring = self.ring_mut();
+        let touched = |b: &usize| blocks[*b];
+        let all_dirty = (0..BLOCKS).filter(touched).all(|b| ring.dirty[b]);
+        let any_dirty = (0..BLOCKS).filter(touched).any(|b| ring.dirty[b]);
+        if !flush && (all_dirty || (any_dirty && !rules.unjournaled_needs_all_dirty)) {
+            op.phase = Phase::Write(0);
+            return;
+        }
+        let records = op.records();
+        let reserved = if rules.control_slots_reserved { SLOTS_RESERVED } else { 0 };
+        if ring.free_slots() >= records.len() + reserved {
+            let append = |kind| ring.append(kind, SlotState::Reserved);
+            op.seqs = records.into_iter().map(append).collect();
+            op.phase = Phase::Publish(0);
+        } else if flush {
+            op.phase = Phase::Write(0);
+        } else if !rules.overflow_to_map {
+            self.violate("(g) a guest's write waits for room in the ring".into());
+        } else if rules.dirty_before_source_write {
+            op.phase = Phase::Break(Then::Write);
+        } else {
+            op.phase = Phase::Write(0);
+        }
+    }
+
+    fn write_source(&mut self, volume: usize, op: &mut Op, index: usize) {
+        if op.request == Request::Flush {
+            self.source.flush_volume(volume);
+        } else if self.source_write_fails() {
+            op.failed = true;
+            let inc = self.head().inc;
+            for seq in &op.seqs {
+                self.history.failed(Pos { inc, seq: *seq });
+            }
+            op.phase = match (op.seqs.is_empty(), self.rules.dirty_before_tombstone) {
+                (true, _) => Phase::Reply,
+                (false, true) => Phase::Break(Then::Tombstone),
+                (false, false) => Phase::Tombstone(0),
+            };
+            return;
+        } else {
+            let (cell, value) = op.values[index];
+            let record = op.record_of(index);
+            let mut at = self.head();
+            if record != 0 {
+                at.seq = record;
+            }
+            self.history.wrote(at, record, cell, value);
+            self.source.now[cell] = value;
+            if index + 1 < op.values.len() {
+                op.phase = Phase::Write(index + 1);
+                return;
+            }
+        }
+        let late = !self.rules.dirty_before_source_write && op.request != Request::Flush;
+        op.phase = match (op.seqs.is_empty(), late) {
+            (false, _) => Phase::Finish(0),
+            (true, true) => Phase::Break(Then::Reply),
+            (true, false) => Phase::Reply,
+        };
+    }
+
+    fn dirty_next(&mut self, op: &mut Op, block: usize, then: Then) {
+        let blocks = op.blocks();
+        let Some(next) = (block..BLOCKS).find(|b| blocks[*b]) else {
+            self.proxy.lock = None;
+            op.phase = match then {
+                Then::Write => Phase::Write(0),
+                Then::Tombstone => Phase::Tombstone(0),
+                Then::Reply => Phase::Reply,
+            };
+            return;
+        };
+        self.ring_mut().set_dirty(next);
+        op.phase = Phase::Dirty(next + 1, then);
+    }
+
+    fn reply(&mut self, volume: usize, op: &Op) {
+        let guest = &mut self.guests[volume];
+        if !guest.sent {
+            return;
+        }
+        guest.sent = false;
+        guest.current = None;
+        match (&op.request, op.failed) {
+            (_, true) => {}
+            (Request::Flush, false) => self.ledger.flush_acked(volume),
+            (_, false) => self.ledger.acked(&op.values),
+        }
+    }
+
+    /// A BREAK record, if the group is whole. The caller holds the append lock.
+    pub fn append_break(&mut self) {
+        if !self.rules.break_before_unjournaled || !self.ring_mut().whole {
+            return;
+        }
+        if self.ring_mut().free_slots() == 0 {
+            self.violate("(f) no slot is left for a BREAK".into());
+            return;
+        }
+        self.ring_mut().append(Kind::Break, SlotState::Done);
+    }
+
+    fn set_slot(&mut self, seq: u64, state: SlotState) {
+        match self.ring_mut().slot_mut(seq) {
+            Some(slot) => slot.state = state,
+            None => self.violate(format!("(f) the slot of record {seq} was freed under its owner")),
+        }
+    }
+
+    /// HEAL, in two stores under the append lock: the record, then the flag.
+    pub fn heal_is_ready(&self) -> bool {
+        if self.proxy.life != Life::Serving || self.proxy.lock == Some(Owner::Heal) {
+            return self.proxy.lock == Some(Owner::Heal);
+        }
+        let Some(ring) = &self.ring else { return false };
+        let room = if self.rules.heal_leaves_room { SLOTS_RESERVED + 1 } else { 1 };
+        !ring.whole
+            && (self.proxy.lock.is_none() || !self.rules.heal_under_lock)
+            && (ring.map_is_empty() || !self.rules.heal_needs_empty_map)
+            && ring.free_slots() >= room
+            && !matches!(self.proxy.link_op, Some(LinkOp::Attach { .. }))
+    }
+
+    pub fn step_heal(&mut self) {
+        self.note(|| "heal".into());
+        if self.proxy.lock == Some(Owner::Heal) {
+            self.ring_mut().whole = true;
+            self.proxy.lock = None;
+            return;
+        }
+        self.ring_mut().append(Kind::Heal, SlotState::Done);
+        if self.proxy.lock.is_none() {
+            self.proxy.lock = Some(Owner::Heal);
+        } else {
+            // The injected fault: somebody else's critical section is not respected.
+            self.ring_mut().whole = true;
+        }
+    }
+
+    /// Position of the last record.
+    pub fn head(&mut self) -> Pos {
+        let ring = self.ring_mut();
+        Pos { inc: ring.inc, seq: ring.head }
+    }
+}
+
+/// The volume that a claim's blocks belong to.
+pub fn volume_of(blocks: &[usize]) -> Option<usize> {
+    blocks.first().map(|b| volume_of_block(*b))
+}

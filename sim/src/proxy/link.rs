@@ -1,0 +1,362 @@
+//! What the proxy does for the shipper: attach, claim, ack, hold, seal and their ends.
+//! Only the proxy writes ring and map.
+
+use super::{Held, Life, Owner, Seal, volume_of};
+use crate::disk::{BLOCKS, VOLUMES, volume_of_block};
+use crate::ring::{Kind, Pos, SlotState};
+use crate::wire::Durable;
+use crate::world::World;
+use std::collections::VecDeque;
+
+/// The socket between the two; gone with either.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    pub requests: VecDeque<Req>,
+    pub replies: VecDeque<Reply>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Req {
+    Attach(Durable),
+    Claim,
+    Ack { pos: Pos, claims: u64 },
+    Hold { attempt: u64, until: u64 },
+    Release,
+    Seal { attempt: u64 },
+    Unseal { attempt: u64 },
+    Commit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Attached {
+        inc: u32,
+        start: u64,
+        durable: Durable,
+        seal: Option<Seal>,
+        promoted: bool,
+    },
+    /// `None`: nothing to claim now.
+    Claimed(Option<Claim>),
+    Held(u64),
+    HoldFailed,
+    Sealed(Pos),
+    SealFailed,
+    Settled,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub id: u64,
+    /// Granted at: all records up to here precede the blocks in the stream.
+    pub granted_at: u64,
+    pub blocks: Vec<usize>,
+}
+
+/// A request of more than one store.
+#[derive(Clone, Debug)]
+pub enum LinkOp {
+    Attach { durable: Durable, start: Option<u64>, dirtied: Option<usize> },
+    Claim { claim: Claim, block: usize, store: usize },
+    Hold { attempt: u64, until: u64 },
+    Seal { attempt: u64, step: u8, pos: Pos },
+}
+
+/// The stores of a claim of one block.
+#[derive(Clone, Copy)]
+enum ClaimStore {
+    SetClaimed,
+    CountClaimed,
+    ClearDirty,
+    CountDirty,
+}
+
+impl World {
+    pub fn link_op_uses(&self, volume: usize) -> bool {
+        match &self.proxy.link_op {
+            Some(LinkOp::Claim { claim, .. }) => volume_of(&claim.blocks) == Some(volume),
+            _ => false,
+        }
+    }
+
+    pub fn link_is_ready(&self) -> bool {
+        let Some(link) = &self.link else { return false };
+        if !matches!(self.proxy.life, Life::Serving | Life::Retired) {
+            return false;
+        }
+        let idle = (0..VOLUMES).all(|v| !self.proxy.in_flight(v));
+        match &self.proxy.link_op {
+            Some(LinkOp::Attach { .. }) => {
+                self.proxy.lock.is_none_or(|owner| owner == Owner::Attach)
+            }
+            Some(LinkOp::Hold { .. }) => idle || !self.rules.hold_waits_for_inflight,
+            Some(LinkOp::Seal { .. }) => self.proxy.lock.is_none(),
+            Some(LinkOp::Claim { .. }) => true,
+            None => !link.requests.is_empty(),
+        }
+    }
+
+    pub fn step_link(&mut self) {
+        if let Some(op) = self.proxy.link_op.take() {
+            self.note(|| format!("link: {op:?}"));
+            return self.step_link_op(op);
+        }
+        let request = self.link.as_mut().and_then(|link| link.requests.pop_front());
+        let Some(request) = request else { return };
+        self.note(|| format!("link: {request:?}"));
+        match request {
+            Req::Attach(durable) => {
+                self.proxy.link_op = Some(LinkOp::Attach { durable, start: None, dirtied: None });
+            }
+            Req::Claim => self.begin_claim(),
+            Req::Ack { pos, claims } => self.ack(pos, claims),
+            Req::Hold { .. } if self.proxy.life == Life::Retired || self.state.seal.is_some() => {
+                self.answer(Reply::HoldFailed);
+            }
+            Req::Hold { attempt, until } => {
+                self.proxy.held = Some(Held { attempt, until });
+                self.proxy.link_op = Some(LinkOp::Hold { attempt, until });
+            }
+            Req::Release => self.proxy.held = None,
+            Req::Seal { attempt } => {
+                if let Some(seal) = self.state.seal.filter(|seal| seal.attempt == attempt) {
+                    return self.answer(Reply::Sealed(seal.pos));
+                }
+                let held = self.proxy.held.is_some_and(|held| held.attempt == attempt);
+                if held || !self.rules.seal_needs_hold {
+                    let pos = Pos::default();
+                    self.proxy.link_op = Some(LinkOp::Seal { attempt, step: 0, pos });
+                } else {
+                    self.answer(Reply::SealFailed);
+                }
+            }
+            Req::Unseal { attempt } => {
+                if self.state.seal.is_some_and(|seal| seal.attempt == attempt) {
+                    self.state.seal = None;
+                }
+                // A seal of this attempt must not come true any more.
+                self.proxy.held = self.proxy.held.filter(|held| held.attempt != attempt);
+                self.answer(Reply::Settled);
+            }
+            Req::Commit => {
+                self.state.promoted = true;
+                self.proxy.life = Life::Retired;
+                self.answer(Reply::Settled);
+            }
+        }
+    }
+
+    fn step_link_op(&mut self, op: LinkOp) {
+        match op {
+            LinkOp::Attach { durable, start, dirtied } => self.step_attach(durable, start, dirtied),
+            LinkOp::Claim { claim, block, store } => self.step_claim(claim, block, store),
+            LinkOp::Hold { attempt, until } => {
+                // The proxy's own deadline may have come first.
+                if self.proxy.held == Some(Held { attempt, until }) {
+                    let head = self.head().seq;
+                    self.answer(Reply::Held(head));
+                }
+            }
+            LinkOp::Seal { attempt, step, pos } => self.step_seal(attempt, step, pos),
+        }
+    }
+
+    /// Resume, or start of a newer incarnation, or everything dirty.
+    fn resume_at(&mut self, durable: &Durable) -> Option<u64> {
+        let rules = self.rules;
+        let ring = self.ring_mut();
+        let pos = durable.pos;
+        if pos.inc == ring.inc {
+            let behind = pos.seq < ring.acked && rules.resume_checks_position;
+            let claims_behind = durable.claims < ring.acked_claims && rules.resume_checks_claims;
+            let tail = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
+            let fits = !behind && !claims_behind && pos.seq <= ring.head;
+            return fits.then(|| (pos.seq + 1).max(tail));
+        }
+        let base = ring.base;
+        let same = pos.inc == base.pos.inc;
+        let ahead = pos >= base.pos && (!same || durable.claims >= base.claims);
+        let fits = pos.inc < ring.inc && ring.acked == 0 && (ahead || !rules.resume_checks_base);
+        fits.then_some(1)
+    }
+
+    fn step_attach(&mut self, durable: Durable, start: Option<u64>, dirtied: Option<usize>) {
+        if self.proxy.life == Life::Retired {
+            let reply = Reply::Attached { inc: 0, start: 0, durable, seal: None, promoted: true };
+            return self.answer(reply);
+        }
+        let rules = self.rules;
+        match (start, dirtied) {
+            (None, _) => {
+                let resumed = self.resume_at(&durable);
+                if let Some(start) = resumed {
+                    self.ack(durable.pos, durable.claims);
+                    return self.finish_attach(durable, start);
+                }
+                self.proxy.lock = Some(Owner::Attach);
+                let ring = self.ring_mut();
+                let mut start = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
+                if rules.fresh_resync {
+                    ring.floor = ring.head + 1;
+                    ring.acked = ring.head;
+                    ring.free_tail();
+                    if ring.free_slots() == 0 {
+                        // Requests in flight end by themselves; then there is room.
+                        self.proxy.lock = None;
+                        self.proxy.link_op =
+                            Some(LinkOp::Attach { durable, start: None, dirtied: None });
+                        return;
+                    }
+                    start = ring.append(Kind::Resync, SlotState::Done);
+                } else {
+                    self.append_break();
+                }
+                self.ring_mut().whole = false;
+                self.proxy.link_op =
+                    Some(LinkOp::Attach { durable, start: Some(start), dirtied: Some(0) });
+            }
+            (Some(start), Some(block)) if block < BLOCKS => {
+                self.ring_mut().set_dirty(block);
+                let dirtied = Some(block + 1);
+                self.proxy.link_op = Some(LinkOp::Attach { durable, start: Some(start), dirtied });
+            }
+            (Some(start), _) => {
+                self.proxy.lock = None;
+                self.finish_attach(durable, start);
+            }
+        }
+    }
+
+    /// Claims of older sessions are dirty again, and the new one may begin.
+    fn finish_attach(&mut self, durable: Durable, start: u64) {
+        if self.rules.claims_revert_on_new_session {
+            let ring = self.ring_mut();
+            for block in 0..BLOCKS {
+                if ring.claimed[block] {
+                    ring.set_dirty(block);
+                    ring.clear_claimed(block);
+                }
+            }
+            self.proxy.claims.clear();
+        }
+        let (inc, seal) = (self.head().inc, self.state.seal);
+        self.answer(Reply::Attached { inc, start, durable, seal, promoted: false });
+    }
+
+    pub fn ack(&mut self, pos: Pos, claims: u64) {
+        if self.proxy.life != Life::Serving || pos.inc != self.head().inc {
+            return;
+        }
+        let (ended, open) = self.proxy.claims.drain(..).partition(|(id, _)| *id <= claims);
+        self.proxy.claims = open;
+        let ended: Vec<(u64, Vec<usize>)> = ended;
+        let ring = self.ring_mut();
+        ring.acked = ring.acked.max(pos.seq);
+        ring.acked_claims = ring.acked_claims.max(claims);
+        for block in ended.into_iter().flat_map(|(_, blocks)| blocks) {
+            ring.clear_claimed(block);
+        }
+        if self.rules.slots_freed_by_ack {
+            self.ring_mut().free_tail();
+        }
+    }
+
+    fn begin_claim(&mut self) {
+        let rules = self.rules;
+        let busy: Vec<bool> = (0..VOLUMES)
+            .map(|v| self.proxy.in_flight(v) && rules.claim_waits_for_inflight)
+            .collect();
+        let want = 1 + self.rng.below(2);
+        let first_block = self.rng.below(BLOCKS);
+        if self.proxy.life != Life::Serving {
+            return self.answer(Reply::Claimed(None));
+        }
+        let ring = self.ring_mut();
+        let free = |b: usize| {
+            ring.dirty[b]
+                && (!ring.claimed[b] || !rules.no_second_claim)
+                && !busy[volume_of_block(b)]
+        };
+        let first = (0..BLOCKS).map(|i| (first_block + i) % BLOCKS).find(|b| free(*b));
+        let Some(first) = first else { return self.answer(Reply::Claimed(None)) };
+        let same = |b: &usize| volume_of_block(*b) == volume_of_block(first) && free(*b);
+        let blocks: Vec<usize> = (first..BLOCKS).take_while(same).take(want).collect();
+        let claim = Claim { id: ring.next_claim, granted_at: ring.head, blocks };
+        ring.next_claim += 1;
+        self.proxy.claims.push((claim.id, claim.blocks.clone()));
+        self.proxy.link_op = Some(LinkOp::Claim { claim, block: 0, store: 0 });
+    }
+
+    fn step_claim(&mut self, mut claim: Claim, block: usize, store: usize) {
+        use ClaimStore::*;
+        let rules = self.rules;
+        let order = if !rules.claimed_before_clean {
+            [ClearDirty, SetClaimed, CountClaimed, CountDirty]
+        } else if !rules.claim_counts_never_both_zero {
+            [SetClaimed, ClearDirty, CountDirty, CountClaimed]
+        } else {
+            [SetClaimed, CountClaimed, ClearDirty, CountDirty]
+        };
+        let ring = self.ring_mut();
+        let at = claim.blocks[block];
+        match order[store] {
+            SetClaimed => ring.claimed[at] = true,
+            CountClaimed => ring.claimed_count += 1,
+            ClearDirty => ring.dirty[at] = false,
+            CountDirty => ring.dirty_count -= 1,
+        }
+        let (block, store) = if store == 3 { (block + 1, 0) } else { (block, store + 1) };
+        if block < claim.blocks.len() {
+            self.proxy.link_op = Some(LinkOp::Claim { claim, block, store });
+            return;
+        }
+        claim.granted_at = ring.head;
+        self.answer(Reply::Claimed(Some(claim)));
+    }
+
+    fn step_seal(&mut self, attempt: u64, step: u8, pos: Pos) {
+        let next = match step {
+            0 => {
+                self.source.flush();
+                LinkOp::Seal { attempt, step: 1, pos }
+            }
+            1 => {
+                if self.ring_mut().free_slots() == 0 {
+                    return self.answer(Reply::SealFailed);
+                }
+                self.ring_mut().append(Kind::Seal, SlotState::Done);
+                LinkOp::Seal { attempt, step: 2, pos: self.head() }
+            }
+            _ => {
+                self.proxy.held = None;
+                self.answer(Reply::Sealed(pos));
+                self.state.seal = Some(Seal { attempt, pos });
+                return;
+            }
+        };
+        self.proxy.link_op = Some(next);
+    }
+
+    /// The shipper is gone in the middle of a request. A claim has begun on its volume's
+    /// thread and ends there; a seal may or may not have come through; the rest stops.
+    pub fn abandon_link_op(&mut self) {
+        let goes_on = match &self.proxy.link_op {
+            Some(LinkOp::Claim { .. }) => true,
+            Some(LinkOp::Seal { .. }) => self.proxy.lock.is_none() && self.rng.chance(50),
+            _ => false,
+        };
+        while goes_on && let Some(op) = self.proxy.link_op.take() {
+            self.step_link_op(op);
+        }
+        self.proxy.link_op = None;
+        if self.proxy.lock == Some(Owner::Attach) {
+            self.proxy.lock = None;
+        }
+    }
+
+    fn answer(&mut self, reply: Reply) {
+        if let Some(link) = &mut self.link {
+            link.replies.push_back(reply);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What the proxy keeps in shared memory: records, counters and the change map. A kill of
+//! any process keeps it, a power loss does not.
+
+use crate::disk::{BLOCKS, BlockSet, block_of};
+use std::collections::VecDeque;
+
+/// Slots of the ring. Small, so that it overflows in most runs.
+pub const SLOTS: usize = 7;
+/// Slots that only control records may take: two for a BREAK and a SEAL.
+pub const SLOTS_RESERVED: usize = 2;
+/// Cells one record can carry; a larger request becomes consecutive records.
+pub const RECORD_CELLS_MAX: usize = 2;
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A slot whose owner died before it was complete.
+    Void,
+    Write(Vec<(usize, u32)>),
+    Zero(Vec<usize>),
+    Barrier,
+    Resync,
+    Break,
+    Heal,
+    Seal,
+}
+
+impl Kind {
+    pub fn blocks(&self) -> BlockSet {
+        let mut set = [false; BLOCKS];
+        for (cell, _) in self.values() {
+            set[block_of(cell)] = true;
+        }
+        set
+    }
+
+    /// The cells it changes, with their new values.
+    pub fn values(&self) -> Vec<(usize, u32)> {
+        match self {
+            Kind::Write(values) => values.clone(),
+            Kind::Zero(cells) => cells.iter().map(|c| (*c, 0)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the record makes of `whole`, if anything.
+    pub fn whole(&self) -> Option<bool> {
+        match self {
+            Kind::Resync | Kind::Break => Some(false),
+            Kind::Heal => Some(true),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    Reserved,
+    Intent,
+    Done,
+    Failed,
+}
+
+impl SlotState {
+    pub fn is_final(self) -> bool {
+        matches!(self, SlotState::Done | SlotState::Failed)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub seq: u64,
+    pub kind: Kind,
+    pub state: SlotState,
+}
+
+/// A position in the stream, as far as one epoch goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pos {
+    pub inc: u32,
+    pub seq: u64,
+}
+
+/// Where a stream must stand at least for a ring to continue it; zero: anywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Base {
+    pub pos: Pos,
+    pub claims: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Ring {
+    pub inc: u32,
+    pub base: Base,
+    pub head: u64,
+    pub slots: VecDeque<Slot>,
+    pub acked: u64,
+    pub acked_claims: u64,
+    pub next_claim: u64,
+    pub whole: bool,
+    pub dirty: BlockSet,
+    pub claimed: BlockSet,
+    pub dirty_count: i32,
+    pub claimed_count: i32,
+    /// Records below this were made superfluous by a RESYNC: freed without the target's ack.
+    pub floor: u64,
+}
+
+impl Ring {
+    pub fn new(inc: u32, dirty: BlockSet, base: Base) -> Ring {
+        let mut ring = Ring {
+            inc,
+            base,
+            head: 0,
+            slots: VecDeque::new(),
+            acked: 0,
+            acked_claims: 0,
+            next_claim: 1,
+            whole: false,
+            dirty,
+            claimed: [false; BLOCKS],
+            dirty_count: 0,
+            claimed_count: 0,
+            floor: 0,
+        };
+        ring.recount();
+        ring
+    }
+
+    pub fn recount(&mut self) {
+        self.dirty_count = count(&self.dirty);
+        self.claimed_count = count(&self.claimed);
+    }
+
+    pub fn free_slots(&self) -> usize {
+        SLOTS.saturating_sub(self.slots.len())
+    }
+
+    /// Gives out the next number. The caller has made sure of room.
+    pub fn append(&mut self, kind: Kind, state: SlotState) -> u64 {
+        self.head += 1;
+        self.slots.push_back(Slot { seq: self.head, kind, state });
+        self.head
+    }
+
+    pub fn slot_mut(&mut self, seq: u64) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.seq == seq)
+    }
+
+    pub fn slot(&self, seq: u64) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.seq == seq)
+    }
+
+    /// All records up to here have their final outcome.
+    pub fn watermark(&self) -> u64 {
+        match self.slots.iter().find(|slot| !slot.state.is_final()) {
+            Some(slot) => slot.seq - 1,
+            None => self.head,
+        }
+    }
+
+    pub fn set_dirty(&mut self, block: usize) {
+        if !self.dirty[block] {
+            self.dirty[block] = true;
+            self.dirty_count += 1;
+        }
+    }
+
+    pub fn clear_claimed(&mut self, block: usize) {
+        if self.claimed[block] {
+            self.claimed[block] = false;
+            self.claimed_count -= 1;
+        }
+    }
+
+    /// Frees the final slots at the tail up to `acked`.
+    pub fn free_tail(&mut self) {
+        while self.slots.front().is_some_and(|s| s.state.is_final() && s.seq <= self.acked) {
+            self.slots.pop_front();
+        }
+    }
+
+    pub fn map_is_empty(&self) -> bool {
+        self.dirty_count == 0 && self.claimed_count == 0
+    }
+}
+
+pub fn count(set: &BlockSet) -> i32 {
+    set.iter().filter(|bit| **bit).count() as i32
+}

@@ -1,0 +1,129 @@
+//! The rules of the protocol, each as a switch. All are on in the model that has to hold; the
+//! mutation test turns off one at a time and demands that the search finds what it prevents.
+
+macro_rules! rules {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// What the modelled processes obey.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Rules {
+            $($(#[doc = $doc])+ pub $name: bool,)+
+        }
+
+        impl Rules {
+            pub const ALL: Rules = Rules { $($name: true,)+ };
+            /// Names in declaration order.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
+
+            /// All rules but the named one.
+            pub fn without(name: &str) -> Rules {
+                let mut rules = Rules::ALL;
+                match name {
+                    $(stringify!($name) => rules.$name = false,)+
+                    _ => panic!("no rule is called {name}"),
+                }
+                rules
+            }
+        }
+    };
+}
+
+rules! {
+    /// R1: the payload of a write that never ended becomes what the source holds.
+    intent_rewrite,
+    /// R1: a zero or trim that never ended becomes failed, its blocks dirty.
+    intent_zero_dirty,
+    /// R2: a request goes un-journaled only if *every* block it touches is dirty.
+    unjournaled_needs_all_dirty,
+    /// R2: blocks are dirty before the un-journaled source write is submitted.
+    dirty_before_source_write,
+    /// R5: BREAK before the first un-journaled write of a whole group.
+    break_before_unjournaled,
+    /// A failed write: BREAK, then dirty, then the tombstone.
+    dirty_before_tombstone,
+    /// After a kill, `whole` is what the last control record in the ring says.
+    whole_from_records,
+    /// A full ring dirties blocks; it never makes a guest wait.
+    overflow_to_map,
+    /// A slot is given up for the control records when data has filled the rest.
+    control_slots_reserved,
+    /// R3: a claim is served when nothing is in flight on its volume.
+    claim_waits_for_inflight,
+    /// R3: `claimed` is set before `dirty` is cleared.
+    claimed_before_clean,
+    /// R3: the count of claimed blocks rises before the count of dirty ones falls.
+    claim_counts_never_both_zero,
+    /// R3: only the durable ack clears `claimed`.
+    ack_clears_claimed,
+    /// R3: a block that is claimed and dirty is not claimed a second time.
+    no_second_claim,
+    /// R3: a new session turns claims back to dirty.
+    claims_revert_on_new_session,
+    /// Claim ids rise over a restart of the proxy.
+    claim_ids_persist,
+    /// R3: all records up to P are cut before the claimed blocks are read.
+    cut_through_p_before_read,
+    /// R3: no record is cut while claimed blocks are read.
+    no_cut_while_reading,
+    /// R4: HEAL only when nothing is dirty or claimed.
+    heal_needs_empty_map,
+    /// R5: HEAL and an overflow exclude each other by the append lock.
+    heal_under_lock,
+    /// R5: HEAL only while room for the next BREAK remains.
+    heal_leaves_room,
+    /// The shipper drains only records whose outcome, and that of all before, is final.
+    drain_to_watermark,
+    /// R11: a slot is freed only by the target's durable ack.
+    slots_freed_by_ack,
+    /// Unacknowledged bytes are bounded.
+    window_bounded,
+    /// Resume only a receiver that stands at or behind nothing the ring has given up.
+    resume_checks_position,
+    /// The same for claims.
+    resume_checks_claims,
+    /// A newer incarnation continues only a receiver at or beyond its base.
+    resume_checks_base,
+    /// "Everything dirty" starts the stream at a fresh RESYNC record.
+    fresh_resync,
+    /// R6: an incarnation begins with a RESYNC record, which the receiver takes as a BREAK.
+    resync_begins_incarnation,
+    /// R6: a lost ring is a new incarnation with everything dirty.
+    ring_loss_dirties_all,
+    /// An orderly stop saves claimed blocks, too.
+    saved_map_has_claimed,
+    /// An orderly stop saves the blocks of undrained records.
+    saved_map_has_undrained,
+    /// The saved map is deleted, durably, before the first write.
+    saved_map_deleted,
+    /// A claim ends with its last part only.
+    claim_ends_with_last_part,
+    /// The receiver takes nothing from a connection older than the session it knows.
+    session_fence,
+    /// The receiver takes only the next number with the matching hash.
+    number_chain,
+    /// Acknowledged only when staging is durable.
+    ack_after_staging_sync,
+    /// Applied only from durable staging, from which it can be redone.
+    redo,
+    /// Staging is given up only when the targets are flushed.
+    applied_after_flush,
+    /// R5: pre-images while the group is broken.
+    undo,
+    /// Pre-images belong to one point.
+    undo_tagged,
+    /// Held requests wait.
+    hold_gates_writes,
+    /// Held only when requests in flight have ended.
+    hold_waits_for_inflight,
+    /// The proxy seals only the attempt that it holds.
+    seal_needs_hold,
+    /// A seal is durable before it is answered.
+    seal_is_durable,
+    /// Only the receiver's durable abort ends a seal.
+    seal_ends_by_decision,
+    /// The receiver promotes only at exactly the sealed point.
+    promote_checks_position,
+    /// The receiver decides an attempt once.
+    decides_once,
+    /// The receiver's decision is durable before it is answered.
+    decision_is_durable,
+}

@@ -1,0 +1,349 @@
+//! The shipper: one ordered stream of batches, cut from the ring or read for a claim.
+//! Remembers nothing over a kill but a page of counters; where it goes on is the receiver's
+//! durable position. `shipper/drive.rs` drives the cutover.
+
+mod drive;
+
+use crate::disk::{CELLS_PER_BLOCK, cells_of};
+use crate::proxy::{Claim, Life, Link, Reply, Req};
+use crate::ring::{Kind, Pos, SlotState};
+use crate::wire::{
+    BATCH_RECORDS_MAX, Batch, Body, Conn, Durable, ToReceiver, ToShipper, WINDOW_BATCHES,
+};
+use crate::world::World;
+use std::collections::VecDeque;
+use towline_control::Cutover;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Idle,
+    /// The receiver was asked what it has.
+    Hello,
+    /// The proxy was asked where to go on.
+    Attaching,
+    Running,
+    /// The target has taken over.
+    Over,
+}
+
+/// Everything a kill takes away.
+#[derive(Clone, Debug)]
+pub struct Shipper {
+    pub alive: bool,
+    pub stage: Stage,
+    pub conn: u64,
+    pub inc: u32,
+    pub next_seq: u64,
+    number: u64,
+    hash: u64,
+    claims_sent: u64,
+    /// Numbers of batches under way.
+    window: VecDeque<u64>,
+    pub claim: Option<Walk>,
+    claim_asked: bool,
+    pub durable: Durable,
+    pub cutover: Option<Cutover>,
+    /// `DrainCheck` up to here.
+    pub drain_to: Option<u64>,
+    /// To be sent when the stream has passed the position.
+    pub promote: Option<(u64, Pos)>,
+    /// `Commit` or `Unseal`, repeated until the proxy has confirmed it.
+    pub settle: Option<Req>,
+    pub settle_asked: bool,
+}
+
+/// A claim on its way: granted, read block by block, sent part by part.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    claim: Claim,
+    read: Vec<(usize, [u32; CELLS_PER_BLOCK])>,
+    sent: usize,
+}
+
+impl Shipper {
+    pub fn dead() -> Shipper {
+        Shipper {
+            alive: false,
+            stage: Stage::Idle,
+            conn: 0,
+            inc: 0,
+            next_seq: 0,
+            number: 0,
+            hash: 0,
+            claims_sent: 0,
+            window: VecDeque::new(),
+            claim: None,
+            claim_asked: false,
+            durable: Durable::default(),
+            cutover: None,
+            drain_to: None,
+            promote: None,
+            settle: None,
+            settle_asked: false,
+        }
+    }
+}
+
+/// Things the shipper can do of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShipStep {
+    Connect,
+    TakeReply,
+    Cut,
+    AskClaim,
+    Read,
+    SendPart,
+    Settle,
+    Drive,
+}
+
+impl World {
+    pub fn ship_steps(&self, steps: &mut Vec<ShipStep>) {
+        let s = &self.shipper;
+        if !s.alive || s.stage == Stage::Over {
+            return;
+        }
+        if s.stage == Stage::Idle {
+            if matches!(self.proxy.life, Life::Serving | Life::Retired) && self.receiver.alive {
+                steps.push(ShipStep::Connect);
+            }
+            return;
+        }
+        if self.link.as_ref().is_some_and(|link| !link.replies.is_empty()) {
+            steps.push(ShipStep::TakeReply);
+        }
+        if s.stage != Stage::Running {
+            return;
+        }
+        self.stream_steps(steps);
+        if s.settle.is_some() && !s.settle_asked {
+            steps.push(ShipStep::Settle);
+        }
+        if self.cutover_can_move() {
+            steps.push(ShipStep::Drive);
+        }
+    }
+
+    fn stream_steps(&self, steps: &mut Vec<ShipStep>) {
+        let s = &self.shipper;
+        let room = s.window.len() < WINDOW_BATCHES || !self.rules.window_bounded;
+        let reading = s.claim.as_ref().is_some_and(|walk| !walk.read.is_empty());
+        if room && self.drainable() >= s.next_seq && (!reading || !self.rules.no_cut_while_reading)
+        {
+            steps.push(ShipStep::Cut);
+        }
+        let Some(walk) = &s.claim else {
+            let dirty = self.ring.as_ref().is_some_and(|ring| ring.dirty_count > 0);
+            if dirty && !s.claim_asked {
+                steps.push(ShipStep::AskClaim);
+            }
+            return;
+        };
+        let passed = s.next_seq > walk.claim.granted_at || !self.rules.cut_through_p_before_read;
+        if walk.read.len() < walk.claim.blocks.len() {
+            if passed {
+                steps.push(ShipStep::Read);
+            }
+        } else if room {
+            steps.push(ShipStep::SendPart);
+        }
+    }
+
+    /// Records up to here may be cut.
+    fn drainable(&self) -> u64 {
+        match &self.ring {
+            Some(ring) if self.rules.drain_to_watermark => ring.watermark(),
+            Some(ring) => match ring.slots.iter().find(|s| s.state == SlotState::Reserved) {
+                Some(slot) => slot.seq - 1,
+                None => ring.head,
+            },
+            None => 0,
+        }
+    }
+
+    pub fn step_shipper(&mut self, step: ShipStep) {
+        self.note(|| format!("shipper: {step:?}"));
+        match step {
+            ShipStep::Connect => self.connect(),
+            ShipStep::TakeReply => self.take_reply(),
+            ShipStep::Cut => self.cut(),
+            ShipStep::AskClaim => {
+                self.shipper.claim_asked = true;
+                self.ask(Req::Claim);
+            }
+            ShipStep::Read => {
+                let Some(walk) = &mut self.shipper.claim else { return };
+                let block = walk.claim.blocks[walk.read.len()];
+                let cells = cells_of(block);
+                let content = std::array::from_fn(|i| self.source.now[cells.start + i]);
+                walk.read.push((block, content));
+            }
+            ShipStep::SendPart => self.send_part(),
+            ShipStep::Settle => {
+                self.shipper.settle_asked = true;
+                if let Some(request) = self.shipper.settle.clone() {
+                    self.ask(request);
+                }
+            }
+            ShipStep::Drive => self.drive_cutover(),
+        }
+    }
+
+    pub fn ask(&mut self, request: Req) {
+        if let Some(link) = &mut self.link {
+            link.requests.push_back(request);
+        }
+    }
+
+    fn connect(&mut self) {
+        self.next_id += 1;
+        let id = self.next_id;
+        let mut conn = Conn { id, ..Conn::default() };
+        conn.to_receiver.push_back(ToReceiver::Hello { session: id });
+        self.conns.push(conn);
+        self.link = Some(Link::default());
+        self.shipper.conn = id;
+        self.shipper.stage = Stage::Hello;
+    }
+
+    /// The session ended: link or connection is gone. What was under way is forgotten.
+    pub fn end_session(&mut self) {
+        if let Some(conn) = self.conns.iter_mut().find(|c| c.id == self.shipper.conn) {
+            conn.shipper_gone = true;
+        }
+        self.link = None;
+        self.abandon_link_op();
+        let old = std::mem::replace(&mut self.shipper, Shipper::dead());
+        self.shipper.alive = old.alive;
+        self.shipper.cutover = old.cutover;
+        self.shipper.settle = old.settle;
+        self.shipper.drain_to = old.drain_to;
+    }
+
+    pub fn kill_shipper(&mut self) {
+        self.note(|| "KILL shipper".into());
+        self.end_session();
+        self.shipper = Shipper::dead();
+    }
+
+    pub fn shipper_received(&mut self, message: ToShipper) {
+        match message {
+            ToShipper::HelloReply { durable } => {
+                self.shipper.stage = Stage::Attaching;
+                self.ask(Req::Attach(durable));
+            }
+            ToShipper::Ack { durable } => {
+                let window = &mut self.shipper.window;
+                while window.front().is_some_and(|number| *number <= durable.number) {
+                    window.pop_front();
+                }
+                self.shipper.durable = durable;
+                self.ask(Req::Ack { pos: durable.pos, claims: durable.claims });
+            }
+            ToShipper::Decision { attempt, promoted } => self.decided(attempt, promoted),
+        }
+    }
+
+    fn take_reply(&mut self) {
+        let reply = self.link.as_mut().and_then(|link| link.replies.pop_front());
+        let Some(reply) = reply else { return };
+        self.note(|| format!("shipper got {reply:?}"));
+        match reply {
+            Reply::Attached { promoted: true, .. } => {
+                self.shipper.stage = Stage::Over;
+                self.shipper.cutover = None;
+                self.shipper.settle = None;
+            }
+            Reply::Attached { inc, start, durable, seal, .. } => {
+                self.check_resent(&durable);
+                let s = &mut self.shipper;
+                s.stage = Stage::Running;
+                s.inc = inc;
+                s.next_seq = start;
+                s.number = durable.number;
+                s.hash = durable.hash;
+                s.claims_sent = if durable.pos.inc == inc { durable.claims } else { 0 };
+                s.durable = durable;
+                self.stream_bytes = durable.stream_bytes;
+                self.session_stands(seal);
+            }
+            Reply::Claimed(claim) => {
+                self.shipper.claim_asked = false;
+                self.shipper.claim = claim.map(|claim| Walk { claim, read: Vec::new(), sent: 0 });
+            }
+            Reply::Held(seq) => self.held(seq),
+            Reply::HoldFailed => self.hold_failed(),
+            Reply::Sealed(pos) => self.sealed(pos),
+            Reply::SealFailed => self.seal_failed(),
+            Reply::Settled => {
+                if self.shipper.settle == Some(Req::Commit) {
+                    self.shipper.stage = Stage::Over;
+                }
+                self.shipper.settle = None;
+                self.shipper.settle_asked = false;
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        let first = self.shipper.next_seq;
+        let count = 1 + self.rng.below(BATCH_RECORDS_MAX) as u64;
+        let last = self.drainable().min(first + count - 1);
+        let mut kinds = Vec::new();
+        for seq in first..=last {
+            match self.ring.as_ref().and_then(|ring| ring.slot(seq)) {
+                Some(slot) if slot.state == SlotState::Failed => kinds.push(Kind::Void),
+                Some(slot) => kinds.push(slot.kind.clone()),
+                None => return self.violate(format!("(f) record {seq} was freed unshipped")),
+            }
+        }
+        self.shipper.next_seq = last + 1;
+        self.send_batch(Body::Records { first, kinds });
+    }
+
+    fn send_part(&mut self) {
+        let rules = self.rules;
+        let Some(walk) = &mut self.shipper.claim else { return };
+        let (block, content) = walk.read[walk.sent];
+        walk.sent += 1;
+        let last = walk.sent == walk.read.len();
+        let first = walk.sent == 1;
+        let id = walk.claim.id;
+        let ends = (if rules.claim_ends_with_last_part { last } else { first }).then_some(id);
+        if last {
+            self.shipper.claim = None;
+            if !rules.ack_clears_claimed {
+                let pos = Pos { inc: self.shipper.inc, seq: 0 };
+                self.ask(Req::Ack { pos, claims: id });
+            }
+        }
+        self.send_batch(Body::Block { block, content, ends });
+    }
+
+    fn send_batch(&mut self, body: Body) {
+        self.stream_bytes += Batch::bytes(&body);
+        let s = &mut self.shipper;
+        if let Body::Block { ends: Some(id), .. } = &body {
+            s.claims_sent = *id;
+        }
+        s.number += 1;
+        let batch = Batch {
+            session: s.conn,
+            number: s.number,
+            previous: s.hash,
+            pos: Pos { inc: s.inc, seq: s.next_seq - 1 },
+            claims: s.claims_sent,
+            stream_bytes: self.stream_bytes,
+            body,
+        };
+        s.hash = batch.hash();
+        s.window.push_back(batch.number);
+        self.send(ToReceiver::Batch(batch));
+    }
+
+    pub fn send(&mut self, message: ToReceiver) {
+        if let Some(conn) = self.conns.iter_mut().find(|c| c.id == self.shipper.conn) {
+            conn.to_receiver.push_back(message);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The modelled world and its scheduler: which steps are possible, which one is taken, and
+//! which fault strikes. Single-threaded; everything follows from the seed.
+
+use crate::disk::{Content, Disk, VOLUMES};
+use crate::faults::Config;
+use crate::guest::{Guest, Request, script};
+use crate::ledger::{History, Ledger};
+use crate::proxy::{Life, Link, Op, Proxy, SavedMap, StateFile};
+use crate::receiver::{Receiver, Store};
+use crate::ring::{Pos, Ring};
+use crate::rng::Rng;
+use crate::rules::Rules;
+use crate::shipper::{ShipStep, Shipper, Stage};
+use crate::wire::{Conn, Durable, WINDOW_BATCHES};
+
+/// The three daemons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    Proxy,
+    Shipper,
+    Receiver,
+}
+
+impl Process {
+    pub const ALL: [Process; 3] = [Process::Proxy, Process::Shipper, Process::Receiver];
+}
+
+/// One possible step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Guest(usize),
+    Volume(usize),
+    Start,
+    Link,
+    Heal,
+    Ship(ShipStep),
+    ToReceiver(u64),
+    ToShipper(u64),
+    Sync,
+    Apply,
+    Decide,
+    Restart(Process),
+}
+
+impl Act {
+    /// Steps of one class share a weight, so that in some runs the network is slow, in others
+    /// the receiver, and so on.
+    fn class(self) -> usize {
+        match self {
+            Act::Guest(_) => 0,
+            Act::Volume(_) => 1,
+            Act::Start | Act::Restart(_) => 2,
+            Act::Link => 3,
+            Act::Heal => 4,
+            Act::Ship(ShipStep::AskClaim | ShipStep::Read | ShipStep::SendPart) => 5,
+            Act::Ship(_) => 6,
+            Act::ToReceiver(_) | Act::ToShipper(_) => 7,
+            Act::Sync => 8,
+            Act::Apply | Act::Decide => 9,
+        }
+    }
+}
+
+const CLASSES: usize = 10;
+
+pub struct World {
+    pub rules: Rules,
+    pub config: Config,
+    pub rng: Rng,
+    pub now: u64,
+    pub source: Disk,
+    pub ring: Option<Ring>,
+    pub state: StateFile,
+    pub saved: Option<SavedMap>,
+    pub proxy: Proxy,
+    pub link: Option<Link>,
+    pub shipper: Shipper,
+    /// Survives the shipper, in its page of counters.
+    pub stream_bytes: u64,
+    pub conns: Vec<Conn>,
+    pub receiver: Receiver,
+    pub guests: [Guest; VOLUMES],
+    pub ledger: Ledger,
+    pub history: History,
+    /// Gives out ids of sessions and attempts.
+    pub next_id: u64,
+    /// Faults still strike.
+    pub faulty: bool,
+    pub violation: Option<String>,
+    pub trace: Option<Vec<String>>,
+    /// The receiver was set back, so figures about what it once had do not bind.
+    pub set_back: bool,
+    /// An earlier state of the receiver's disks, to set it back to.
+    pub earlier: Option<Store>,
+    pub stopping: bool,
+    pub seen: Seen,
+    weights: [usize; CLASSES],
+    acts: Vec<Act>,
+}
+
+/// What the checks remember from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub checked: Option<(u64, u64)>,
+    pub point: Option<Pos>,
+    pub durable: Durable,
+    pub sealed: Option<u64>,
+    /// For coverage: how often interesting things happened.
+    pub points: u64,
+}
+
+impl World {
+    pub fn new(config: Config, seed: u64, traced: bool) -> World {
+        let mut rng = Rng::new(seed);
+        let mut value = 0;
+        let mut guest = |volume| Guest {
+            script: script(volume, config.requests, &mut rng, &mut value),
+            ..Guest::default()
+        };
+        let guests = [guest(0), guest(1)];
+        let weights = std::array::from_fn(|_| [1, 2, 4, 8][rng.below(4)]);
+        World {
+            rules: config.rules,
+            rng,
+            now: 0,
+            source: Disk::default(),
+            ring: None,
+            state: StateFile::default(),
+            saved: None,
+            proxy: Proxy::dead(),
+            link: None,
+            shipper: Shipper::dead(),
+            stream_bytes: 0,
+            conns: Vec::new(),
+            receiver: Receiver::default(),
+            guests,
+            ledger: Ledger::default(),
+            history: History::default(),
+            next_id: 0,
+            faulty: true,
+            violation: None,
+            trace: traced.then(Vec::new),
+            set_back: false,
+            earlier: None,
+            stopping: false,
+            seen: Seen::default(),
+            weights,
+            acts: Vec::new(),
+            config,
+        }
+    }
+
+    pub fn ring_mut(&mut self) -> &mut Ring {
+        self.ring.as_mut().expect("a serving proxy has a ring")
+    }
+
+    /// A line of the trace; made only when somebody will read it.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:5} {}", self.now, line()));
+        }
+    }
+
+    pub fn violate(&mut self, what: String) {
+        self.note(|| format!("VIOLATION {what}"));
+        self.violation.get_or_insert(what);
+    }
+
+    pub fn is_alive(&self, process: Process) -> bool {
+        match process {
+            Process::Proxy => self.proxy.life != Life::Dead,
+            Process::Shipper => self.shipper.alive,
+            Process::Receiver => self.receiver.alive,
+        }
+    }
+
+    pub fn kill(&mut self, process: Process) {
+        if !self.is_alive(process) {
+            return;
+        }
+        match process {
+            Process::Proxy => self.kill_proxy(),
+            Process::Shipper => self.kill_shipper(),
+            Process::Receiver => self.kill_receiver(),
+        }
+    }
+
+    /// Takes one step, chosen by the seed. False when nothing can move.
+    pub fn step(&mut self) -> bool {
+        self.now += 1;
+        self.timers();
+        let mut acts = std::mem::take(&mut self.acts);
+        acts.clear();
+        self.possible(&mut acts);
+        let weight = |act: &Act| if self.faulty { self.weights[act.class()] } else { 1 };
+        let total: usize = acts.iter().map(weight).sum();
+        let chosen = (total > 0).then(|| {
+            let mut at = self.rng.clone().below(total);
+            *acts
+                .iter()
+                .find(|act| {
+                    let found = at < weight(act);
+                    at = at.saturating_sub(weight(act));
+                    found
+                })
+                .expect("the weights sum to the total")
+        });
+        self.rng.next();
+        self.acts = acts;
+        let Some(act) = chosen else { return false };
+        self.take(act);
+        true
+    }
+
+    fn possible(&self, acts: &mut Vec<Act>) {
+        for volume in 0..VOLUMES {
+            if self.guest_is_ready(volume) {
+                acts.push(Act::Guest(volume));
+            }
+            if self.volume_is_ready(volume) {
+                acts.push(Act::Volume(volume));
+            }
+        }
+        if matches!(self.proxy.life, Life::Starting(_)) {
+            acts.push(Act::Start);
+        }
+        if self.link_is_ready() {
+            acts.push(Act::Link);
+        }
+        if self.heal_is_ready() {
+            acts.push(Act::Heal);
+        }
+        let mut steps = Vec::new();
+        self.ship_steps(&mut steps);
+        acts.extend(steps.into_iter().map(Act::Ship));
+        for conn in &self.conns {
+            if self.receiver.alive && !conn.receiver_gone && !conn.to_receiver.is_empty() {
+                acts.push(Act::ToReceiver(conn.id));
+            }
+            let gone = conn.receiver_gone && conn.to_shipper.is_empty();
+            if conn.id == self.shipper.conn && (gone || !conn.to_shipper.is_empty()) {
+                acts.push(Act::ToShipper(conn.id));
+            }
+        }
+        if self.needs_sync() {
+            acts.push(Act::Sync);
+        }
+        if self.can_apply() {
+            acts.push(Act::Apply);
+        }
+        if self.can_decide() {
+            acts.push(Act::Decide);
+        }
+        if !self.stopping {
+            let dead = Process::ALL.into_iter().filter(|p| !self.is_alive(*p));
+            acts.extend(dead.map(Act::Restart));
+        }
+    }
+
+    fn take(&mut self, act: Act) {
+        match act {
+            Act::Guest(volume) => self.step_guest(volume),
+            Act::Volume(volume) => self.step_volume(volume),
+            Act::Start => {
+                if let Life::Starting(start) = self.proxy.life {
+                    self.step_start(start);
+                }
+            }
+            Act::Link => self.step_link(),
+            Act::Heal => self.step_heal(),
+            Act::Ship(step) => self.step_shipper(step),
+            Act::ToReceiver(id) => {
+                let conn = self.conns.iter_mut().find(|c| c.id == id);
+                if let Some(message) = conn.and_then(|c| c.to_receiver.pop_front()) {
+                    self.receiver_received(id, message);
+                }
+                self.conns.retain(|c| !c.is_over() || c.id == self.shipper.conn);
+            }
+            Act::ToShipper(id) => {
+                let conn = self.conns.iter_mut().find(|c| c.id == id);
+                match conn.and_then(|c| c.to_shipper.pop_front()) {
+                    Some(message) => self.shipper_received(message),
+                    None => self.drop_net(),
+                }
+            }
+            Act::Sync => self.sync_and_ack(),
+            Act::Apply => self.step_apply(),
+            Act::Decide => self.decide(),
+            Act::Restart(process) => self.restart(process),
+        }
+    }
+
+    fn restart(&mut self, process: Process) {
+        self.note(|| format!("start {process:?}"));
+        match process {
+            Process::Proxy => self.proxy.life = Life::Starting(crate::proxy::Start::Look),
+            Process::Shipper => self.shipper.alive = true,
+            Process::Receiver => self.receiver.alive = true,
+        }
+    }
+
+    /// The proxy's own deadline for a hold, which needs nobody's help.
+    fn timers(&mut self) {
+        if let Some(held) = self.proxy.held
+            && self.now >= held.until
+            && !matches!(self.proxy.link_op, Some(crate::proxy::LinkOp::Seal { .. }))
+        {
+            self.note(|| "the proxy lifts the hold at its deadline".into());
+            self.proxy.held = None;
+        }
+        if !self.rules.seal_ends_by_decision && self.shipper.cutover.is_none() {
+            self.state.seal = None;
+        }
+    }
+
+    fn at_target(&self) -> bool {
+        self.receiver.alive && self.receiver.store.promoted()
+    }
+
+    fn guest_is_ready(&self, volume: usize) -> bool {
+        let guest = &self.guests[volume];
+        if guest.is_done() {
+            return false;
+        }
+        if self.at_target() {
+            return !guest.sent;
+        }
+        let serving = self.proxy.life == Life::Serving && self.state.seal.is_none();
+        serving && !guest.sent && self.proxy.ops[volume].is_none() && !self.stopping
+    }
+
+    fn step_guest(&mut self, volume: usize) {
+        let guest = &mut self.guests[volume];
+        let next = guest.current.take().or_else(|| guest.script.pop_front());
+        let Some(request) = next else { return };
+        self.note(|| format!("guest {volume}: {request:?}"));
+        let values = request.values();
+        self.ledger.submitted(&values);
+        if self.at_target() {
+            for (cell, value) in &values {
+                self.receiver.store.target.now[*cell] = *value;
+            }
+            if request == Request::Flush {
+                self.receiver.store.target.flush();
+            }
+            self.ledger.acked(&values);
+            return;
+        }
+        let guest = &mut self.guests[volume];
+        guest.sent = true;
+        guest.current = Some(request.clone());
+        self.proxy.ops[volume] = Some(Op::new(request));
+    }
+
+    pub fn source_write_fails(&mut self) -> bool {
+        self.faulty && self.config.fail_write > 0 && self.rng.chance(self.config.fail_write)
+    }
+
+    /// What a reconnect sends again, beyond what the receiver has, fits the window.
+    pub fn check_resent(&mut self, durable: &Durable) {
+        const BATCH_BYTES_MAX: u64 = 1 + 3 * 3;
+        let resent = self.stream_bytes.saturating_sub(durable.stream_bytes);
+        if resent > WINDOW_BATCHES as u64 * BATCH_BYTES_MAX && !self.set_back {
+            self.violate(format!("(e) {resent} bytes are sent again, more than the window"));
+        }
+    }
+
+    pub fn target(&self) -> &Content {
+        &self.receiver.store.target.now
+    }
+
+    /// Nothing is left to do: guests served, stream drained, cutover ended.
+    pub fn is_quiet(&self) -> bool {
+        let guests = self.guests.iter().all(Guest::is_done);
+        if !guests || self.shipper.cutover.is_some() || self.shipper.settle.is_some() {
+            return false;
+        }
+        if self.receiver.store.promoted() {
+            return self.state.promoted;
+        }
+        let Some(ring) = &self.ring else { return false };
+        let end = self.receiver.store.applied.end.pos;
+        self.proxy.life == Life::Serving
+            && self.shipper.stage == Stage::Running
+            && ring.map_is_empty()
+            && ring.whole
+            && self.state.seal.is_none()
+            && ring.acked == ring.head
+            && end == (Pos { inc: ring.inc, seq: ring.head })
+            && self.receiver.store.staging.is_empty()
+    }
+}

@@ -1,0 +1,42 @@
+//! The model holds: over a kill of each process at each step, and over random storms.
+
+use towline_sim::{Config, Failure, Rules, run, sweep};
+
+/// Storms on every commit; `TOWLINE_SIM_SEEDS` asks for more.
+const STORM_SEEDS: u64 = 2000;
+
+fn seeds() -> u64 {
+    std::env::var("TOWLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(STORM_SEEDS)
+}
+
+fn must_hold<T>(result: Result<T, Box<Failure>>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
+#[test]
+fn storms_break_no_promise() {
+    let (mut points, mut promoted) = (0, 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::stormy(Rules::ALL, seed), seed));
+        points += passed.points;
+        promoted += u64::from(passed.promoted);
+    }
+    assert!(points > 0 && promoted > 0, "the storms reach points and promotions");
+    println!("{points} points, {promoted} promotions");
+}
+
+#[test]
+fn a_kill_of_any_process_at_any_step_breaks_no_promise() {
+    let runs: u64 = (0..6).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
+    println!("{runs} runs");
+}
+
+#[test]
+fn a_kill_of_any_process_at_any_step_of_a_cutover_breaks_no_promise() {
+    let config = Config { cutover_at: Some((60, 5000)), ..Config::calm(3) };
+    let runs: u64 = (0..6).map(|seed| must_hold(sweep(config, seed))).sum();
+    println!("{runs} runs");
+}

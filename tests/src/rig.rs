@@ -1,0 +1,398 @@
+//! One group under test: source and target images, and its three processes, each of
+//! which can be started, killed and started again, with a relay between.
+
+use crate::binary::named;
+use crate::program::Finished;
+use crate::relay::{Relay, free_port};
+use crate::status::Status;
+use crate::{Daemon, PATIENCE, args, run};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use towline_bench::check::{self, Prefix, Report};
+use towline_bench::nbd_client::{Client, NbdUri, Options};
+use towline_bench::stamp::{Guest, GuestVolume, History, Order, Plan, VolumeHistory};
+
+/// How often a status is asked for while one is awaited.
+const STATUS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Bytes in flight to the receiver that a shipper may have to send again.
+pub const WINDOW_BYTES: u64 = 16 << 20;
+
+static RIGS: AtomicU32 = AtomicU32::new(0);
+
+/// Images, folders and processes of one group. Everything ends with it.
+pub struct Rig {
+    pub dir: tempfile::TempDir,
+    pub group: String,
+    pub volumes: Vec<String>,
+    pub ring: &'static str,
+    pub receiver_address: SocketAddr,
+    /// Certificates instead of `--insecure-loopback`.
+    pub pki: Option<PathBuf>,
+    pub relay: Relay,
+    pub order: Arc<Order>,
+    pub proxy: Option<Daemon>,
+    pub ship: Option<Daemon>,
+    pub receive: Option<Daemon>,
+}
+
+impl Rig {
+    /// `volumes` sparse disks of `size_bytes` at the source and the target; no
+    /// process yet.
+    pub fn new(volumes: usize, size_bytes: u64) -> Rig {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        Rig::with_relay(volumes, size_bytes, address, Relay::start(address))
+    }
+
+    /// As [`Rig::new`], with a relay of the test's own to `receiver_address`.
+    pub fn with_relay(
+        volumes: usize,
+        size_bytes: u64,
+        receiver_address: SocketAddr,
+        relay: Relay,
+    ) -> Rig {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("no temporary directory: {e}"));
+        // The ring lies in shared memory under the group's name: never reuse one.
+        let number = RIGS.fetch_add(1, Ordering::SeqCst);
+        let rig = Rig {
+            dir,
+            group: format!("t{}-{number}", std::process::id()),
+            volumes: (0..volumes).map(|n| format!("disk{n}")).collect(),
+            // Small enough for a container's default of shared memory, several at once.
+            ring: "16M",
+            receiver_address,
+            pki: None,
+            relay,
+            order: Arc::default(),
+            proxy: None,
+            ship: None,
+            receive: None,
+        };
+        for volume in &rig.volumes {
+            for image in [rig.source(volume), rig.target(volume)] {
+                let sized = std::fs::File::create(&image).and_then(|f| f.set_len(size_bytes));
+                sized.unwrap_or_else(|e| panic!("cannot make {}: {e}", image.display()));
+            }
+        }
+        rig
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn source(&self, volume: &str) -> PathBuf {
+        self.path(&format!("source-{volume}.img"))
+    }
+
+    pub fn target(&self, volume: &str) -> PathBuf {
+        self.path(&format!("target-{volume}.img"))
+    }
+
+    /// State of proxy and shipper.
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    pub fn source_uri(&self, volume: &str) -> NbdUri {
+        NbdUri::unix(self.path("proxy.nbd"), volume)
+    }
+
+    pub fn target_uri(&self, volume: &str) -> NbdUri {
+        NbdUri::unix(self.path("receive.nbd"), volume)
+    }
+
+    pub fn proxy_args(&self) -> Vec<OsString> {
+        let mut all = args!["proxy", "--group", &self.group, "--state", self.state()];
+        all.extend(args!["--ring", self.ring, "--nbd", unix(&self.path("proxy.nbd"))]);
+        for volume in &self.volumes {
+            all.extend(args!["--source", named(volume, &self.source(volume))]);
+        }
+        all
+    }
+
+    pub fn receive_args(&self) -> Vec<OsString> {
+        let mut all = args!["receive", "--listen", self.receiver_address.to_string()];
+        all.extend(args!["--state", self.path("target-state")]);
+        all.extend(args!["--nbd", unix(&self.path("receive.nbd"))]);
+        for volume in &self.volumes {
+            all.extend(args!["--target", named(volume, &self.target(volume))]);
+        }
+        all.extend(self.security());
+        all
+    }
+
+    pub fn ship_args(&self) -> Vec<OsString> {
+        let mut all = args!["ship", "--group", &self.group, "--state", self.state()];
+        all.extend(args!["--to", self.relay.address().to_string()]);
+        all.extend(args!["--window", WINDOW_BYTES.to_string()]);
+        all.extend(self.security());
+        all
+    }
+
+    fn security(&self) -> Vec<OsString> {
+        match &self.pki {
+            Some(dir) => args!["--pki", dir],
+            None => args!["--insecure-loopback"],
+        }
+    }
+
+    #[track_caller]
+    pub fn start_proxy(&mut self) {
+        self.proxy = Some(Daemon::ready(&self.proxy_args()));
+    }
+
+    #[track_caller]
+    pub fn start_receive(&mut self) {
+        self.receive = Some(Daemon::ready(&self.receive_args()));
+    }
+
+    #[track_caller]
+    pub fn start_ship(&mut self) {
+        self.ship = Some(Daemon::ready(&self.ship_args()));
+    }
+
+    #[track_caller]
+    pub fn start_all(&mut self) {
+        self.start_proxy();
+        self.start_receive();
+        self.start_ship();
+    }
+
+    /// `kill -9`; the process must have been running.
+    #[track_caller]
+    pub fn kill(&mut self, which: Process) {
+        match self.slot(which).take() {
+            Some(mut daemon) => {
+                assert!(daemon.is_running(), "{which:?} had ended by itself: {daemon}");
+                daemon.kill();
+            }
+            None => panic!("{which:?} does not run"),
+        }
+    }
+
+    /// SIGTERM; the process must end with status 0.
+    #[track_caller]
+    pub fn terminate(&mut self, which: Process) {
+        match self.slot(which).take() {
+            Some(daemon) => {
+                let status = daemon.terminate();
+                assert!(status.success(), "{which:?} ended with {status} on SIGTERM");
+            }
+            None => panic!("{which:?} does not run"),
+        }
+    }
+
+    #[track_caller]
+    pub fn start(&mut self, which: Process) {
+        match which {
+            Process::Proxy => self.start_proxy(),
+            Process::Ship => self.start_ship(),
+            Process::Receive => self.start_receive(),
+        }
+    }
+
+    fn slot(&mut self, which: Process) -> &mut Option<Daemon> {
+        match which {
+            Process::Proxy => &mut self.proxy,
+            Process::Ship => &mut self.ship,
+            Process::Receive => &mut self.receive,
+        }
+    }
+
+    /// A client of the proxy.
+    #[track_caller]
+    pub fn client(&self, volume: &str) -> Client {
+        Client::connect(&self.source_uri(volume), Options::default())
+            .unwrap_or_else(|e| panic!("the proxy does not serve {volume}: {e}"))
+    }
+
+    /// A guest on all volumes, which goes to the target when the source is sealed.
+    #[track_caller]
+    pub fn guest(&self, plan: &Plan) -> Guest {
+        let histories = self.volumes.iter().enumerate().map(|(number, volume)| {
+            let size = std::fs::metadata(self.source(volume)).map_or(0, |m| m.len());
+            VolumeHistory::new(number as u32, volume, size)
+        });
+        self.guest_knowing(plan, histories.collect())
+    }
+
+    /// A guest whose disks have stamped contents from the start; call before the
+    /// proxy starts.
+    #[track_caller]
+    pub fn prefill(&self) -> Vec<VolumeHistory> {
+        let fill = |(number, volume): (usize, &String)| {
+            VolumeHistory::prefilled(number as u32, volume, &self.source(volume), &self.order)
+                .unwrap_or_else(|e| panic!("cannot prefill: {e}"))
+        };
+        self.volumes.iter().enumerate().map(fill).collect()
+    }
+
+    #[track_caller]
+    pub fn guest_knowing(&self, plan: &Plan, histories: Vec<VolumeHistory>) -> Guest {
+        let volumes = histories.into_iter().map(|history| GuestVolume {
+            source: self.source_uri(&history.name),
+            target: Some(self.target_uri(&history.name)),
+            history,
+        });
+        Guest::start(plan, self.order.clone(), volumes.collect())
+            .unwrap_or_else(|e| panic!("the guest does not start: {e}"))
+    }
+
+    /// Runs a subcommand to its end.
+    #[track_caller]
+    pub fn towline(&self, args: Vec<OsString>) -> Finished {
+        run(crate::towline(), args, PATIENCE)
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        let finished =
+            self.towline(args!["status", &self.group, "--state", self.state(), "--json"]);
+        assert_eq!(finished.code(), 0, "{finished}");
+        let group = finished.json()["groups"][0].clone();
+        assert_eq!(group["group"].as_str(), Some(self.group.as_str()), "{finished}");
+        Status(group)
+    }
+
+    /// Asks for the status until it is as wanted.
+    #[track_caller]
+    pub fn wait_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        self.wait_status_within(2 * PATIENCE, what, wanted)
+    }
+
+    #[track_caller]
+    pub fn wait_status_within(
+        &self,
+        timeout: Duration,
+        what: &str,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Status {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "not {what} after {} s: {}",
+                timeout.as_secs(),
+                status.0
+            );
+            // A status is a file's content: there is nothing to wait on.
+            std::thread::sleep(STATUS_INTERVAL);
+        }
+    }
+
+    #[track_caller]
+    pub fn wait_live(&self) -> Status {
+        self.wait_status("live", |status| status.state() == "live")
+    }
+
+    /// Waits until the target has everything; the guest must rest.
+    #[track_caller]
+    pub fn wait_drained(&self) -> Status {
+        self.wait_status("drained", Status::is_drained)
+    }
+
+    /// Ends shipper and receiver in order, lets a receiver without a network bring
+    /// its disks to what it has durably, and ends that too. Then the target's
+    /// images are final.
+    #[track_caller]
+    pub fn settle_target(&mut self) {
+        self.relay.set_refusing(true);
+        for which in [Process::Ship, Process::Receive] {
+            if self.slot(which).is_some() {
+                self.terminate(which);
+            }
+        }
+        self.recover_target();
+    }
+
+    /// Starts the receiver, waits until it is ready, ends it in order. The relay
+    /// must refuse connections.
+    #[track_caller]
+    pub fn recover_target(&mut self) {
+        self.start_receive();
+        self.terminate(Process::Receive);
+    }
+
+    #[track_caller]
+    pub fn assert_identical(&self) {
+        for volume in &self.volumes {
+            let comparison = check::identical(&self.source(volume), &self.target(volume))
+                .unwrap_or_else(|e| panic!("{e}"));
+            assert!(comparison.is_good(), "{volume}: {comparison}");
+        }
+    }
+
+    /// Every acknowledged write is at the given side.
+    #[track_caller]
+    pub fn assert_acknowledged(&self, history: &History, side: Side) -> Report {
+        let mut sum = Report::default();
+        for volume in &history.volumes {
+            let image = self.image(&volume.name, side);
+            sum.add(check::acknowledged(volume, &image).unwrap_or_else(|e| panic!("{e}")));
+        }
+        assert!(sum.is_good(), "{side:?}: {sum}");
+        sum
+    }
+
+    /// The given side is one moment of the history.
+    #[track_caller]
+    pub fn assert_prefix(&self, history: &History, side: Side) -> Prefix {
+        let images: Vec<PathBuf> =
+            history.volumes.iter().map(|volume| self.image(&volume.name, side)).collect();
+        let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
+        let prefix = check::prefix(history, &images).unwrap_or_else(|e| panic!("{e}"));
+        assert!(prefix.report.is_good(), "{side:?}: {}", prefix.report);
+        prefix
+    }
+
+    fn image(&self, volume: &str, side: Side) -> PathBuf {
+        match side {
+            Side::Source => self.source(volume),
+            Side::Target => self.target(volume),
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Before the directory goes.
+        self.ship = None;
+        self.receive = None;
+        self.proxy = None;
+        let prefix = format!("towline-{}-", self.group);
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                // Shared memory outlives every process: nobody else removes it.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    Proxy,
+    Ship,
+    Receive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Target,
+}
+
+fn unix(path: &Path) -> OsString {
+    let mut text = OsString::from("unix:");
+    text.push(path);
+    text
+}
