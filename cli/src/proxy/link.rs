@@ -40,6 +40,8 @@ struct Shared {
     group: Group,
     /// The newest session's number; taken for the whole of a session's question.
     session: Mutex<u64>,
+    /// Steps of a cutover are taken one at a time.
+    cutover: Mutex<()>,
     ended: AtomicBool,
 }
 
@@ -65,6 +67,7 @@ impl Service {
             journal,
             group,
             session: Mutex::new(0),
+            cutover: Mutex::new(()),
             ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
@@ -171,43 +174,56 @@ impl Shared {
 
     /// The reply, or why the question is refused.
     fn answer(&self, peer: &Peer, request: Request) -> Result<Reply, String> {
-        let refused = |error: towline_proxy::Error| error.to_string();
         match request {
             Request::Attach { .. } => Err("attach is served elsewhere".into()),
             Request::Claim { .. }
             | Request::Ack { .. }
             | Request::Heal
             | Request::Resync { .. } => self.answer_session(peer, request),
+            _ => self.answer_cutover(request).map_err(|error| error.to_string()),
+        }
+    }
+
+    /// A cutover's steps. Each may be asked again: an answer can be lost.
+    fn answer_cutover(&self, request: Request) -> towline_proxy::Result<Reply> {
+        let _one_at_a_time = self.cutover.lock().unwrap_or_else(PoisonError::into_inner);
+        let (reply, gate) = match request {
             Request::Hold { attempt, max_ms } => {
-                let held =
-                    self.group.hold(attempt, Duration::from_millis(max_ms)).map_err(refused)?;
-                self.show_gate(GATE_HELD);
-                Ok(Reply::Held { seq: held.0 })
+                let held = self.group.hold(attempt, Duration::from_millis(max_ms))?;
+                (Reply::Held { seq: held.0 }, GATE_HELD)
             }
             Request::Release { attempt } => {
-                self.group.release(attempt).map_err(refused)?;
-                self.show_gate(GATE_OPEN);
-                Ok(Reply::Ok)
+                self.group.release(attempt)?;
+                (Reply::Ok, GATE_OPEN)
             }
-            Request::Seal { attempt } => {
-                let seal = self.group.seal(attempt, SEAL_MAX).map_err(|error| {
-                    self.show_gate(GATE_OPEN);
-                    refused(error)
-                })?;
-                self.show_gate(GATE_SEALED);
-                Ok(Reply::Sealed { seq: seal.seq })
-            }
+            Request::Seal { attempt } => (Reply::Sealed { seq: self.seal(attempt)? }, GATE_SEALED),
             Request::Unseal { attempt } => {
-                self.group.unseal(attempt).map_err(refused)?;
-                self.show_gate(GATE_OPEN);
-                Ok(Reply::Ok)
+                self.group.unseal(attempt)?;
+                (Reply::Ok, GATE_OPEN)
             }
             Request::Commit { attempt, epoch, exports } => {
-                self.group.commit(attempt, Promoted { epoch, exports }).map_err(refused)?;
-                self.show_gate(GATE_PROMOTED);
-                Ok(Reply::Ok)
+                self.group.commit(attempt, Promoted { epoch, exports })?;
+                (Reply::Ok, GATE_PROMOTED)
             }
+            _ => {
+                (Reply::Refused("not a step of a cutover".into()), self.journal.get(Counter::Gate))
+            }
+        };
+        self.journal.publish(Counter::Gate, gate);
+        Ok(reply)
+    }
+
+    /// A seal that is durable stays: asking again must not try it again, for a try
+    /// that fails opens the gate.
+    fn seal(&self, attempt: u64) -> towline_proxy::Result<u64> {
+        if let Some(seal) = self.journal.sealed().filter(|seal| seal.attempt == attempt) {
+            return Ok(seal.seq);
         }
+        let sealed = self.group.seal(attempt, SEAL_MAX);
+        if sealed.is_err() {
+            self.journal.publish(Counter::Gate, GATE_OPEN);
+        }
+        Ok(sealed?.seq)
     }
 
     /// Questions that only the newest session may ask.
@@ -234,9 +250,5 @@ impl Shared {
             }
             _ => return Err("not a session's question".into()),
         })
-    }
-
-    fn show_gate(&self, gate: u64) {
-        self.journal.publish(Counter::Gate, gate);
     }
 }
