@@ -4,7 +4,6 @@
 //! the order that loses nothing: clients first, then sources, then the journal.
 
 mod figures;
-mod link;
 
 use crate::address::nbd_uri;
 use crate::config::{self, Attach, Disk, Durability, ProxyConfig};
@@ -19,7 +18,7 @@ use std::time::Duration;
 use towline_block::{Access, FileDisk, GroupName, VolumeId};
 use towline_journal::state::Seal;
 use towline_journal::{Journal, Options, Source, unix_now_ns};
-use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
+use towline_proxy::{ExportConfig, Journaled, LinkServer, ListenAddr, Server, StartGate};
 
 /// Where rings live unless told otherwise: memory that outlives a process.
 const RING_DIR: &str = "/dev/shm";
@@ -90,7 +89,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let daemon = Daemon::prepare("proxy")?;
     let (journal, seal) = open_journal(&config)?;
     let server = start_server(&config, &journal, seal)?;
-    let link = link::Service::start(Arc::clone(&journal), server.group())?;
+    let link =
+        LinkServer::start(&journal.dir().proxy_socket(), server.group(), Arc::clone(&journal))?;
     let figures = figures::Publisher::start(Arc::clone(&journal), server.figures().to_vec())?;
     if let Some(address) = config.metrics {
         let (journal, volumes) = (Arc::clone(&journal), server.figures().to_vec());
@@ -100,7 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     daemon.wait();
     let served = server.stop();
     drop(figures);
-    link.stop();
+    drop(link);
     served.context("the sources' last writes may not be durable")?;
     journal.stop()?;
     Ok(Exit::Ok)

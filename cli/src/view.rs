@@ -16,9 +16,6 @@ use towline_journal::{format::Counter, unix_now_ns};
 /// A receiver's folder in its state directory; it holds a group's target side.
 const RECEIVER_FOLDER: &str = "receive";
 
-/// What the gate's counter says.
-const GATE_HELD: u64 = 1;
-
 /// The folder of one group at its source.
 ///
 /// # Errors
@@ -116,7 +113,7 @@ fn state_word(view: &GroupView) -> &'static str {
     if let Some(seal) = &view.state.seal {
         return if seal.promoted.is_some() { "promoted" } else { "sealed" };
     }
-    if view.get(Counter::Gate) == GATE_HELD || figure(Figure::CutoverRunning) == 1 {
+    if figure(Figure::CutoverRunning) == 1 {
         return "cutover";
     }
     if view.get(Counter::Whole) == 1 {

@@ -155,12 +155,10 @@ pub enum Counter {
     MappedBytes = 16,
     /// BREAK records since the ring was made.
     Breaks = 17,
-    /// 0 open, 1 held, 2 sealed, 3 promoted.
-    Gate = 18,
     /// Position of the last HEAL; 0: none yet.
-    HealedSeq = 19,
+    HealedSeq = 18,
     /// Bytes written by guests since the ring was made (all paths).
-    GuestWrittenBytes = 20,
+    GuestWrittenBytes = 19,
 }
 
 impl Counter {

@@ -7,7 +7,7 @@ use crate::engine::{Command, Mailbox};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Attempt;
 use crossbeam::channel::{Sender, bounded};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use towline_block::{Seq, VolumeId, VolumeName};
 use towline_journal::format::Counter;
@@ -27,14 +27,24 @@ pub(crate) struct Member {
 
 /// Handle of a group's volumes. Cheap to clone.
 #[derive(Clone)]
-pub struct Group {
-    members: Arc<[Member]>,
+pub struct Group(Arc<Inner>);
+
+struct Inner {
+    members: Vec<Member>,
     journal: Option<Arc<Journal>>,
+    /// Steps of cutovers come one after the other. What is kept is the last hold.
+    steps: Mutex<Option<Hold>>,
+}
+
+#[derive(Clone, Copy)]
+struct Hold {
+    attempt: Attempt,
+    until: Instant,
 }
 
 impl Group {
     pub(crate) fn new(members: Vec<Member>, journal: Option<Arc<Journal>>) -> Group {
-        Group { members: members.into(), journal }
+        Group(Arc::new(Inner { members, journal, steps: Mutex::new(None) }))
     }
 
     /// Makes changes of all volumes wait, for `max` at most: then they go on by
@@ -46,77 +56,101 @@ impl Group {
     /// [`ErrorKind::Timeout`] when a flush in flight did not end within `max`.
     /// Nothing is held then.
     pub fn hold(&self, attempt: Attempt, max: Duration) -> Result<Seq> {
+        let mut steps = self.steps();
         let until = Instant::now() + max;
         let held = self.ask_all(until, |done| Command::Hold { attempt, until, done });
         if let Err(error) = held {
-            let _ = self.release(attempt);
+            let _ = self.open_hold(attempt);
             return Err(error);
         }
-        Ok(self.journal.as_ref().map_or(Seq::NONE, |journal| Seq(journal.get(Counter::Head))))
+        *steps = Some(Hold { attempt, until });
+        Ok(self.0.journal.as_ref().map_or(Seq::NONE, |journal| Seq(journal.get(Counter::Head))))
     }
 
     /// Ends the hold of this attempt; of no consequence when it is over already.
     pub fn release(&self, attempt: Attempt) -> Result<()> {
-        self.ask_all(answer_by(), |done| Command::Release { attempt, done })
+        let _steps = self.steps();
+        self.open_hold(attempt)
     }
 
     /// Flushes every source and ends the history here, durably: changes wait from
-    /// now on until [`Group::unseal`] or [`Group::commit`].
+    /// now on until [`Group::unseal`] or [`Group::commit`]. Repeating it for the same
+    /// attempt answers the same.
     ///
     /// # Errors
     /// [`ErrorKind::Lapsed`] when the hold is over on any volume,
-    /// [`ErrorKind::Timeout`] when a source needs more than `max`,
+    /// [`ErrorKind::Timeout`] when the sources cannot be flushed before its deadline,
     /// [`ErrorKind::Storage`] when a source or the state cannot be written. The
     /// group goes on as before the hold then.
-    pub fn seal(&self, attempt: Attempt, max: Duration) -> Result<Seal> {
-        let sealed = self
-            .ask_all(Instant::now() + max, |done| Command::Seal { attempt, done })
-            .and_then(|()| self.seal_journal(attempt));
+    pub fn seal(&self, attempt: Attempt) -> Result<Seal> {
+        let steps = self.steps();
+        let journal = self.0.journal.as_ref().ok_or_else(not_journaled)?;
+        if let Some(seal) = journal.sealed().filter(|seal| seal.attempt == attempt) {
+            return Ok(seal);
+        }
+        let hold = steps.filter(|hold| hold.attempt == attempt).ok_or_else(|| {
+            let what = format!("attempt {attempt} holds nothing: hold the group first");
+            Error::new(ErrorKind::Lapsed, what)
+        })?;
+        let sealed =
+            self.ask_all(hold.until, |done| Command::Seal { attempt, done }).and_then(|()| {
+                journal.seal(attempt).map_err(|error| {
+                    Error::caused(ErrorKind::Storage, "cannot store the seal of the group", error)
+                })
+            });
         if sealed.is_err() {
-            let _ = self.open(attempt);
+            let _ = self.open_seal(attempt);
         }
         sealed
     }
 
-    fn seal_journal(&self, attempt: Attempt) -> Result<Seal> {
-        let journal = self.journal.as_ref().ok_or_else(not_journaled)?;
-        journal.seal(attempt).map_err(|error| {
-            Error::caused(ErrorKind::Storage, "cannot store the seal of the group", error)
-        })
-    }
-
     /// The receiver has durably decided against this attempt: changes go on.
     pub fn unseal(&self, attempt: Attempt) -> Result<()> {
-        if let Some(journal) = &self.journal {
+        let _steps = self.steps();
+        if let Some(journal) = &self.0.journal {
             journal.unseal(attempt).map_err(|error| {
                 Error::caused(ErrorKind::Storage, "cannot take back the seal of the group", error)
             })?;
         }
-        self.open(attempt)
+        self.open_seal(attempt)
     }
 
     /// The receiver has taken over: changes are refused from now on, for good.
     pub fn commit(&self, attempt: Attempt, promoted: Promoted) -> Result<()> {
+        let _steps = self.steps();
         let refusal: Arc<str> = refusal_of(promoted.epoch, &promoted.exports).into();
-        self.ask_all(answer_by(), |done| Command::Promote { refusal: refusal.clone(), done })?;
-        let Some(journal) = &self.journal else { return Ok(()) };
-        journal.commit(attempt, promoted).map_err(|error| {
-            Error::caused(ErrorKind::Storage, "cannot store that the group was promoted", error)
-        })
+        // First durable: a restart in between must not open what the target owns.
+        if let Some(journal) = &self.0.journal {
+            journal.commit(attempt, promoted).map_err(|error| {
+                Error::caused(ErrorKind::Storage, "cannot store that the group was promoted", error)
+            })?;
+        }
+        self.ask_all(answer_by(), |done| Command::Promote { refusal: refusal.clone(), done })
     }
 
     /// Dirty blocks of a volume for the shipper's walker, from block `from` on.
     pub fn claim(&self, volume: VolumeId, from: u64, blocks_max: u64) -> Result<Option<Claim>> {
         let member = self.member(volume)?;
-        ask(member, |done| Command::Claim { from_block: from, blocks_max, done })
+        let (done, answer) = bounded(1);
+        member.mailbox.send(Command::Claim { from_block: from, blocks_max, done })?;
+        // No time limit: a claim that nobody waits for any more would be lost.
+        answer.recv().map_err(|_| no_answer(member, false))?
     }
 
-    fn open(&self, attempt: Attempt) -> Result<()> {
+    fn steps(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.0.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_hold(&self, attempt: Attempt) -> Result<()> {
+        self.ask_all(answer_by(), |done| Command::Release { attempt, done })
+    }
+
+    fn open_seal(&self, attempt: Attempt) -> Result<()> {
         self.ask_all(answer_by(), |done| Command::Unseal { attempt, done })
     }
 
     fn member(&self, volume: VolumeId) -> Result<&Member> {
-        self.members.iter().find(|member| member.id == Some(volume)).ok_or_else(|| {
+        self.0.members.iter().find(|member| member.id == Some(volume)).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("the group has no volume {volume}"))
         })
     }
@@ -127,8 +161,8 @@ impl Group {
         until: Instant,
         command: impl Fn(Sender<Result<()>>) -> Command,
     ) -> Result<()> {
-        let mut answers = Vec::with_capacity(self.members.len());
-        for member in self.members.iter() {
+        let mut answers = Vec::with_capacity(self.0.members.len());
+        for member in self.0.members.iter() {
             let (done, answer) = bounded(1);
             member.mailbox.send(command(done))?;
             answers.push((member, answer));
@@ -140,12 +174,6 @@ impl Group {
         }
         Ok(())
     }
-}
-
-fn ask<T>(member: &Member, command: impl FnOnce(Sender<Result<T>>) -> Command) -> Result<T> {
-    let (done, answer) = bounded(1);
-    member.mailbox.send(command(done))?;
-    answer.recv_deadline(answer_by()).map_err(|error| no_answer(member, error.is_timeout()))?
 }
 
 fn answer_by() -> Instant {

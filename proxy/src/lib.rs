@@ -12,6 +12,7 @@ pub mod error;
 mod gate;
 pub mod group;
 pub mod latency;
+pub mod link;
 pub mod listen;
 pub mod nbd;
 pub mod server;
@@ -20,6 +21,7 @@ mod volume;
 
 pub use error::{Error, ErrorKind, Result};
 pub use group::Group;
+pub use link::LinkServer;
 pub use listen::ListenAddr;
 pub use server::{ExportConfig, Server, StartGate, VolumeFigures};
 pub use volume::Journaled;

@@ -13,7 +13,7 @@ pub struct FaultRates {
     pub kill_receiver: usize,
     /// The connection breaks; what was under way is partly lost.
     pub net_break: usize,
-    /// A batch arrives a second time.
+    /// A batch arrives a second time, perhaps behind later ones.
     pub net_repeat: usize,
     pub source_power: usize,
     pub receiver_power: usize,
@@ -22,6 +22,8 @@ pub struct FaultRates {
     pub cutover: usize,
     /// The operator aborts a running cutover.
     pub abort: usize,
+    /// Something stands still for a while: a stopped process, a slow disk, a full line.
+    pub stall: usize,
 }
 
 impl FaultRates {
@@ -40,6 +42,7 @@ impl FaultRates {
             set_back: rate(1),
             cutover: rate(3),
             abort: rate(2),
+            stall: rate(5),
         }
     }
 }
@@ -82,7 +85,7 @@ impl Config {
             requests: 4 + rng.below(14),
             faulty_steps: 150 + rng.below(500) as u64,
             rates: FaultRates::from_seed(&mut rng),
-            fail_write: [0, 0, 3][rng.below(3)],
+            fail_write: [0, 0, 3, 15][rng.below(4)],
             ..Config::calm(0)
         }
     }
@@ -143,6 +146,8 @@ impl World {
             }
         } else if hit(rates.abort) {
             self.cutover_event(towline_control::Event::OperatorAbort);
+        } else if hit(rates.stall) {
+            self.stall();
         }
         self.step_orderly_stop();
     }
@@ -195,7 +200,8 @@ impl World {
         let Some(conn) = self.conns.iter_mut().find(|c| c.id == id) else { return };
         let Some(message) = conn.to_receiver.front().cloned() else { return };
         if matches!(message, crate::wire::ToReceiver::Batch(_)) {
-            conn.to_receiver.insert(1, message);
+            let at = 1 + self.rng.below(conn.to_receiver.len());
+            conn.to_receiver.insert(at, message);
             self.note(|| "NET REPEATS a batch".into());
         }
     }
@@ -240,6 +246,7 @@ impl World {
     /// Everything is repaired.
     pub fn repair(&mut self) {
         self.faulty = false;
+        self.stalled = None;
         self.stopping = false;
     }
 }

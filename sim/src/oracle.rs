@@ -75,7 +75,7 @@ impl World {
     /// (f): counters are exact whenever nobody is between two stores, and no slot was freed
     /// that the target did not durably have.
     fn check_books(&mut self) {
-        let end = self.receiver.store.end();
+        let end = self.receiver.store.durable_end();
         if end.pos > self.seen.durable.pos {
             self.seen.durable = end;
         }

@@ -148,13 +148,14 @@ impl Op {
 impl World {
     /// Whether the volume's thread can do something now.
     pub fn volume_is_ready(&self, volume: usize) -> bool {
-        if self.proxy.life != Life::Serving || self.link_op_uses(volume) {
+        let answers = matches!(self.proxy.life, Life::Serving | Life::Retired);
+        if !answers || self.link_op_uses(volume) {
             return false;
         }
         let Some(op) = &self.proxy.ops[volume] else { return false };
         let lock_free = self.proxy.lock.is_none_or(|o| o == Owner::Volume(volume));
         match op.phase {
-            Phase::Begin if self.state.seal.is_some() => true,
+            Phase::Begin if self.refuses() => true,
             Phase::Begin => {
                 let held = self.proxy.held.is_some() && self.rules.hold_gates_writes;
                 lock_free && (!held || op.request == Request::Flush)
@@ -214,8 +215,12 @@ impl World {
         self.proxy.ops[volume] = Some(op);
     }
 
+    fn refuses(&self) -> bool {
+        self.state.seal.is_some() || self.proxy.life == Life::Retired
+    }
+
     fn begin(&mut self, volume: usize, op: &mut Op) {
-        if self.state.seal.is_some() {
+        if self.refuses() {
             // ESHUTDOWN: the guest keeps the request and asks again later, here or there.
             op.failed = true;
             op.phase = Phase::Reply;
@@ -266,6 +271,9 @@ impl World {
             };
             return;
         } else {
+            if self.refuses() {
+                self.violate("(d) a sealed source is written".into());
+            }
             let (cell, value) = op.values[index];
             let record = op.record_of(index);
             let mut at = self.head();

@@ -76,6 +76,12 @@ impl Store {
         self.staging.back().map_or(self.applied.end, |staged| end_of(&staged.batch))
     }
 
+    /// The same, had the power failed.
+    pub fn durable_end(&self) -> Durable {
+        let durable = self.staging.iter().take_while(|staged| staged.durable);
+        durable.last().map_or(self.applied.end, |staged| end_of(&staged.batch))
+    }
+
     pub fn promoted(&self) -> bool {
         self.decisions.values().any(|promoted| *promoted)
     }

@@ -96,6 +96,8 @@ rules! {
     saved_map_deleted,
     /// A claim ends with its last part only.
     claim_ends_with_last_part,
+    /// The proxy serves nothing from a connection older than the one that attached last.
+    link_fence,
     /// The receiver takes nothing from a connection older than the session it knows.
     session_fence,
     /// The receiver takes only the next number with the matching hash.

@@ -211,7 +211,9 @@ impl World {
         if let Some(conn) = self.conns.iter_mut().find(|c| c.id == self.shipper.conn) {
             conn.shipper_gone = true;
         }
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            self.stale = link.requests;
+        }
         self.abandon_link_op();
         let old = std::mem::replace(&mut self.shipper, Shipper::dead());
         self.shipper.alive = old.alive;

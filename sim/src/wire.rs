@@ -5,7 +5,7 @@ use crate::ring::{Kind, Pos};
 use std::collections::VecDeque;
 
 /// Batches that may be under way unacknowledged.
-pub const WINDOW_BATCHES: usize = 3;
+pub const WINDOW_BATCHES: usize = 2;
 /// Records one batch carries at most.
 pub const BATCH_RECORDS_MAX: usize = 3;
 

@@ -5,13 +5,14 @@ use crate::disk::{Content, Disk, VOLUMES};
 use crate::faults::Config;
 use crate::guest::{Guest, Request, script};
 use crate::ledger::{History, Ledger};
-use crate::proxy::{Life, Link, Op, Proxy, SavedMap, StateFile};
+use crate::proxy::{Life, Link, Op, Proxy, Req, SavedMap, StateFile};
 use crate::receiver::{Receiver, Store};
 use crate::ring::{Pos, Ring};
 use crate::rng::Rng;
 use crate::rules::Rules;
 use crate::shipper::{ShipStep, Shipper, Stage};
 use crate::wire::{Conn, Durable, WINDOW_BATCHES};
+use std::collections::VecDeque;
 
 /// The three daemons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ pub enum Act {
     Volume(usize),
     Start,
     Link,
+    StaleLink,
     Heal,
     Ship(ShipStep),
     ToReceiver(u64),
@@ -50,7 +52,7 @@ impl Act {
             Act::Guest(_) => 0,
             Act::Volume(_) => 1,
             Act::Start | Act::Restart(_) => 2,
-            Act::Link => 3,
+            Act::Link | Act::StaleLink => 3,
             Act::Heal => 4,
             Act::Ship(ShipStep::AskClaim | ShipStep::Read | ShipStep::SendPart) => 5,
             Act::Ship(_) => 6,
@@ -94,6 +96,10 @@ pub struct World {
     pub earlier: Option<Store>,
     pub stopping: bool,
     pub seen: Seen,
+    /// Steps of this class do not happen until then.
+    pub stalled: Option<(usize, u64)>,
+    /// Requests that a dead shipper left unread in the proxy's socket.
+    pub stale: VecDeque<Req>,
     weights: [usize; CLASSES],
     acts: Vec<Act>,
 }
@@ -144,6 +150,8 @@ impl World {
             earlier: None,
             stopping: false,
             seen: Seen::default(),
+            stalled: None,
+            stale: VecDeque::new(),
             weights,
             acts: Vec::new(),
             config,
@@ -192,6 +200,10 @@ impl World {
         let mut acts = std::mem::take(&mut self.acts);
         acts.clear();
         self.possible(&mut acts);
+        if let Some((class, until)) = self.stalled {
+            acts.retain(|act| act.class() != class);
+            self.stalled = (self.now < until).then_some((class, until));
+        }
         let weight = |act: &Act| if self.faulty { self.weights[act.class()] } else { 1 };
         let total: usize = acts.iter().map(weight).sum();
         let chosen = (total > 0).then(|| {
@@ -226,6 +238,9 @@ impl World {
         }
         if self.link_is_ready() {
             acts.push(Act::Link);
+        }
+        if self.stale_link_is_ready() {
+            acts.push(Act::StaleLink);
         }
         if self.heal_is_ready() {
             acts.push(Act::Heal);
@@ -267,6 +282,7 @@ impl World {
                 }
             }
             Act::Link => self.step_link(),
+            Act::StaleLink => self.step_stale_link(),
             Act::Heal => self.step_heal(),
             Act::Ship(step) => self.step_shipper(step),
             Act::ToReceiver(id) => {
@@ -297,6 +313,14 @@ impl World {
             Process::Shipper => self.shipper.alive = true,
             Process::Receiver => self.receiver.alive = true,
         }
+    }
+
+    /// A class of steps, chosen by the seed, does not happen for a while.
+    pub fn stall(&mut self) {
+        let class = self.rng.below(CLASSES);
+        let until = self.now + 1 + self.rng.below(120) as u64;
+        self.note(|| format!("STALL of class {class} until {until}"));
+        self.stalled = Some((class, until));
     }
 
     /// The proxy's own deadline for a hold, which needs nobody's help.

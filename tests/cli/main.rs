@@ -1,1 +1,8 @@
-//! x
+//! What scripts rely on: forms, exit codes, JSON.
+
+mod daemons;
+mod forms;
+mod journal;
+mod status;
+
+const DISK_BYTES: u64 = 16 << 20;

@@ -96,6 +96,26 @@ impl World {
         }
     }
 
+    /// Requests of an older connection are still in its socket.
+    pub fn stale_link_is_ready(&self) -> bool {
+        self.proxy.life == Life::Serving
+            && self.proxy.link_op.is_none()
+            && self.proxy.lock.is_none()
+            && !self.stale.is_empty()
+    }
+
+    /// Serves them as the proxy serves any, and answers nobody.
+    pub fn step_stale_link(&mut self) {
+        let current = std::mem::take(&mut self.link);
+        let requests = self.stale.pop_front().into_iter().collect();
+        self.link = Some(Link { requests, replies: VecDeque::new() });
+        self.step_link();
+        while let Some(op) = self.proxy.link_op.take() {
+            self.step_link_op(op);
+        }
+        self.link = current;
+    }
+
     pub fn step_link(&mut self) {
         if let Some(op) = self.proxy.link_op.take() {
             self.note(|| format!("link: {op:?}"));
@@ -106,6 +126,9 @@ impl World {
         self.note(|| format!("link: {request:?}"));
         match request {
             Req::Attach(durable) => {
+                if self.rules.link_fence {
+                    self.stale.clear();
+                }
                 self.proxy.link_op = Some(LinkOp::Attach { durable, start: None, dirtied: None });
             }
             Req::Claim => self.begin_claim(),

@@ -131,6 +131,7 @@ impl World {
         self.note(|| "KILL proxy".into());
         self.proxy = Proxy::dead();
         self.drop_link();
+        self.stale.clear();
         if !self.rules.seal_is_durable {
             self.state.seal = None;
         }

@@ -1,8 +1,6 @@
 //! What is found at start, row by row, on real files.
 
-mod harness;
-
-use harness::{End, Lab, SIZE};
+use crate::harness::{End, Lab, SIZE};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use towline_journal::format::{Counter, RING_BYTES_MIN};

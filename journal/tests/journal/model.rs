@@ -1,9 +1,7 @@
 //! The journal against the promise it is for: whatever is killed between any two
 //! steps, the target ends up identical, and what was acknowledged is never lost.
 
-mod harness;
-
-use harness::{BLOCKS, End, Lab, SIZE, VOLUMES};
+use crate::harness::{BLOCKS, End, Lab, SIZE, VOLUMES};
 use proptest::prelude::*;
 use towline_block::{BLOCK_BYTES, Extent};
 use towline_journal::format::{Counter, RING_BYTES_MIN};

@@ -5,7 +5,7 @@ use towline_block::{Extent, VolumeId, crc32c};
 use towline_journal::format::*;
 use zerocopy::IntoBytes;
 
-const DOC: &str = include_str!("../../docs/formats/journal.md");
+const DOC: &str = include_str!("../../../docs/formats/journal.md");
 
 /// Rows (offset, size, name) of the table under a heading.
 fn table(heading: &str) -> Vec<(usize, usize, String)> {

@@ -1,0 +1,9 @@
+//! The server as a client sees it: raw bytes over real sockets.
+
+mod client;
+mod gate;
+mod handshake;
+mod hostile;
+mod link;
+mod rig;
+mod transmission;

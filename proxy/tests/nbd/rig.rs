@@ -1,0 +1,114 @@
+//! A server over fresh disks in a folder of its own.
+
+use super::client::{Client, PATIENCE};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use towline_block::{Access, FileDisk, VolumeId};
+use towline_journal::{AttachPolicy, Journal, Options, Source, unix_now_ns};
+use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
+
+pub const MIB: u64 = 1 << 20;
+
+pub struct Rig {
+    pub dir: TempDir,
+    pub server: Server,
+    pub journal: Option<Arc<Journal>>,
+}
+
+impl Rig {
+    /// Disks `disk0`, `disk1`, ... of these sizes, without a journal.
+    pub fn plain(sizes: &[u64]) -> Rig {
+        Rig::start(sizes, false, |_| StartGate::Open)
+    }
+
+    pub fn journaled(sizes: &[u64]) -> Rig {
+        Rig::start(sizes, true, |_| StartGate::Open)
+    }
+
+    fn start(sizes: &[u64], journaled: bool, gate: impl Fn(Option<&Journal>) -> StartGate) -> Rig {
+        let dir = TempDir::new().unwrap();
+        Rig::start_in(dir, sizes, journaled, gate)
+    }
+
+    pub fn start_in(
+        dir: TempDir,
+        sizes: &[u64],
+        journaled: bool,
+        gate: impl Fn(Option<&Journal>) -> StartGate,
+    ) -> Rig {
+        let access = Access::Own { wait: PATIENCE };
+        let sources: Vec<Source> = sizes
+            .iter()
+            .enumerate()
+            .map(|(index, size)| {
+                let path = dir.path().join(format!("disk{index}.img"));
+                Source {
+                    name: format!("disk{index}").parse().unwrap(),
+                    disk: Arc::new(FileDisk::open_or_create(&path, *size, access).unwrap()),
+                }
+            })
+            .collect();
+        let journal = journaled.then(|| {
+            let (journal, _) = Journal::open(Options {
+                group: "g".parse().unwrap(),
+                state_dir: dir.path().to_owned(),
+                ring_dir: dir.path().to_owned(),
+                ring_bytes: Some(8 * MIB),
+                sources: sources.clone(),
+                attach: AttachPolicy::Auto,
+                clock: unix_now_ns,
+            })
+            .unwrap();
+            journal
+        });
+        let exports = sources
+            .into_iter()
+            .enumerate()
+            .map(|(index, Source { name, disk })| ExportConfig {
+                name,
+                disk,
+                journaled: journal
+                    .clone()
+                    .map(|journal| Journaled { journal, id: VolumeId(index as u16) }),
+            })
+            .collect();
+        let gate = gate(journal.as_deref());
+        let address = ListenAddr::Unix(dir.path().join("nbd.sock"));
+        let server = Server::start(exports, &[address], &gate).unwrap();
+        Rig { dir, server, journal }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("nbd.sock")
+    }
+
+    pub fn simple(&self) -> Client {
+        Client::simple(&self.socket(), "")
+    }
+
+    pub fn structured(&self) -> Client {
+        Client::structured(&self.socket(), "")
+    }
+
+    /// The server still serves: what every test of bad input ends with.
+    pub fn assert_serving(&self) {
+        let mut client = self.simple();
+        assert_eq!(client.write(0, 512, b"still here"), 0);
+        assert_eq!(client.read(512, 10).unwrap(), b"still here");
+    }
+
+    pub fn open_connections(&self) -> usize {
+        self.server.figures().iter().map(|volume| volume.open_connections()).sum()
+    }
+
+    /// Waits for what another thread brings about.
+    pub fn until(&self, what: &str, condition: impl Fn(&Rig) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "never: {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `towline status`: keys, types, living and dead.
+
+use crate::DISK_BYTES;
+use serde_json::Value;
+use towline_tests::rig::Process;
+use towline_tests::{Rig, args};
+
+const STATES: [&str; 8] =
+    ["baseline", "live", "spill", "map", "resync", "cutover", "sealed", "promoted"];
+
+const NUMBERS: [&str; 14] = [
+    "epoch",
+    "incarnation",
+    "head_seq",
+    "done_seq",
+    "durable_seq",
+    "acked_seq",
+    "lag_bytes",
+    "lag_s",
+    "ring_bytes",
+    "ring_used_bytes",
+    "spill_used_bytes",
+    "map_set_bytes",
+    "resent_bytes",
+    "point_seq",
+];
+
+/// Every key that `INTERFACES` pins, with its type; some are null until known.
+#[track_caller]
+fn assert_keys(group: &Value) {
+    for key in NUMBERS {
+        let value = group.get(key).unwrap_or_else(|| panic!("no {key} in {group}"));
+        let may_be_null = key == "point_seq" || key == "lag_s";
+        assert!(value.is_number() || may_be_null && value.is_null(), "{key}: {group}");
+    }
+    let state = group["state"].as_str().unwrap_or_default();
+    assert!(STATES.contains(&state), "{group}");
+    for key in ["done_bytes", "total_bytes"] {
+        assert!(group["baseline"][key].is_u64(), "baseline.{key}: {group}");
+    }
+    for key in ["rate_bytes_per_s", "eta_s"] {
+        let value = group["baseline"].get(key);
+        assert!(value.is_some_and(|v| v.is_number() || v.is_null()), "baseline.{key}: {group}");
+    }
+    for key in ["p50", "p99"] {
+        let value = group["added_write_us"].get(key);
+        assert!(value.is_some_and(|v| v.is_number() || v.is_null()), "{key}: {group}");
+    }
+    let error = group.get("last_error").unwrap_or_else(|| panic!("no last_error in {group}"));
+    assert!(error.is_null() || error.is_string() || error.is_object(), "{group}");
+    for volume in group["volumes"].as_array().unwrap_or_else(|| panic!("no volumes: {group}")) {
+        assert!(volume["name"].is_string(), "{group}");
+        assert_eq!(volume["size_bytes"], DISK_BYTES, "{group}");
+        assert!(volume["exports"].is_array(), "{group}");
+    }
+}
+
+#[test]
+fn the_keys_are_those_pinned_in_every_state_of_life() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    rig.start_proxy();
+    rig.client("disk0").write(0, &[1; 4096]).unwrap();
+    let status = rig.status();
+    assert_keys(&status.0);
+    assert_eq!(status.state(), "baseline");
+    assert_eq!(status.0["volumes"].as_array().map(Vec::len), Some(2));
+    rig.start_receive();
+    rig.start_ship();
+    let status = rig.wait_drained();
+    assert_keys(&status.0);
+    assert!(status.0["point_seq"].is_u64(), "{}", status.0);
+    assert_eq!(status.0["baseline"]["done_bytes"], status.0["baseline"]["total_bytes"]);
+    // It reads files: the dead are told of like the living, and nobody is disturbed.
+    rig.kill(Process::Ship);
+    assert_keys(&rig.status().0);
+    rig.kill(Process::Proxy);
+    let dead = rig.status();
+    assert_keys(&dead.0);
+    assert_eq!(dead.head_seq(), status.head_seq(), "{}", dead.0);
+}
+
+#[test]
+fn without_a_name_all_groups_are_told_and_the_text_names_them() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_proxy();
+    let finished = rig.towline(args!["status", "--state", rig.state(), "--json"]).exits(0);
+    let groups = finished.json()["groups"].as_array().cloned().unwrap_or_default();
+    assert_eq!(groups.len(), 1, "{finished}");
+    let text = rig.towline(args!["status", "--state", rig.state()]).ok();
+    assert!(text.contains(&rig.group) && text.contains("disk0"), "{text}");
+}
