@@ -67,6 +67,19 @@ pub fn unreachable(what: impl Into<String>) -> anyhow::Error {
     Unreachable(what.into()).into()
 }
 
+/// The error with its causes, for people. Some errors of the parts show their cause
+/// already: nothing is said twice.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// The exit code of a command that ended with `error`: the outermost cause with
 /// a meaning of its own decides.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
@@ -115,6 +128,15 @@ mod tests {
         let error = Err::<(), _>(unreachable("gone")).context("status").unwrap_err();
         assert_eq!(exit_of(&error), Exit::Unreachable);
         assert_eq!(exit_of(&anyhow::anyhow!("anything else")), Exit::Failed);
+    }
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let missing = std::io::Error::from_raw_os_error(2);
+        let inner = towline_block::Error::io("cannot open x", missing);
+        let text = sentence(&anyhow::Error::from(inner).context("while starting"));
+        assert!(text.starts_with("while starting: cannot open x: "), "{text}");
+        assert_eq!(text.matches("os error 2").count(), 1, "{text}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("towline: {error:#}");
+            eprintln!("towline: {}", exit::sentence(&error));
             exit::exit_of(&error).into()
         }
     }

@@ -6,6 +6,7 @@ use crate::daemon::Daemon;
 use crate::exit::Exit;
 use crate::metrics::{self, Sample};
 use crate::ship::security;
+use crate::target_view;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,7 +70,8 @@ impl Args {
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
     let daemon = Daemon::prepare("receive")?;
-    let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None) });
+    let exports_file = target_view::exports_file(&config.state);
+    let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
     let receiver = Receiver::start(receiver::ReceiveConfig {
         listen: config.listen,
         state_dir: config.state,
@@ -97,6 +99,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 struct Place {
     nbd: Vec<ListenAddr>,
     server: Mutex<Option<Server>>,
+    /// Where `status` finds the exports.
+    exports_file: PathBuf,
 }
 
 impl Place {
@@ -129,6 +133,7 @@ impl Promote for Place {
             addresses.iter().map(move |address| nbd_uri(address, name.as_str()))
         });
         let uris: Vec<String> = uris.collect();
+        target_view::keep_exports(&self.exports_file, &uris);
         eprintln!("towline receive: promoted, serving {}", uris.join(" "));
         Ok(uris)
     }

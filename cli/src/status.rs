@@ -5,7 +5,7 @@
 
 use crate::exit::{Exit, unreachable};
 use crate::output;
-use crate::report::{GroupStatus, StatusReport};
+use crate::report::{GroupStatus, ProcessStatus, StatusReport};
 use crate::table::{self, Table};
 use crate::view;
 use std::path::PathBuf;
@@ -56,12 +56,9 @@ fn describe(group: &GroupStatus) -> String {
         "target" => target_rows(group, &mut lines),
         _ => source_rows(group, &mut lines),
     }
-    let processes: Vec<String> = group
-        .processes
-        .iter()
-        .map(|p| format!("{} {}", p.process, if p.alive { "runs" } else { "is not running" }))
-        .collect();
-    lines.row("processes", processes.join(", "));
+    for process in &group.processes {
+        lines.row(process.process, describe_process(group, process));
+    }
     for volume in &group.volumes {
         let exports = match volume.exports.is_empty() {
             true => "not served".to_owned(),
@@ -76,6 +73,17 @@ fn describe(group: &GroupStatus) -> String {
         lines.row("last error", error.clone());
     }
     format!("group {} ({}): {}\n{}", group.group, group.role, group.state, lines.render(2))
+}
+
+fn describe_process(group: &GroupStatus, process: &ProcessStatus) -> String {
+    let name = process.process;
+    match (process.alive, group.state.as_str()) {
+        (true, _) => "runs".into(),
+        (false, "promoted") if group.role == "source" => {
+            "is not running; not needed any more".into()
+        }
+        (false, _) => format!("is not running: start `towline {name}` with its former options"),
+    }
 }
 
 fn source_rows(group: &GroupStatus, lines: &mut Table) {
@@ -130,7 +138,7 @@ fn target_rows(group: &GroupStatus, lines: &mut Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Baseline, ProcessStatus};
+    use crate::report::Baseline;
 
     #[test]
     fn a_group_is_described_with_bar_point_and_processes() {
@@ -154,7 +162,7 @@ mod tests {
             "no point yet",
             " 50 %",
             "10.2 s left",
-            "ship is not running",
+            "is not running: start `towline ship`",
             "10.0.0.7",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");

@@ -2,8 +2,8 @@
 
 use crate::report::{GroupStatus, ProcessStatus, VolumeStatus};
 use std::fs::{File, TryLockError};
-use std::path::Path;
-use towline_shipper::receiver::{Layout, ReceiverStatus, Rollback};
+use std::path::{Path, PathBuf};
+use towline_shipper::receiver::{Layout, ReceiverStatus, Rollback, TargetRecord};
 
 /// The group that is received into `dir`; none where no receiver ever ran.
 pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
@@ -13,10 +13,12 @@ pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
     let promoted = state.promoted.as_ref();
     let point =
         promoted.map(|takeover| takeover.position).or(durable.point.as_ref().map(|p| p.position));
-    let volume = |target: &towline_shipper::receiver::TargetRecord| VolumeStatus {
+    let alive = is_locked(&Layout::of(dir).lock);
+    let served = if alive && promoted.is_some() { exports(dir) } else { Vec::new() };
+    let volume = |target: &TargetRecord| VolumeStatus {
         name: target.name.to_string(),
         size_bytes: target.size_bytes,
-        exports: Vec::new(),
+        exports: of_volume(&served, target.name.as_str()),
     };
     Ok(Some(GroupStatus {
         group: state.group.to_string(),
@@ -37,10 +39,7 @@ pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
         point_seq: point.map(|position| position.seq.0),
         lag_bytes: durable.stream_bytes.saturating_sub(applied.stream_bytes),
         volumes: state.volumes.iter().map(volume).collect(),
-        processes: vec![ProcessStatus {
-            process: "receive",
-            alive: is_locked(&Layout::of(dir).lock),
-        }],
+        processes: vec![ProcessStatus { process: "receive", alive }],
         last_error: state.last_error.clone(),
         ..GroupStatus::default()
     }))
@@ -49,4 +48,52 @@ pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
 fn is_locked(lock: &Path) -> bool {
     File::open(lock)
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Beside the receiver's own files: the addresses under which it serves.
+pub fn exports_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("receive.exports")
+}
+
+/// Notes the exports for `status`. Not durable, not needed for anything else: a
+/// restarted receiver writes it anew.
+pub fn keep_exports(file: &Path, uris: &[String]) {
+    if let Err(error) = std::fs::write(file, uris.join("\n")) {
+        tracing::warn!(
+            "status will not show the exports: cannot write {}: {error}",
+            file.display()
+        );
+    }
+}
+
+fn exports(state_dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(exports_file(state_dir)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The URIs whose export is this volume.
+fn of_volume(uris: &[String], volume: &str) -> Vec<String> {
+    let is_of = |uri: &&String| {
+        let (path, _) = uri.split_once('?').unwrap_or((uri, ""));
+        path.rsplit('/').next() == Some(volume)
+    };
+    uris.iter().filter(is_of).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_are_sorted_by_their_volume() {
+        let uris = ["nbd+unix:///a?socket=/x/b", "nbd://h:1/b", "nbd://h:1/a"].map(String::from);
+        assert_eq!(of_volume(&uris, "a"), ["nbd+unix:///a?socket=/x/b", "nbd://h:1/a"]);
+        assert_eq!(of_volume(&uris, "b"), ["nbd://h:1/b"]);
+    }
+
+    #[test]
+    fn a_folder_without_a_receiver_has_no_target() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(status(dir.path()).unwrap().is_none());
+    }
 }

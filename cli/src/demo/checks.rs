@@ -35,7 +35,7 @@ impl Verdict {
     pub fn of(result: anyhow::Result<String>) -> Verdict {
         match result {
             Ok(detail) => Verdict::Holds(detail),
-            Err(error) => Verdict::Fails(format!("{error:#}")),
+            Err(error) => Verdict::Fails(crate::exit::sentence(&error)),
         }
     }
 
