@@ -21,6 +21,8 @@ pub struct Claim {
     pub volume: VolumeId,
     pub first_block: u64,
     pub blocks: u64,
+    /// The blocks are compared with the target before they are sent (R8).
+    pub compare: bool,
     /// P of rule R3: the stream carries all records up to here before the blocks.
     pub granted_at: u64,
 }
@@ -45,6 +47,15 @@ pub struct Attached {
     pub claims_upto: u64,
     /// Bytes that were on their way under an older session and are dirty again.
     pub reverted_bytes: u64,
+}
+
+/// What becomes of blocks of which nobody knows whether the target has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resync {
+    /// The target has something: compare, send what differs.
+    Compare,
+    /// The target has nothing: send.
+    Send,
 }
 
 impl Journal {
@@ -90,7 +101,9 @@ impl Journal {
             }
             Resume::Resync(why) => {
                 attached.resync = Some(why.to_owned());
-                attached.start_seq = self.resync_all();
+                let nothing_there = target.incarnation == 0;
+                attached.start_seq =
+                    self.resync_all(if nothing_there { Resync::Send } else { Resync::Compare });
                 attached.claims_upto = self.ring.get(Counter::NextClaim) - 1;
             }
         }
@@ -99,12 +112,16 @@ impl Journal {
 
     /// Everything becomes dirty. The stream goes on at the RESYNC record whose number
     /// is returned, whatever the target had. Also for a damaged record in the ring.
-    pub fn resync_all(&self) -> u64 {
+    pub fn resync_all(&self, how: Resync) -> u64 {
         let mut cursor = self.lock_cursor();
         for index in 0..self.sources.len() {
             let volume = VolumeId(index as u16);
-            let all = VolumeMap::new(&self.ring, volume).all();
-            self.make_dirty(&mut cursor, volume, all);
+            let map = VolumeMap::new(&self.ring, volume);
+            match how {
+                Resync::Compare => map.set(Bits::Suspect, map.all()),
+                Resync::Send => map.clear(Bits::Suspect, map.all()),
+            };
+            self.make_dirty(&mut cursor, volume, map.all());
         }
         drop(cursor);
         self.revert_claims();
@@ -118,13 +135,13 @@ impl Journal {
     /// I/O thread, between two operations: nothing is in flight on the range (R3).
     pub fn claim(&self, volume: VolumeId, from_block: u64, blocks_max: u64) -> Option<Claim> {
         let map = VolumeMap::new(&self.ring, volume);
-        let run = map.claimable(from_block, blocks_max)?;
+        let (run, compare) = map.claimable(from_block, blocks_max)?;
         let id = self.ring.counter(Counter::NextClaim).fetch_add(1, Ordering::SeqCst);
         self.claims.lock().expect("claims lock").insert(id, (volume, run));
         map.set(Bits::Claimed, run);
         map.clear(Bits::Dirty, run);
         let granted_at = self.lock_cursor().next_seq - 1;
-        Some(Claim { id, volume, first_block: run.first, blocks: run.count, granted_at })
+        Some(Claim { id, volume, first_block: run.first, blocks: run.count, compare, granted_at })
     }
 
     /// The target durably has all records up to `seq` and all claims up to `claims`.
@@ -172,7 +189,9 @@ impl Journal {
             && *entry.key() <= up_to
         {
             let (id, (volume, blocks)) = entry.remove_entry();
-            VolumeMap::new(&self.ring, volume).clear(Bits::Claimed, blocks);
+            let map = VolumeMap::new(&self.ring, volume);
+            map.clear(Bits::Suspect, blocks);
+            map.clear(Bits::Claimed, blocks);
             self.ring.set(Counter::AckedClaims, id);
         }
     }

@@ -70,10 +70,12 @@ pub struct VolumeEntry {
     pub dirty_offset: U64,
     /// Offset of the claimed bitmap in the file.
     pub claimed_offset: U64,
+    /// Offset of the suspect bitmap in the file.
+    pub suspect_offset: U64,
     /// 64-bit words of each bitmap.
     pub words: U64,
     pub name: [u8; 64],
-    pub reserved: [u8; 28],
+    pub reserved: [u8; 20],
     /// CRC-32C of all bytes of the entry before this field.
     pub crc: U32,
 }
@@ -159,6 +161,8 @@ pub enum Counter {
     HealedSeq = 18,
     /// Bytes written by guests since the ring was made (all paths).
     GuestWrittenBytes = 19,
+    /// Dirty or claimed blocks that are compared before they are sent.
+    SuspectBlocks = 20,
 }
 
 impl Counter {

@@ -131,7 +131,7 @@ impl Journal {
         let restart = |why: &str, report: &mut OpenReport| {
             *report = OpenReport {
                 restarted: true,
-                summary: format!("everything will be sent again: {why}"),
+                summary: format!("everything will be compared with the target: {why}"),
                 ..OpenReport::default()
             };
             new_incarnation(&dir, &options, stored.as_ref(), None)
@@ -529,6 +529,10 @@ fn new_incarnation(
         let map = VolumeMap::new(&ring, VolumeId(index as u16));
         match saved {
             None => {
+                // A target may have most of it already, unless the group is new.
+                if old.is_some() {
+                    map.set(Bits::Suspect, map.all());
+                }
                 map.set(Bits::Dirty, map.all());
             }
             Some(saved) => {

@@ -28,7 +28,7 @@ mod stop;
 mod sys;
 
 pub use append::{Begun, Change, Outcome, Ticket};
-pub use attach::{Attached, Claim};
+pub use attach::{Attached, Claim, Resync};
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Control, Kind, SlotState};
 pub use journal::{Journal, OpenReport, Options, Source, default_ring_bytes, unix_now_ns};

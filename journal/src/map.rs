@@ -1,8 +1,9 @@
-//! The change map: two bits a block, in the ring file.
+//! The change map: three bits a block, in the ring file.
 //!
 //! *dirty*: the target lacks the block and the journal does not hold it.
 //! *claimed*: its content is on the way. Both: it changed again past the journal
-//! after it was claimed. Bits become dirty on the volume's I/O thread or under the
+//! after it was claimed. *suspect*, beside one of the others: it is compared with
+//! the target before it is sent (docs/design/0003). Bits become dirty on the volume's I/O thread or under the
 //! append lock; they change by atomic operations, and the counters follow exactly.
 
 use crate::format::Counter;
@@ -10,11 +11,12 @@ use crate::ring::Ring;
 use std::sync::atomic::Ordering;
 use towline_block::{BlockRange, VolumeId};
 
-/// Which of a volume's two bitmaps.
+/// Which of a volume's bitmaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bits {
     Dirty,
     Claimed,
+    Suspect,
 }
 
 impl Bits {
@@ -22,6 +24,7 @@ impl Bits {
         match self {
             Bits::Dirty => Counter::DirtyBlocks,
             Bits::Claimed => Counter::ClaimedBlocks,
+            Bits::Suspect => Counter::SuspectBlocks,
         }
     }
 }
@@ -47,6 +50,7 @@ impl<'a> VolumeMap<'a> {
         let base = match bits {
             Bits::Dirty => entry.dirty_offset.get(),
             Bits::Claimed => entry.claimed_offset.get(),
+            Bits::Suspect => entry.suspect_offset.get(),
         };
         debug_assert!(index < entry.words.get());
         self.ring.word(base + index * 8)
@@ -81,46 +85,49 @@ impl<'a> VolumeMap<'a> {
     }
 
     /// The first run of at most `count_max` blocks, at or after `from`, that are
-    /// dirty and not claimed; searches to the end of the volume only.
-    pub fn claimable(self, from: u64, count_max: u64) -> Option<BlockRange> {
+    /// dirty and not claimed, all suspect or none; searches to the end of the volume.
+    pub fn claimable(self, from: u64, count_max: u64) -> Option<(BlockRange, bool)> {
         let total = self.all().count;
-        let mut at = from;
-        let mut run: Option<BlockRange> = None;
-        while at < total && count_max > 0 {
-            let (index, shift) = (at / 64, at % 64);
-            let word = self.word_at(Bits::Dirty, index).load(Ordering::Acquire)
-                & !self.word_at(Bits::Claimed, index).load(Ordering::Acquire);
-            let rest = word >> shift;
-            match &mut run {
-                None => {
-                    if rest == 0 {
-                        at = (index + 1) * 64;
-                        continue;
-                    }
-                    at += u64::from(rest.trailing_zeros());
-                    if at >= total {
-                        return None;
-                    }
-                    run = Some(BlockRange::new(at, 0));
-                }
-                Some(run) => {
-                    let ones = u64::from(rest.trailing_ones()).min(64 - shift);
-                    let take = ones.min(count_max - run.count).min(total - at);
-                    run.count += take;
-                    at += take;
-                    if take == 0 || run.count == count_max || (ones < 64 - shift) {
-                        break;
-                    }
-                }
+        let (first, suspect) = self.first_claimable(from.min(total), total)?;
+        let mut count = 0;
+        while first + count < total && count < count_max {
+            let at = first + count;
+            let rest = self.claimable_word(at / 64, suspect) >> (at % 64);
+            let ones = u64::from(rest.trailing_ones()).min(64 - at % 64);
+            count += ones.min(count_max - count).min(total - at);
+            if ones < 64 - at % 64 {
+                break;
             }
         }
-        run.filter(|run| run.count > 0)
+        (count > 0).then_some((BlockRange::new(first, count), suspect))
+    }
+
+    fn first_claimable(self, from: u64, total: u64) -> Option<(u64, bool)> {
+        let mut at = from;
+        while at < total {
+            let (plain, suspect) =
+                (self.claimable_word(at / 64, false), self.claimable_word(at / 64, true));
+            let rest = (plain | suspect) >> (at % 64);
+            if rest != 0 {
+                let first = at + u64::from(rest.trailing_zeros());
+                return (first < total).then_some((first, suspect >> (first % 64) & 1 == 1));
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    /// Blocks of one word that are dirty, not claimed, and suspect or not.
+    fn claimable_word(self, index: u64, suspect: bool) -> u64 {
+        let load = |bits| self.word_at(bits, index).load(Ordering::Acquire);
+        let suspects = load(Bits::Suspect);
+        load(Bits::Dirty) & !load(Bits::Claimed) & if suspect { suspects } else { !suspects }
     }
 
     /// Adds this volume's set bits to the counters, which the first volume resets.
     /// `pending` grows by the blocks that are dirty or claimed.
     pub fn recount(self, pending: &mut u64) {
-        for bits in [Bits::Dirty, Bits::Claimed] {
+        for bits in [Bits::Dirty, Bits::Claimed, Bits::Suspect] {
             let counter = self.ring.counter(bits.counter());
             if self.volume == 0 {
                 counter.store(0, Ordering::Release);
@@ -131,7 +138,7 @@ impl<'a> VolumeMap<'a> {
             });
             let count = ones.sum();
             counter.fetch_add(count, Ordering::AcqRel);
-            *pending += count;
+            *pending += if bits == Bits::Suspect { 0 } else { count };
         }
     }
 

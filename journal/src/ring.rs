@@ -217,14 +217,15 @@ fn layout(spec: &RingSpec) -> (Superblock, Vec<VolumeEntry>) {
             size_bytes: (*size_bytes).into(),
             dirty_offset: at.into(),
             claimed_offset: (at + map_bytes).into(),
+            suspect_offset: (at + 2 * map_bytes).into(),
             words: words.into(),
             name: name_field(name),
-            reserved: [0; 28],
+            reserved: [0; 20],
             crc: 0.into(),
         };
         entry.crc = entry.checksum().into();
         volumes.push(entry);
-        at += 2 * map_bytes;
+        at += 3 * map_bytes;
     }
     let mut superblock = Superblock {
         magic: RING_MAGIC,
@@ -303,7 +304,8 @@ fn check_volume(index: usize, bytes: &[u8], block: &Superblock) -> Result<Volume
     }
     let map_end =
         |offset: u64| entry.words.get().checked_mul(8).and_then(|bytes| bytes.checked_add(offset));
-    let sound = [entry.dirty_offset.get(), entry.claimed_offset.get()].iter().all(|offset| {
+    let offsets = [&entry.dirty_offset, &entry.claimed_offset, &entry.suspect_offset];
+    let sound = offsets.map(|offset| offset.get()).iter().all(|offset| {
         offset.is_multiple_of(8)
             && *offset >= block.maps_offset.get()
             && map_end(*offset).is_some_and(|end| end <= block.file_bytes.get())

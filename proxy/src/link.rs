@@ -21,7 +21,7 @@ use towline_block::sys::uring::Fd;
 use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::state::Promoted;
-use towline_journal::{Durable, Journal};
+use towline_journal::{Durable, Journal, Resync};
 
 /// Links open at a time: one shipper, its successor, and somebody looking.
 const LINKS_MAX: usize = 8;
@@ -167,8 +167,8 @@ impl Shared {
             }
             Request::Resync { reason } => {
                 let _session = self.session(number)?;
-                tracing::warn!(reason, "the shipper asks for everything to be sent again");
-                let start_seq = self.journal.resync_all();
+                tracing::warn!(reason, "the shipper asks for everything to be compared");
+                let start_seq = self.journal.resync_all(Resync::Compare);
                 let claims_upto = self.journal.get(Counter::NextClaim).saturating_sub(1);
                 Reply::Resynced { start_seq, claims_upto }
             }

@@ -31,31 +31,33 @@ proptest! {
     /// Against a plain vector of flags: bits, counts and claimable runs.
     #[test]
     fn the_map_is_a_vector_of_flags(
-        steps in prop::collection::vec((0..4u8, 0..BLOCKS, 0..BLOCKS), 1..60)
+        steps in prop::collection::vec((0..6u8, 0..BLOCKS, 0..BLOCKS), 1..60)
     ) {
         let (_dir, ring) = ring();
         let map = VolumeMap::new(&ring, VolumeId(0));
-        let mut model = [vec![false; BLOCKS as usize], vec![false; BLOCKS as usize]];
+        let mut model = vec![vec![false; BLOCKS as usize]; 3];
         for (op, first, count) in steps {
             let blocks = BlockRange::new(first, count.min(BLOCKS - first));
-            let (bits, value) = (if op & 1 == 0 { Bits::Dirty } else { Bits::Claimed }, op < 2);
-            let flags = &mut model[usize::from(op & 1)];
+            let all_bits = [Bits::Dirty, Bits::Claimed, Bits::Suspect];
+            let (bits, value) = (all_bits[usize::from(op % 3)], op < 3);
+            let flags = &mut model[usize::from(op % 3)];
             let range = blocks.first as usize..blocks.end() as usize;
             let expected = flags[range.clone()].iter().filter(|f| **f != value).count() as u64;
             let changed = if value { map.set(bits, blocks) } else { map.clear(bits, blocks) };
             prop_assert_eq!(changed, expected);
             flags[range.clone()].fill(value);
             prop_assert_eq!(map.all_set(bits, blocks), value || range.is_empty());
-            for bits in [Bits::Dirty, Bits::Claimed] {
-                let flags = &model[if bits == Bits::Dirty { 0 } else { 1 }];
+            for (bits, flags) in all_bits.iter().zip(&model) {
                 let count = flags.iter().filter(|f| **f).count() as u64;
                 prop_assert_eq!(ring.get(bits.counter()), count);
             }
             let free = |b: usize| model[0][b] && !model[1][b];
             let start = (first as usize..BLOCKS as usize).find(|b| free(*b));
             let expected = start.map(|start| {
-                let end = (start..BLOCKS as usize).find(|b| !free(*b)).unwrap_or(BLOCKS as usize);
-                BlockRange::new(start as u64, (end - start).min(70) as u64)
+                let suspect = model[2][start];
+                let ends = |b: &usize| !free(*b) || model[2][*b] != suspect;
+                let end = (start..BLOCKS as usize).find(ends).unwrap_or(BLOCKS as usize);
+                (BlockRange::new(start as u64, (end - start).min(70) as u64), suspect)
             });
             prop_assert_eq!(map.claimable(first, 70), expected);
             let pending: Vec<bool> =

@@ -71,7 +71,7 @@ fn the_document_describes_the_structs() {
     compare!(
         "VolumeEntry",
         VolumeEntry,
-        [size_bytes, dirty_offset, claimed_offset, words, name, reserved, crc,]
+        [size_bytes, dirty_offset, claimed_offset, suspect_offset, words, name, reserved, crc,]
     );
     compare!(
         "Slot",
