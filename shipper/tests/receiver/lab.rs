@@ -181,6 +181,11 @@ impl Sender {
         sealed
     }
 
+    /// The connection itself, to break it.
+    pub fn stream(&mut self) -> &mut BoxedConnection {
+        &mut self.stream
+    }
+
     pub async fn send(&mut self, message: &Message) {
         write_message(&mut self.stream, message).await.unwrap();
     }
