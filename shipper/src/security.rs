@@ -14,8 +14,10 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use towline_block::GroupName;
 
 /// How the two sides know each other.
@@ -33,12 +35,23 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 pub type BoxedConnection = Box<dyn Connection>;
 
+/// Name, connection and handshake. A path that drops packets answers nothing.
+pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Connects to a receiver and proves the right to write `group`.
 pub async fn connect(
     security: &Security,
     address: &str,
     group: &GroupName,
 ) -> Result<BoxedConnection> {
+    let connected = timeout(CONNECT_TIME_MAX, reach(security, address, group)).await;
+    connected.unwrap_or_else(|_| {
+        let what = format!("the receiver at {address} does not answer");
+        Err(Error::new(ErrorKind::Unreachable, what))
+    })
+}
+
+async fn reach(security: &Security, address: &str, group: &GroupName) -> Result<BoxedConnection> {
     let tls = match security {
         Security::Pki(dir) => Some(client_config(dir, group)?),
         Security::InsecureLoopback => None,

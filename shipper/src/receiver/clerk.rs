@@ -32,8 +32,8 @@ const ORDERS_MAX: usize = 1024;
 pub enum Order {
     Hello { connection: u64, hello: Box<Hello>, outbox: Outbox },
     Batch { connection: u64, bytes: Vec<u8>, memory: OwnedSemaphorePermit },
-    Promote { connection: u64, request: PromoteRequest },
-    Abort { connection: u64, request: Abort },
+    Promote { connection: u64, request: PromoteRequest, memory: OwnedSemaphorePermit },
+    Abort { connection: u64, request: Abort, memory: OwnedSemaphorePermit },
     Gone { connection: u64 },
     Applied { applied: Box<Stream>, stalled: bool },
     Stop,
@@ -105,7 +105,7 @@ pub struct Clerk {
     pub current: Option<Current>,
     pub pending: Option<Pending>,
     progress: watch::Sender<Progress>,
-    /// Memory of batches that were handled since the last commit.
+    /// Memory of what was handled since the last commit.
     memory: Vec<OwnedSemaphorePermit>,
 }
 
@@ -170,15 +170,20 @@ impl Clerk {
                     self.refuse(refusal);
                 }
             }
-            Order::Promote { connection, request } if self.speaks(connection) => {
+            Order::Promote { connection, request, memory } => {
+                self.memory.push(memory);
                 self.commit();
-                self.promote(request);
+                if self.speaks(connection) {
+                    self.promote(request);
+                }
             }
-            Order::Abort { connection, request } if self.speaks(connection) => {
+            Order::Abort { connection, request, memory } => {
+                self.memory.push(memory);
                 self.commit();
-                self.abort(request);
+                if self.speaks(connection) {
+                    self.abort(request);
+                }
             }
-            Order::Promote { .. } | Order::Abort { .. } => {}
             Order::Gone { connection } => {
                 if self.speaks(connection) {
                     self.current = None;

@@ -8,7 +8,7 @@ use super::clerk::{Clerk, refusal_of};
 use super::recovery::finish_takeover;
 use super::state::{Rollback, Takeover, attempt_is_usable};
 use super::stream::Stream;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::wire::{
     Abort, Decision, Message, Outcome, Promote as PromoteRequest, Refusal, RefusalCode,
 };
@@ -125,7 +125,7 @@ impl Clerk {
         let bound = self.bound.as_ref()?;
         let state = bound.books.get();
         match (&state.promoted, state.decision(attempt)) {
-            (Some(takeover), _) if takeover.attempt == attempt => Some(self.serve_again()),
+            (Some(takeover), _) if takeover.attempt == attempt => Some(self.serve_again(takeover)),
             (Some(takeover), _) => {
                 let what = format!(
                     "the target took over in epoch {} by attempt {}",
@@ -138,6 +138,7 @@ impl Clerk {
                 outcome,
                 epoch: state.epoch,
                 exports: Vec::new(),
+                problem: None,
             })),
             (None, None) => None,
         }
@@ -183,28 +184,32 @@ impl Clerk {
         }
         tracing::info!(attempt = %request.attempt, %position, ?rollback, "taking over");
         bound.promoted = bound.books.get().promoted;
-        let answer = self.serve_again();
-        self.answer(answer);
-    }
-
-    /// Brings a promoted target to serving, however far it got before.
-    fn serve_again(&mut self) -> Message {
-        match self.serve() {
-            Ok(decision) => Message::Decision(decision),
-            Err(error) => {
-                tracing::error!(%error, "promoted, but not serving");
-                let what = format!("the target took over but cannot serve yet: {error}; ask again");
-                Message::Error(Refusal::new(RefusalCode::NotReady, what))
-            }
+        if let Some(takeover) = bound.promoted.clone() {
+            let answer = self.serve_again(&takeover);
+            self.answer(answer);
         }
     }
 
+    /// The decision of a promoted target, which serves from now on if it can.
+    fn serve_again(&mut self, takeover: &Takeover) -> Message {
+        let problem = self.serve().err().map(|error| error.to_string());
+        if let Some(problem) = &problem {
+            tracing::error!("promoted, but not serving: {problem}");
+        }
+        let exports = self.bound.as_ref().and_then(|bound| bound.exports.clone());
+        Message::Decision(Decision {
+            attempt: takeover.attempt.clone(),
+            outcome: Outcome::Promoted,
+            epoch: takeover.epoch,
+            exports: exports.unwrap_or_default(),
+            problem,
+        })
+    }
+
     /// Serves the volumes of a promoted target, unless that runs already.
-    pub fn serve(&mut self) -> Result<Decision> {
-        let missing = || Error::new(ErrorKind::InvalidInput, "the target has not taken over");
-        let bound = self.bound.as_mut().ok_or_else(missing)?;
-        let takeover = bound.books.get().promoted.ok_or_else(missing)?;
-        if bound.exports.is_none() {
+    pub fn serve(&mut self) -> Result<()> {
+        let Some(bound) = &mut self.bound else { return Ok(()) };
+        if let (Some(takeover), None) = (bound.books.get().promoted, &bound.exports) {
             let mut apply = bound.applier.halt();
             let apply = &mut *apply;
             finish_takeover(&bound.books, &mut apply.undo, &apply.targets, takeover.rollback)?;
@@ -216,12 +221,7 @@ impl Clerk {
                 .collect();
             bound.exports = Some(self.desk.promote.promote(&volumes)?);
         }
-        Ok(Decision {
-            attempt: takeover.attempt,
-            outcome: Outcome::Promoted,
-            epoch: takeover.epoch,
-            exports: bound.exports.clone().unwrap_or_default(),
-        })
+        Ok(())
     }
 }
 

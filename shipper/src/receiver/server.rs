@@ -23,7 +23,7 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// How long a former receiver of the directory may take to end.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
-/// A running receiver. Dropped without [`Receiver::stop`] it goes on.
+/// A running receiver; it ends when dropped.
 pub struct Receiver {
     address: SocketAddr,
     counters: Arc<Counters>,
@@ -107,7 +107,13 @@ impl Receiver {
     }
 
     /// Ends connections and threads; what was acknowledged is durable.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
         self.closing.send_replace(true);
         let _ = self.inbox.send(Order::Stop);
         for thread in self.threads.drain(..) {

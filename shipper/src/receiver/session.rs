@@ -10,7 +10,9 @@ use super::counters::{Counters, add};
 use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::{Acceptor, BoxedConnection};
-use crate::wire::{Hello, Message, Refusal, RefusalCode, read_message, write_message};
+use crate::wire::{
+    Hello, JSON_BYTES_MAX, Message, Refusal, RefusalCode, read_message, write_message,
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,7 +34,7 @@ pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// the connection before it has read why.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Batches received and not yet in staging, all connections together.
+/// Received and not yet handled by the clerk, all connections together.
 pub const MEMORY_BYTES_MAX: usize = 4 * BATCH_BYTES_MAX;
 
 /// Permits count in this unit: a semaphore's permits are 32 bits to take.
@@ -159,17 +161,19 @@ async fn forward(
     connection: u64,
     message: Message,
 ) -> std::result::Result<bool, Refusal> {
-    let order = match message {
+    let bytes = match &message {
         Message::KeepAlive => return Ok(true),
-        Message::Batch(bytes) => {
-            let units = bytes.len().div_ceil(MEMORY_UNIT) as u32;
-            let Ok(memory) = Arc::clone(&hall.memory).acquire_many_owned(units).await else {
-                return Ok(false);
-            };
-            Order::Batch { connection, bytes, memory }
-        }
-        Message::Promote(request) => Order::Promote { connection, request },
-        Message::Abort(request) => Order::Abort { connection, request },
+        Message::Batch(bytes) => bytes.len(),
+        _ => JSON_BYTES_MAX,
+    };
+    let units = bytes.div_ceil(MEMORY_UNIT) as u32;
+    let Ok(memory) = Arc::clone(&hall.memory).acquire_many_owned(units).await else {
+        return Ok(false);
+    };
+    let order = match message {
+        Message::Batch(bytes) => Order::Batch { connection, bytes, memory },
+        Message::Promote(request) => Order::Promote { connection, request, memory },
+        Message::Abort(request) => Order::Abort { connection, request, memory },
         other => {
             let what = format!("a {:?} frame is not for a receiver", other.kind());
             return Err(Refusal::new(RefusalCode::Protocol, what));

@@ -9,3 +9,5 @@ mod crash;
 mod disk;
 mod history;
 mod logs;
+mod table;
+mod takeover;

@@ -15,6 +15,9 @@ pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"TWLF");
 /// A JSON body. A HELLO with [`super::VOLUMES_MAX`] volumes of longest names fits.
 pub const JSON_BYTES_MAX: usize = 64 << 10;
 
+/// A frame up to this size is sent in one write: an acknowledgement is one packet.
+const ONE_WRITE_BYTES_MAX: usize = 16 << 10;
+
 /// Bytes by which a body's buffer grows while it arrives, so that a peer which
 /// only announces a large body costs nothing.
 const READ_PIECE_BYTES: usize = 256 << 10;
@@ -141,8 +144,12 @@ where
     };
     let header = FrameHeader::new(kind, len);
     let send = async {
-        writer.write_all(header.as_bytes()).await?;
-        writer.write_all(body).await?;
+        if body.len() <= ONE_WRITE_BYTES_MAX {
+            writer.write_all(&[header.as_bytes(), body].concat()).await?;
+        } else {
+            writer.write_all(header.as_bytes()).await?;
+            writer.write_all(body).await?;
+        }
         writer.flush().await
     };
     send.await.map_err(|e| lost("while sending", e))

@@ -97,6 +97,10 @@ pub struct Decision {
     /// Promoted: the epoch under which the target writes. Aborted: the source's, unchanged.
     pub epoch: Epoch,
     pub exports: Vec<String>,
+    /// Promoted, but the volumes cannot be served yet: why. The decision stands;
+    /// asking again tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What the peer does next, not what went wrong inside.

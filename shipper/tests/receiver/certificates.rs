@@ -9,7 +9,7 @@ use towline_shipper::wire::{Message, RefusalCode, read_message, write_message};
 
 fn lab_with_pki() -> Lab {
     let mut lab = Lab::new();
-    let dir = lab.dir.path().join("pki");
+    let dir = lab.path().join("pki");
     pki::init(&dir, false).unwrap();
     pki::issue_receiver(&dir, false).unwrap();
     pki::issue_group(&dir, &group("erp"), false).unwrap();

@@ -1,6 +1,6 @@
 //! A receiver in a temporary directory, and the sender that drives it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -45,7 +45,9 @@ impl Promote for Served {
 }
 
 pub struct Lab {
-    pub dir: TempDir,
+    path: PathBuf,
+    /// Removes it in the end.
+    _dir: Option<TempDir>,
     pub served: Arc<Served>,
     pub security: Security,
     pub limits: Limits,
@@ -62,8 +64,16 @@ pub fn group(name: &str) -> GroupName {
 
 impl Lab {
     pub fn new() -> Lab {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        Lab { _dir: Some(dir), ..Lab::at(path) }
+    }
+
+    /// In a directory of somebody else.
+    pub fn at(path: PathBuf) -> Lab {
         Lab {
-            dir: tempfile::tempdir().unwrap(),
+            path,
+            _dir: None,
             served: Arc::default(),
             security: Security::InsecureLoopback,
             limits: Limits::default(),
@@ -71,12 +81,16 @@ impl Lab {
         }
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.path.join("state")
     }
 
     pub fn target(&self, index: usize) -> PathBuf {
-        self.dir.path().join(format!("disk{index}.img"))
+        self.path.join(format!("disk{index}.img"))
     }
 
     pub fn config(&self) -> ReceiveConfig {
@@ -141,6 +155,11 @@ impl Sender {
         Sender::hello(lab, receiver, hello()).await.expect("refused")
     }
 
+    pub async fn connect_to(lab: &Lab, address: &str) -> Sender {
+        let stream = connect(&lab.security, address, &group("erp")).await.unwrap();
+        Sender::introduce(stream, hello()).await.expect("refused")
+    }
+
     pub async fn hello(lab: &Lab, receiver: &Receiver, hello: Hello) -> Result<Sender, Refusal> {
         Sender::introduce(dial(lab, receiver).await, hello).await
     }
@@ -179,6 +198,16 @@ impl Sender {
         let sealed = batch.encode(&self.chain, 0);
         self.chain.advance(&sealed);
         sealed
+    }
+
+    /// The connection itself, to break it.
+    pub fn stream(&mut self) -> &mut BoxedConnection {
+        &mut self.stream
+    }
+
+    /// False when the receiver is gone.
+    pub async fn try_send(&mut self, message: &Message) -> bool {
+        write_message(&mut self.stream, message).await.is_ok()
     }
 
     pub async fn send(&mut self, message: &Message) {

@@ -89,6 +89,40 @@ async fn a_new_session_ends_the_older_one() {
     receiver.stop();
 }
 
+#[tokio::test]
+async fn the_same_session_on_a_new_connection_replaces_the_older_connection() {
+    let lab = Lab::new();
+    let receiver = lab.start();
+    let mine = hello();
+    let mut first = Sender::hello(&lab, &receiver, mine.clone()).await.unwrap();
+    let mut second = Sender::hello(&lab, &receiver, mine).await.unwrap();
+    assert_eq!(first.refused().await.code, RefusalCode::Superseded);
+    second.ship(&[(0, 0, b"second")], &[]).await;
+    second.applied(1).await;
+    receiver.stop();
+}
+
+#[tokio::test]
+async fn a_connection_lost_inside_a_batch_leaves_nothing_of_it() {
+    let lab = Lab::new();
+    let receiver = lab.start();
+    let mut sender = Sender::connect(&lab, &receiver).await;
+    sender.ship(&[(0, 0, b"whole")], &[]).await;
+    sender.acked(1).await;
+    let chain = sender.chain.clone();
+    let torn = sender.cut(&[(0, 0, &[9; 100_000])], &[]);
+    let mut frame = Vec::new();
+    write_message(&mut frame, &Message::Batch(torn.bytes.clone())).await.unwrap();
+    sender.stream().write_all(&frame[..60_000]).await.unwrap();
+    drop(sender);
+    let mut again = Sender::connect(&lab, &receiver).await;
+    assert_eq!((again.chain.number, again.chain.hash), (1, chain.hash));
+    again.ship(&[(0, 0, b"again")], &[]).await;
+    again.applied(2).await;
+    assert_eq!(&lab.contents(0)[..6], b"again\0");
+    receiver.stop();
+}
+
 /// Ships one good batch, then what `forge` makes, which must be refused with
 /// `code`, leave the target as it was and not keep the shipper from going on.
 async fn refuses(code: RefusalCode, forge: impl FnOnce(&mut Sender) -> Vec<u8>) {

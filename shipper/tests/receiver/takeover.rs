@@ -160,12 +160,13 @@ async fn a_target_that_cannot_serve_says_so_and_serves_when_asked_again() {
     *lab.served.fail.lock().unwrap() = Some("the address is in use".into());
     let receiver = lab.start();
     let (mut sender, seal) = sealed(&lab, &receiver).await;
-    let refused = refusal(&mut sender, &promote("a-1", seal, false)).await;
-    assert!(refused.message.contains("address is in use"), "{}", refused.message);
+    let silent = decision(&mut sender, &promote("a-1", seal, false)).await;
+    assert_eq!((silent.outcome, silent.exports.len()), (Outcome::Promoted, 0));
+    assert!(silent.problem.unwrap().contains("address is in use"));
     *lab.served.fail.lock().unwrap() = None;
     let decided = decision(&mut sender, &abort("a-1")).await;
     assert_eq!(decided.outcome, Outcome::Promoted, "the decision stands");
-    assert_eq!(decided.exports.len(), 2);
+    assert_eq!((decided.exports.len(), decided.problem), (2, None));
     receiver.stop();
 }
 
