@@ -125,12 +125,20 @@ impl History {
         self.version += 1;
     }
 
-    /// The source as of a point: the prefix of the history.
-    pub fn at(&self, point: Pos) -> Content {
-        let mut content = [0; CELLS];
-        for entry in self.entries.iter().filter(|e| e.at <= point) {
-            content[entry.cell] = entry.value;
+    /// The source as of a point: the prefix of the history. Once with the parts of failed
+    /// writes from their BREAK on, and once from their records on: a block that is read while
+    /// such a write is under way carries what has happened so far, as after a power loss.
+    pub fn at(&self, point: Pos) -> [Content; 2] {
+        let mut contents = [[0; CELLS]; 2];
+        for entry in &self.entries {
+            let from_record = Pos { seq: entry.record, ..entry.at };
+            if entry.at <= point {
+                contents[0][entry.cell] = entry.value;
+            }
+            if entry.at <= point || (entry.record != 0 && from_record <= point) {
+                contents[1][entry.cell] = entry.value;
+            }
         }
-        content
+        contents
     }
 }

@@ -257,7 +257,9 @@ impl World {
 
     fn write_source(&mut self, volume: usize, op: &mut Op, index: usize) {
         if op.request == Request::Flush {
-            self.source.flush_volume(volume);
+            if self.rules.flush_reaches_source {
+                self.source.flush_volume(volume);
+            }
         } else if self.source_write_fails() {
             op.failed = true;
             let inc = self.head().inc;

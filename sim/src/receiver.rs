@@ -169,7 +169,13 @@ impl World {
         match message {
             ToReceiver::Hello { .. } => {
                 // Sessions have no order: the last one to arrive is the one that is known.
+                // The others are closed, so that a shipper which waits there for an ack sees
+                // it: the late HELLO of a dead one may have come behind its own.
                 self.receiver.conn = conn;
+                let fence = self.rules.session_fence;
+                for other in self.conns.iter_mut().filter(|c| fence && c.id != conn) {
+                    other.receiver_gone = true;
+                }
                 self.receiver.promote = None;
                 self.sync_staging();
                 let durable = self.receiver.store.end();

@@ -28,6 +28,8 @@ macro_rules! rules {
 }
 
 rules! {
+    /// A flush is answered when the source has made durable what came before it.
+    flush_reaches_source,
     /// R1: the payload of a write that never ended becomes what the source holds.
     intent_rewrite,
     /// R1: a zero or trim that never ended becomes failed, its blocks dirty.

@@ -1,6 +1,10 @@
 //! One run from a seed, and the searches over many.
 
 use crate::faults::Config;
+use crate::guest::Guest;
+use crate::proxy::Life;
+use crate::ring::Pos;
+use crate::shipper::Stage;
 use crate::world::{Process, World};
 use std::fmt;
 
@@ -75,6 +79,27 @@ fn play(config: Config, seed: u64, traced: bool) -> World {
 }
 
 impl World {
+    /// Nothing is left to do: guests served, stream drained, cutover ended.
+    fn is_quiet(&self) -> bool {
+        let guests = self.guests.iter().all(Guest::is_done);
+        if !guests || self.shipper.cutover.is_some() || self.shipper.settle.is_some() {
+            return false;
+        }
+        if self.receiver.store.promoted() {
+            return self.state.promoted;
+        }
+        let Some(ring) = &self.ring else { return false };
+        let end = self.receiver.store.applied.end.pos;
+        self.proxy.life == Life::Serving
+            && self.shipper.stage == Stage::Running
+            && ring.map_is_empty()
+            && ring.whole
+            && self.state.seal.is_none()
+            && ring.acked == ring.head
+            && end == (Pos { inc: ring.inc, seq: ring.head })
+            && self.receiver.store.staging.is_empty()
+    }
+
     fn stuck(&self) -> String {
         let ring = self.ring.as_ref().map(|r| {
             format!(

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 /// Batches that may be under way unacknowledged.
 pub const WINDOW_BATCHES: usize = 2;
-/// Records one batch carries at most.
+/// Records one batch carries at most; with them, and never with a block, it is largest.
 pub const BATCH_RECORDS_MAX: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use crate::receiver::{Receiver, Store};
 use crate::ring::{Pos, Ring};
 use crate::rng::Rng;
 use crate::rules::Rules;
-use crate::shipper::{ShipStep, Shipper, Stage};
-use crate::wire::{Conn, Durable, WINDOW_BATCHES};
+use crate::shipper::{ShipStep, Shipper};
+use crate::wire::{Conn, Durable};
 use std::collections::VecDeque;
 
 /// The three daemons.
@@ -380,37 +380,7 @@ impl World {
         self.faulty && self.config.fail_write > 0 && self.rng.chance(self.config.fail_write)
     }
 
-    /// What a reconnect sends again, beyond what the receiver has, fits the window.
-    pub fn check_resent(&mut self, durable: &Durable) {
-        const BATCH_BYTES_MAX: u64 = 1 + 3 * 3;
-        let resent = self.stream_bytes.saturating_sub(durable.stream_bytes);
-        if resent > WINDOW_BATCHES as u64 * BATCH_BYTES_MAX && !self.set_back {
-            self.violate(format!("(e) {resent} bytes are sent again, more than the window"));
-        }
-    }
-
     pub fn target(&self) -> &Content {
         &self.receiver.store.target.now
-    }
-
-    /// Nothing is left to do: guests served, stream drained, cutover ended.
-    pub fn is_quiet(&self) -> bool {
-        let guests = self.guests.iter().all(Guest::is_done);
-        if !guests || self.shipper.cutover.is_some() || self.shipper.settle.is_some() {
-            return false;
-        }
-        if self.receiver.store.promoted() {
-            return self.state.promoted;
-        }
-        let Some(ring) = &self.ring else { return false };
-        let end = self.receiver.store.applied.end.pos;
-        self.proxy.life == Life::Serving
-            && self.shipper.stage == Stage::Running
-            && ring.map_is_empty()
-            && ring.whole
-            && self.state.seal.is_none()
-            && ring.acked == ring.head
-            && end == (Pos { inc: ring.inc, seq: ring.head })
-            && self.receiver.store.staging.is_empty()
     }
 }

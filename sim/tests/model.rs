@@ -9,6 +9,11 @@ fn seeds() -> u64 {
     std::env::var("TOWLINE_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(STORM_SEEDS)
 }
 
+/// Sweeps on every commit; each is a run for every step and process.
+fn sweeps() -> u64 {
+    (seeds() / 500).max(1)
+}
+
 fn must_hold<T>(result: Result<T, Box<Failure>>) -> T {
     match result {
         Ok(value) => value,
@@ -30,13 +35,20 @@ fn storms_break_no_promise() {
 
 #[test]
 fn a_kill_of_any_process_at_any_step_breaks_no_promise() {
-    let runs: u64 = (0..6).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
+    let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
     println!("{runs} runs");
 }
 
 #[test]
 fn a_kill_of_any_process_at_any_step_of_a_cutover_breaks_no_promise() {
     let config = Config { cutover_at: Some((60, 5000)), ..Config::calm(3) };
-    let runs: u64 = (0..6).map(|seed| must_hold(sweep(config, seed))).sum();
+    let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(config, seed))).sum();
+    println!("{runs} runs");
+}
+
+#[test]
+fn a_kill_of_any_process_at_any_step_breaks_no_promise_while_rings_overflow_and_writes_fail() {
+    let config = Config { fail_write: 10, ..Config::uneven(6) };
+    let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(config, seed))).sum();
     println!("{runs} runs");
 }

@@ -8,10 +8,22 @@ use towline_sim::{Config, Rules, run};
 /// Storms that are searched before a rule counts as not proved.
 const SEEDS_MAX: u64 = 12_000;
 
+/// Storms that are known to miss a rule that few storms miss: tried first, for speed. When
+/// the model changes, the search finds others.
+const FIRST_TRIED: &[(&str, u64)] = &[
+    ("dirty_before_tombstone", 9335),
+    ("whole_from_records", 4964),
+    ("hold_waits_for_inflight", 1720),
+    ("heal_leaves_room", 1478),
+    ("seal_needs_hold", 1366),
+    ("saved_map_deleted", 1177),
+];
+
 /// The first broken promise without the rule, if with it the same storm breaks none.
 fn first_violation(rule: &str) -> Option<(u64, String)> {
     let rules = Rules::without(rule);
-    (0..SEEDS_MAX).find_map(|seed| {
+    let known = FIRST_TRIED.iter().filter(|(name, _)| *name == rule).map(|(_, seed)| *seed);
+    known.chain(0..SEEDS_MAX).find_map(|seed| {
         let failure = run(Config::stormy(rules, seed), seed).err()?;
         let whole = run(Config::stormy(Rules::ALL, seed), seed);
         assert!(whole.is_ok(), "seed {seed} fails with all rules, too");

@@ -334,6 +334,10 @@ impl World {
             return;
         }
         claim.granted_at = ring.head;
+        if !rules.no_second_claim {
+            // What is to be found is the lost block, not that the fault counts twice.
+            ring.recount();
+        }
         self.answer(Reply::Claimed(Some(claim)));
     }
 
