@@ -11,7 +11,8 @@ fn with_records() -> Rig {
     rig.wait_drained();
     rig.kill(Process::Ship);
     let mut client = rig.client("disk0");
-    for n in 0..20u8 {
+    // From one: zeroes would be journaled without a payload.
+    for n in 1..=20u8 {
         client.write(u64::from(n) * 8192, &[n; 4096]).unwrap();
     }
     client.flush().unwrap();
@@ -73,7 +74,7 @@ fn a_flipped_byte_in_a_payload_is_found_with_its_record() {
         .unwrap()
         .path();
     let mut bytes = std::fs::read(&ring).unwrap();
-    // The payload of the eighth write is the only place with a run of sevens.
+    // The payload of the seventh write is the only place with a run of sevens.
     let at = bytes.windows(4096).position(|window| window.iter().all(|byte| *byte == 7)).unwrap();
     bytes[at + 100] ^= 1;
     std::fs::write(&ring, &bytes).unwrap();

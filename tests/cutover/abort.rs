@@ -1,6 +1,6 @@
 //! Cutovers that cannot be finished: the guest goes on at the source.
 
-use crate::{DISK_BYTES, assert_aborted, cutover, cutover_args, plan};
+use crate::{DISK_BYTES, Running, assert_aborted, cutover, plan};
 use towline_bench::stamp::Guest;
 use towline_tests::rig::{Process, Side};
 use towline_tests::{PATIENCE, Rig};
@@ -56,18 +56,13 @@ fn a_proxy_killed_while_it_holds_the_guest_comes_back_unheld() {
     let guest = rig.guest(&plan(13));
     rig.wait_live();
     rig.relay.set_black_hole(true);
-    assert!(guest.wait_for_acks(50, PATIENCE));
-    let asked = {
-        let args = cutover_args(&rig, "30s");
-        std::thread::spawn(move || towline_tests::run(towline_tests::towline(), args, 2 * PATIENCE))
-    };
-    rig.wait_status("in the cutover", |status| status.state() == "cutover");
+    let mut asked = Running::start(&rig, "5s");
+    asked.wait_held();
     rig.kill(Process::Proxy);
     rig.start_proxy();
     assert!(guest.wait_for_acks(50, PATIENCE), "{:?}", guest.progress());
+    assert_eq!(asked.code(), 1);
     rig.relay.set_black_hole(false);
-    let finished = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert_aborted(&rig, finished);
     assert_goes_on(&mut rig, guest);
 }
 
@@ -78,20 +73,41 @@ fn a_shipper_killed_while_the_guest_is_held_leaves_no_hold_behind() {
     let guest = rig.guest(&plan(14));
     rig.wait_live();
     rig.relay.set_black_hole(true);
-    assert!(guest.wait_for_acks(50, PATIENCE));
-    let asked = {
-        let args = cutover_args(&rig, "2s");
-        std::thread::spawn(move || towline_tests::run(towline_tests::towline(), args, 2 * PATIENCE))
-    };
-    rig.wait_status("in the cutover", |status| status.state() == "cutover");
+    let mut asked = Running::start(&rig, "2s");
+    asked.wait_held();
     rig.kill(Process::Ship);
     // The proxy lifts the hold by its own deadline, or when the link ends.
     assert!(guest.wait_for_acks(50, PATIENCE), "{:?}", guest.progress());
-    let finished = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert_ne!(finished.code(), 0, "{finished}");
+    assert_ne!(asked.code(), 0);
     rig.relay.set_black_hole(false);
     rig.start_ship();
     assert_goes_on(&mut rig, guest);
+}
+
+/// Before anybody is held a new proxy changes nothing: the cutover goes on.
+#[test]
+fn a_proxy_killed_while_the_stream_catches_up_costs_nobody_anything() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_all();
+    let guest = rig.guest(&plan(16));
+    rig.wait_live();
+    rig.relay.set_black_hole(true);
+    let asked = Running::start(&rig, "60s");
+    rig.wait_status("in the cutover", |status| status.state() == "cutover");
+    rig.kill(Process::Proxy);
+    rig.start_proxy();
+    rig.relay.set_black_hole(false);
+    let promoted = asked.code() == 0;
+    assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
+    let progress = guest.progress();
+    assert_eq!((progress.io_errors, progress.bad_reads), (0, 0), "{progress:?}");
+    if !promoted {
+        return assert_goes_on(&mut rig, guest);
+    }
+    assert!(guest.wait_for_target(PATIENCE), "{:?}", guest.progress());
+    let history = guest.stop();
+    rig.terminate(Process::Receive);
+    rig.assert_acknowledged(&history, Side::Target);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_bench::stamp::Plan;
 use towline_tests::program::Finished;
-use towline_tests::{Rig, args};
+use towline_tests::{Daemon, Rig, args};
 
 const DISK_BYTES: u64 = 16 << 20;
 
@@ -24,6 +24,28 @@ fn cutover(rig: &Rig, max_pause: &str) -> Finished {
 
 fn cutover_args(rig: &Rig, max_pause: &str) -> Vec<std::ffi::OsString> {
     args!["cutover", &rig.group, "--state", rig.state(), "--max-pause", max_pause, "--json"]
+}
+
+/// A cutover that runs beside the test.
+struct Running(Daemon);
+
+impl Running {
+    fn start(rig: &Rig, max_pause: &str) -> Running {
+        Running(Daemon::start(&cutover_args(rig, max_pause)))
+    }
+
+    /// Waits until the guest is held. What cannot drain is caught up with for some
+    /// seconds first.
+    #[track_caller]
+    fn wait_held(&mut self) {
+        self.0.wait_for_line(|line| line.contains("hold"));
+    }
+
+    /// Its exit code, once it has ended by itself.
+    #[track_caller]
+    fn code(mut self) -> i32 {
+        self.0.wait_for_end().code().unwrap_or(-1)
+    }
 }
 
 /// A promotion with all that `INTERFACES` pins.

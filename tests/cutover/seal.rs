@@ -1,7 +1,7 @@
 //! The dangerous moment: the source is sealed and the receiver's decision is on its
 //! way, or not.
 
-use crate::{DISK_BYTES, cutover_args, plan};
+use crate::{DISK_BYTES, Running, plan};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,14 +27,10 @@ fn a_shipper_killed_after_the_seal_and_before_the_promotion_gives_the_source_bac
     let guest = rig.guest(&plan(21));
     rig.wait_live();
     assert!(guest.wait_for_acks(50, PATIENCE));
-    let asked = {
-        let args = cutover_args(&rig, "30s");
-        std::thread::spawn(move || towline_tests::run(towline_tests::towline(), args, 2 * PATIENCE))
-    };
+    let asked = Running::start(&rig, "60s");
     rig.wait_status("sealed", |status| status.state() == "sealed");
     rig.kill(Process::Ship);
-    let finished = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert_ne!(finished.code(), 0, "{finished}");
+    assert_ne!(asked.code(), 0);
     // Only the receiver's durable abort may lift the seal: alone, the proxy keeps it.
     assert_eq!(rig.status().state(), "sealed");
     swallow.store(false, Ordering::SeqCst);
@@ -57,20 +53,19 @@ fn a_shipper_killed_after_the_promotion_learns_of_it_and_the_guest_is_at_the_tar
     let guest = rig.guest(&plan(22));
     rig.wait_live();
     assert!(guest.wait_for_acks(50, PATIENCE));
-    let asked = {
-        let args = cutover_args(&rig, "30s");
-        std::thread::spawn(move || towline_tests::run(towline_tests::towline(), args, 2 * PATIENCE))
-    };
-    // The receiver has decided once the guest writes there.
-    assert!(guest.wait_for_target(PATIENCE), "{:?}", guest.progress());
+    let asked = Running::start(&rig, "60s");
+    // The receiver has decided; nobody at the source hears of it.
+    if let Some(receive) = rig.receive.as_mut() {
+        receive.wait_for_line(|line| line.contains("promoted"));
+    }
     rig.kill(Process::Ship);
-    let finished = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert_ne!(finished.code(), 0, "{finished}");
+    assert_ne!(asked.code(), 0);
     swallow.store(false, Ordering::SeqCst);
     // What started again need not stay: its work is done once the proxy knows.
     rig.ship = Some(towline_tests::Daemon::start(&rig.ship_args()));
     rig.wait_status("promoted", |status| status.state() == "promoted");
     crate::assert_refuses_writes(&rig.source_uri("disk0"));
+    assert!(guest.wait_for_target(PATIENCE), "{:?}", guest.progress());
     assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
     let history = guest.stop();
     rig.terminate(Process::Receive);
@@ -83,18 +78,14 @@ fn a_proxy_killed_after_the_seal_stays_sealed() {
     rig.start_all();
     rig.wait_live();
     rig.client("disk0").write(0, &[3; 4096]).unwrap();
-    let asked = {
-        let args = cutover_args(&rig, "30s");
-        std::thread::spawn(move || towline_tests::run(towline_tests::towline(), args, 2 * PATIENCE))
-    };
+    let asked = Running::start(&rig, "60s");
     rig.wait_status("sealed", |status| status.state() == "sealed");
     rig.kill(Process::Ship);
     rig.kill(Process::Proxy);
     rig.start_proxy();
     assert_eq!(rig.status().state(), "sealed");
     crate::assert_refuses_writes(&rig.source_uri("disk0"));
-    let finished = asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    assert_ne!(finished.code(), 0, "{finished}");
+    assert_ne!(asked.code(), 0);
     // With the network back the receiver decides, and the source is free again.
     swallow.store(false, Ordering::SeqCst);
     rig.start_ship();
