@@ -16,6 +16,7 @@ mod applier;
 mod apply;
 mod clerk;
 mod counters;
+mod hello;
 pub mod medium;
 mod promote;
 mod recovery;

@@ -3,12 +3,14 @@
 use std::mem::offset_of;
 use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_shipper::batch::{BatchBuilder, Chain, Header, OpEntry};
+use towline_shipper::receiver::{UndoEntry, UndoHeader};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
 use zerocopy::IntoBytes;
 
 const BATCH_DOC: &str = include_str!("../../docs/formats/batch.md");
 const WIRE_DOC: &str = include_str!("../../docs/formats/wire.md");
+const RECEIVER_DOC: &str = include_str!("../../docs/formats/receiver.md");
 
 /// Rows `offset | size | name` of the first table after a heading.
 fn table(doc: &str, heading: &str) -> Vec<(usize, usize, String)> {
@@ -50,6 +52,16 @@ fn the_wire_document_names_every_field_where_it_lies() {
     let ack = layout!(AckLayout: durable_number, epoch, incarnation, seq, claims_upto,
         applied_number, stream_bytes, point_epoch, point_incarnation, point_seq, flags, reserved);
     assert_eq!(table(WIRE_DOC, "ACK"), ack);
+}
+
+#[test]
+fn the_receiver_document_names_every_field_where_it_lies() {
+    let header = layout!(UndoHeader: magic, group_uuid, point_number, point_epoch,
+        point_incarnation, point_seq, reserved, header_crc32c);
+    assert_eq!(table(RECEIVER_DOC, "Undo header"), header);
+    let entry = layout!(UndoEntry: magic, kind, volume, first_block, blocks, data_bytes,
+        data_crc32c, entry_crc32c);
+    assert_eq!(table(RECEIVER_DOC, "Undo entry"), entry);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::rules::Rules;
 use crate::world::{Process, World};
 
 /// Of a thousand steps, how many bring this fault.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultRates {
     pub kill_proxy: usize,
     pub kill_shipper: usize,
@@ -27,8 +27,40 @@ pub struct FaultRates {
 }
 
 impl FaultRates {
-    /// Each kind of fault is left out, rare or frequent, as the seed wants it.
+    /// Many cutovers, with whatever stands still in the middle of them.
+    const CUTOVERS: FaultRates =
+        FaultRates { cutover: 40, abort: 3, stall: 30, kill_proxy: 3, ..FaultRates::NONE };
+    /// The same with a receiver whose disks are put back before the seal.
+    const CUTOVERS_SET_BACK: FaultRates = FaultRates { set_back: 10, ..FaultRates::CUTOVERS };
+    /// Proxies that die between any two stores.
+    const PROXIES: FaultRates = FaultRates { kill_proxy: 30, stall: 20, ..FaultRates::NONE };
+    /// Connections that break and messages that come again.
+    const NETWORKS: FaultRates =
+        FaultRates { net_break: 15, net_repeat: 40, stall: 10, ..FaultRates::NONE };
+    const NONE: FaultRates = FaultRates {
+        kill_proxy: 0,
+        kill_shipper: 0,
+        kill_receiver: 0,
+        net_break: 0,
+        net_repeat: 0,
+        source_power: 0,
+        receiver_power: 0,
+        orderly_stop: 0,
+        set_back: 0,
+        cutover: 0,
+        abort: 0,
+        stall: 0,
+    };
+
+    /// One theme, or each kind of fault left out, rare or frequent, as the seed wants it.
     pub fn from_seed(rng: &mut Rng) -> FaultRates {
+        match rng.below(8) {
+            0 => return FaultRates::CUTOVERS,
+            1 => return FaultRates::CUTOVERS_SET_BACK,
+            2 => return FaultRates::PROXIES,
+            3 => return FaultRates::NETWORKS,
+            _ => {}
+        }
         let mut rate = |rare: usize| [0, rare, 4 * rare][rng.below(3)];
         FaultRates {
             kill_proxy: rate(5),
@@ -70,11 +102,16 @@ impl Config {
             rules: Rules::ALL,
             requests,
             faulty_steps: 0,
-            rates: FaultRates::default(),
+            rates: FaultRates::NONE,
             fail_write: 0,
             kill_at: None,
             cutover_at: None,
         }
+    }
+
+    /// No faults, but daemons and guests of very different speed: rings overflow and heal.
+    pub fn uneven(requests: usize) -> Config {
+        Config { faulty_steps: 400, ..Config::calm(requests) }
     }
 
     /// Many faults, of kinds and rates that the seed chooses.

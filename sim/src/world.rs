@@ -124,7 +124,7 @@ impl World {
             ..Guest::default()
         };
         let guests = [guest(0), guest(1)];
-        let weights = std::array::from_fn(|_| [1, 2, 4, 8][rng.below(4)]);
+        let weights = std::array::from_fn(|_| [1, 3, 9, 27][rng.below(4)]);
         World {
             rules: config.rules,
             rng,

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use towline_sim::{Config, Rules, run};
 
 /// Storms that are searched before a rule counts as not proved.
-const SEEDS_MAX: u64 = 20_000;
+const SEEDS_MAX: u64 = 12_000;
 
 /// The first broken promise without the rule, if with it the same storm breaks none.
 fn first_violation(rule: &str) -> Option<(u64, String)> {

@@ -1,7 +1,8 @@
 //! nbdsh with its own checks off: the server's refusals, seen by another's client.
 
 use crate::{served, uri};
-use towline_tests::{PATIENCE, require, run};
+use towline_tests::program::{Finished, debian_command, run_command};
+use towline_tests::{PATIENCE, require};
 
 const SCRIPT: &str = r"
 def expect(codes, call, what):
@@ -36,12 +37,19 @@ h.shutdown()
 print('done')
 ";
 
+#[track_caller]
+fn nbdsh(args: &[&str]) -> Finished {
+    let mut command = debian_command("nbdsh");
+    command.args(args);
+    run_command(command, PATIENCE)
+}
+
 #[test]
 fn refusals_and_flags_are_the_protocols() {
     require!("nbdsh");
     let rig = served();
     let uri = uri(&rig);
-    let said = run("nbdsh", ["-u", uri.as_str(), "-c", SCRIPT], PATIENCE).ok();
+    let said = nbdsh(&["-u", &uri, "-c", SCRIPT]).ok();
     assert_eq!(said.trim(), "done");
 }
 
@@ -55,5 +63,5 @@ fn a_flush_on_one_connection_covers_writes_of_another() {
          assert a.can_multi_conn()\na.pwrite(b'x' * 4096, 8192)\nb.flush()\n\
          assert b.pread(4096, 8192) == b'x' * 4096\nprint('done')\n"
     );
-    assert_eq!(run("nbdsh", ["-c", script.as_str()], PATIENCE).ok().trim(), "done");
+    assert_eq!(nbdsh(&["-c", &script]).ok().trim(), "done");
 }

@@ -2,9 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+/// For what a killed program left in its pipes.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A program that has ended.
 #[derive(Debug)]
@@ -58,7 +62,8 @@ impl std::fmt::Display for Finished {
 /// Runs `program` with `args`, without a terminal, for at most `timeout`.
 ///
 /// # Panics
-/// When it cannot be started or does not end in time; then it is killed.
+/// When it cannot be started or does not end in time; then it is killed with all
+/// that it started.
 #[track_caller]
 pub fn run<A: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
@@ -74,28 +79,35 @@ pub fn run<A: AsRef<OsStr>>(
 #[track_caller]
 pub fn run_command(mut command: Command, timeout: Duration) -> Finished {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, so that all of it can be ended.
+    command.process_group(0);
     let text = words(&command);
     let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start `{text}`: {e}"));
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         unreachable!("both are piped");
     };
     let (stdout, stderr) = (read_all(stdout), read_all(stderr));
-    // Both ends of pipe are closed when the program ends, or its last child does.
+    // The pipes close when the program and all it started have ended.
     let late = || format!("`{text}` did not end within {} s", timeout.as_secs());
     let Ok(stdout) = stdout.recv_timeout(timeout) else {
-        kill(&mut child);
-        panic!("{}; it said:\n{}", late(), stderr.recv().unwrap_or_default());
+        kill_group(&mut child);
+        let said = stderr.recv_timeout(LAST_WORDS).unwrap_or_default();
+        let printed = stdout.recv_timeout(LAST_WORDS).unwrap_or_default();
+        panic!("{}; it printed:\n{printed}\nand said:\n{said}", late());
     };
     let Ok(stderr) = stderr.recv_timeout(timeout) else {
-        kill(&mut child);
-        panic!("{}; its standard output:\n{stdout}", late());
+        kill_group(&mut child);
+        panic!("{}; it printed:\n{stdout}", late());
     };
     let status = child.wait().unwrap_or_else(|e| panic!("cannot wait for `{text}`: {e}"));
     Finished { command: text, status, stdout, stderr }
 }
 
-fn kill(child: &mut std::process::Child) {
+/// The child leads its group and was not yet waited for, so the number is its own.
+fn kill_group(child: &mut Child) {
+    let group = child.id().to_string();
     // Already gone is as good.
+    let _ = Command::new("sh").args(["-c", "kill -KILL -\"$0\"", &group]).status();
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -109,6 +121,15 @@ fn read_all(mut from: impl Read + Send + 'static) -> mpsc::Receiver<String> {
         let _ = to.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     all
+}
+
+/// A command that finds Debian's own programs first: scripts such as nbdsh run
+/// `python3` from the path, and only Debian's has Debian's modules.
+pub fn debian_command(program: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(program);
+    command.env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{path}"));
+    command
 }
 
 /// The command as one would type it.

@@ -103,7 +103,7 @@ impl LogFile {
         &self.path
     }
 
-    pub fn len(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.len
     }
 

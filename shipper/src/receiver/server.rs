@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// How long a former receiver of the directory may take to end.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// A running receiver. Dropped without [`Receiver::stop`] it goes on.
 pub struct Receiver {

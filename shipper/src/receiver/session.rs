@@ -128,7 +128,7 @@ async fn read_all(
     outbox: Outbox,
 ) {
     let mut progress = hall.progress.clone();
-    let limit = hall.limits.staging_bytes_max;
+    let limit = hall.limits.staging_bytes_max.max(1);
     loop {
         // Back-pressure: what is not read fills the peer's window.
         if progress.wait_for(|progress| progress.backlog_bytes < limit).await.is_err() {

@@ -87,7 +87,7 @@ impl Staging {
 
     pub fn append(&mut self, number: u64, encoded: &[u8]) -> Result<()> {
         let mut active = match self.active.take() {
-            Some(active) if active.file.len() < self.segment_bytes_max => active,
+            Some(active) if active.file.end() < self.segment_bytes_max => active,
             other => {
                 self.active = other;
                 self.sync()?;
@@ -117,7 +117,7 @@ impl Staging {
         };
         active.file.sync()?;
         active.dirty = false;
-        let segment = Segment { first: active.first, last: active.last, bytes: active.file.len() };
+        let segment = Segment { first: active.first, last: active.last, bytes: active.file.end() };
         let mut shelf = self.shelf.lock();
         match shelf.back_mut().filter(|last| last.first == segment.first) {
             Some(last) => *last = segment,

@@ -119,7 +119,7 @@ impl Undo {
             mark(&mut saved, &entry, true);
             at = next;
         }
-        if at < log.len() {
+        if at < log.end() {
             log.truncate(at)?;
         }
         undo.open = Some(Open { log, point, saved });
@@ -163,7 +163,7 @@ impl Undo {
     pub fn save(&mut self, targets: &[Target], ranges: &[(VolumeId, Extent)]) -> Result<()> {
         let bytes_max = self.bytes_max;
         let Some(open) = &mut self.open else { return Ok(()) };
-        let before = open.log.len();
+        let before = open.log.end();
         let mut fresh = Vec::new();
         let saved = ranges
             .iter()
@@ -274,7 +274,7 @@ fn put(
     fresh: &mut Vec<UndoEntry>,
 ) -> Result<()> {
     let len = (UNDO_ENTRY_BYTES + data.len()) as u64;
-    if open.log.len() + len > bytes_max {
+    if open.log.end() + len > bytes_max {
         let what = format!(
             "the undo store {} is full ({bytes_max} bytes): applying stops so that the last point \
              stays; give it more room, or wait until the resync is done elsewhere",
@@ -329,7 +329,8 @@ fn read_header(log: &LogFile, group: GroupUuid) -> Result<Option<Point>> {
     }
     let Ok(header) = UndoHeader::ref_from_bytes(&bytes) else { return Ok(None) };
     let covered = bytes.split_at(HEADER_CRC_COVERS).0;
-    let known = header.magic == UNDO_MAGIC && header.group_uuid == group.0;
+    let known =
+        header.magic == UNDO_MAGIC && header.group_uuid == group.0 && header.reserved == [0; 12];
     if !known || header.header_crc32c.get() != crc32c(covered) {
         return Ok(None);
     }
@@ -350,7 +351,7 @@ fn read_entry(
     data: &mut Vec<u8>,
 ) -> Result<Option<(UndoEntry, u64)>> {
     let mut bytes = [0; UNDO_ENTRY_BYTES];
-    if at >= log.len() || log.read_at(&mut bytes, at)? < bytes.len() {
+    if at >= log.end() || log.read_at(&mut bytes, at)? < bytes.len() {
         return Ok(None);
     }
     let covered = bytes.split_at(ENTRY_CRC_COVERS).0;

@@ -137,6 +137,10 @@ impl World {
         }
         for guest in &mut self.guests {
             guest.sent = false;
+            // Most clients ask again; some are gone with their machine.
+            if self.faulty && self.rng.chance(25) {
+                guest.current = None;
+            }
         }
     }
 

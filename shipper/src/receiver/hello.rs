@@ -1,0 +1,204 @@
+//! HELLO: which group, who writes it, which volumes go where; and WELCOME.
+
+use super::clerk::{Bound, Clerk, Current, Outbox, old_epoch, refusal_of};
+use super::counters::add;
+use super::medium::Target;
+use super::recovery::{OWNER_WAIT, Store};
+use super::state::{STATE_VERSION, State, TargetRecord};
+use super::stream::Stream;
+use crate::error::{Error, ErrorKind};
+use crate::wire::{
+    Hello, Message, PROTOCOL, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
+};
+use std::path::Path;
+use towline_block::{Access, Epoch, FileDisk};
+
+impl Clerk {
+    /// HELLO on a new connection: it becomes the current one, or hears why not.
+    pub fn hello(&mut self, connection: u64, hello: Hello, outbox: Outbox) {
+        self.commit();
+        match self.welcome(&hello) {
+            Ok(welcome) => {
+                if let Some(old) = self.current.take() {
+                    let what = format!(
+                        "session {} of group {} took over from {}: end this shipper",
+                        hello.session, hello.group, old.session
+                    );
+                    let refusal = Refusal::new(RefusalCode::Superseded, what);
+                    let _ = old.outbox.send(Message::Error(refusal));
+                }
+                add(&self.desk.counters.sessions, 1);
+                let _ = outbox.send(Message::Welcome(welcome));
+                self.current = Some(Current { connection, session: hello.session, outbox });
+            }
+            Err(refusal) => {
+                add(&self.desk.counters.refused, 1);
+                tracing::warn!(group = %hello.group, code = ?refusal.code, "{}", refusal.message);
+                let _ = outbox.send(Message::Error(refusal));
+            }
+        }
+    }
+
+    fn welcome(&mut self, hello: &Hello) -> Result<Welcome, Refusal> {
+        check_hello(hello)?;
+        if let Some(group) = self.desk.group.as_ref().filter(|group| **group != hello.group) {
+            let what = format!("this receiver is for group {group}, not {}", hello.group);
+            return Err(Refusal::new(RefusalCode::WrongGroup, what));
+        }
+        if self.bound.is_none() {
+            let store = self.create(hello)?;
+            self.bind(store);
+        }
+        let Some(bound) = &mut self.bound else {
+            return Err(Refusal::new(RefusalCode::Storage, "the receiver has no state"));
+        };
+        let state = bound.books.get();
+        check_group(hello, &state)?;
+        if state.promoted.is_none() {
+            check_epoch(hello, bound, &state)?;
+            check_volumes(hello, &state)?;
+        }
+        let durable = &bound.durable;
+        Ok(Welcome {
+            version: PROTOCOL,
+            number: durable.number,
+            hash: durable.hash,
+            position: durable.position,
+            claims_upto: durable.claims_upto,
+            stream_bytes: durable.stream_bytes,
+            point: durable.point.map(|point| point.position),
+            broken: !durable.whole,
+            promoted: bound.promoted.as_ref().map(|takeover| Promoted {
+                attempt: takeover.attempt.clone(),
+                epoch: takeover.epoch,
+                position: takeover.position,
+                exports: bound.exports.clone().unwrap_or_default(),
+            }),
+        })
+    }
+
+    /// Binds this receiver to the group: targets opened or created, then the state.
+    fn create(&self, hello: &Hello) -> Result<Store, Refusal> {
+        let open = |volume: &VolumeSize| self.open_target(volume);
+        let targets: Vec<Target> = hello.volumes.iter().map(open).collect::<Result<_, _>>()?;
+        let record = |target: &Target| TargetRecord {
+            name: target.name.clone(),
+            size_bytes: target.disk.size_bytes(),
+            path: std::path::absolute(target.disk.path())
+                .unwrap_or_else(|_| target.disk.path().to_owned()),
+        };
+        let state = State {
+            version: STATE_VERSION,
+            group: hello.group.clone(),
+            group_uuid: hello.group_uuid,
+            epoch: hello.epoch,
+            volumes: targets.iter().map(record).collect(),
+            applied: Stream::default(),
+            decisions: Vec::new(),
+            promoted: None,
+            last_error: None,
+        };
+        let desk = &self.desk;
+        Store::create(&desk.layout, &desk.medium, &desk.limits, state, targets)
+            .map_err(|error| refusal_of(&error))
+    }
+
+    fn open_target(&self, volume: &VolumeSize) -> Result<Target, Refusal> {
+        let given = self.desk.targets.iter().find(|(name, _)| *name == volume.name);
+        let Some((name, path)) = given else {
+            let what = format!(
+                "the receiver has no target for volume {}: start it with --target {}=PATH",
+                volume.name, volume.name
+            );
+            return Err(Refusal::new(RefusalCode::UnknownVolume, what));
+        };
+        let created = !path.exists();
+        let access = Access::Own { wait: OWNER_WAIT };
+        let opened = FileDisk::open_or_create(path, volume.size_bytes, access);
+        let disk = opened.map_err(|error| match Error::from(error) {
+            error if error.kind() == ErrorKind::InvalidInput => {
+                let what = format!("volume {}: target {error}", volume.name);
+                Refusal::new(RefusalCode::SizeMismatch, what)
+            }
+            error => refusal_of(&error),
+        })?;
+        if created {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            let dir = dir.unwrap_or(Path::new("."));
+            self.desk.medium.sync_dir(dir).map_err(|error| refusal_of(&error))?;
+        }
+        Ok(Target::new(name.clone(), disk, self.desk.medium.clone()))
+    }
+}
+
+fn check_hello(hello: &Hello) -> Result<(), Refusal> {
+    if hello.version != PROTOCOL {
+        let what = format!(
+            "the shipper speaks protocol {}, this receiver {PROTOCOL}: update the older one",
+            hello.version
+        );
+        return Err(Refusal::new(RefusalCode::Incompatible, what));
+    }
+    let count = hello.volumes.len();
+    let empty = hello.volumes.iter().any(|volume| volume.size_bytes == 0);
+    let mut names: Vec<_> = hello.volumes.iter().map(|volume| &volume.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    if count == 0 || count > VOLUMES_MAX || names.len() != count || empty {
+        let what = format!("HELLO names {count} volumes: 1 to {VOLUMES_MAX}, each once, not empty");
+        return Err(Refusal::new(RefusalCode::Protocol, what));
+    }
+    if hello.epoch == Epoch(0) {
+        return Err(Refusal::new(RefusalCode::Protocol, "epochs start at 1"));
+    }
+    Ok(())
+}
+
+fn check_group(hello: &Hello, state: &State) -> Result<(), Refusal> {
+    if hello.group != state.group || hello.group_uuid != state.group_uuid {
+        let what = format!(
+            "this receiver holds group {} ({}), not {} ({}): start another one with its own state \
+             directory and targets",
+            state.group, state.group_uuid, hello.group, hello.group_uuid
+        );
+        return Err(Refusal::new(RefusalCode::WrongGroup, what));
+    }
+    Ok(())
+}
+
+fn check_epoch(hello: &Hello, bound: &mut Bound, state: &State) -> Result<(), Refusal> {
+    if hello.epoch < state.epoch {
+        return Err(old_epoch(hello.epoch, state.epoch));
+    }
+    let risen = bound.books.update(|state| state.epoch = hello.epoch);
+    risen.map_err(|error| refusal_of(&error))?;
+    bound.epoch = hello.epoch;
+    Ok(())
+}
+
+fn check_volumes(hello: &Hello, state: &State) -> Result<(), Refusal> {
+    let same_names = hello.volumes.len() == state.volumes.len()
+        && hello.volumes.iter().zip(&state.volumes).all(|(theirs, ours)| theirs.name == ours.name);
+    if !same_names {
+        let list = |names: Vec<&str>| names.join(", ");
+        let what = format!(
+            "the group's volumes were {} and are now {}: volumes cannot change while a group ships",
+            list(state.volumes.iter().map(|volume| volume.name.as_str()).collect()),
+            list(hello.volumes.iter().map(|volume| volume.name.as_str()).collect())
+        );
+        return Err(Refusal::new(RefusalCode::UnknownVolume, what));
+    }
+    for (theirs, ours) in hello.volumes.iter().zip(&state.volumes) {
+        if theirs.size_bytes != ours.size_bytes {
+            let what = format!(
+                "volume {} has {} bytes at the source and {} at the target {}",
+                ours.name,
+                theirs.size_bytes,
+                ours.size_bytes,
+                ours.path.display()
+            );
+            return Err(Refusal::new(RefusalCode::SizeMismatch, what));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! Crashes at every step, and the checker checked.
+
+use super::disk::{Change, Crash, Model, Recorder, lay_out};
+use super::history::{GROUP, History, SIZES, Volumes, blank, check, random};
+use crate::receiver::medium::{Medium, Target};
+use crate::receiver::recovery::{Store, open};
+use crate::receiver::state::{Rollback, STATE_VERSION, State, Takeover, TargetRecord};
+use crate::receiver::{Layout, Limits, Stream};
+use crate::wire::Outcome;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use towline_block::{Access, Epoch, FileDisk};
+
+const OWN: Access = Access::Own { wait: Duration::from_secs(10) };
+
+/// A directory with two targets and a receiver's files, memory-backed where possible.
+pub struct Lab {
+    pub dir: TempDir,
+    pub layout: Layout,
+    pub recorder: Arc<Recorder>,
+    pub medium: Medium,
+    pub limits: Limits,
+}
+
+impl Lab {
+    pub fn new() -> Lab {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.unwrap();
+        let layout = Layout::of(dir.path());
+        std::fs::create_dir_all(&layout.stage).unwrap();
+        let recorder = Arc::new(Recorder::default());
+        let medium = Medium::observed(recorder.clone());
+        // Small segments, so that they come and go within a history.
+        let limits = Limits { staging_bytes_max: 400 << 10, ..Limits::default() };
+        Lab { dir, layout, recorder, medium, limits }
+    }
+
+    pub fn target(&self, index: usize) -> PathBuf {
+        self.dir.path().join(format!("disk{index}"))
+    }
+
+    pub fn create(&self) -> Store {
+        let open = |index: usize| {
+            let disk = FileDisk::open_or_create(&self.target(index), SIZES[index], OWN).unwrap();
+            Target::new(format!("disk{index}").parse().unwrap(), disk, self.medium.clone())
+        };
+        let targets: Vec<_> = (0..2).map(open).collect();
+        let record = |(index, size): (usize, &u64)| TargetRecord {
+            name: format!("disk{index}").parse().unwrap(),
+            size_bytes: *size,
+            path: self.target(index),
+        };
+        let state = State {
+            version: STATE_VERSION,
+            group: "erp".parse().unwrap(),
+            group_uuid: GROUP,
+            epoch: Epoch(1),
+            volumes: SIZES.iter().enumerate().map(record).collect(),
+            applied: Stream::default(),
+            decisions: Vec::new(),
+            promoted: None,
+            last_error: None,
+        };
+        Store::create(&self.layout, &self.medium, &self.limits, state, targets).unwrap()
+    }
+
+    pub fn reopen(&self) -> Option<Store> {
+        open(&self.layout, &self.medium, &self.limits).unwrap()
+    }
+
+    pub fn volumes(&self) -> Volumes {
+        [0, 1].map(|index| std::fs::read(self.target(index)).unwrap())
+    }
+
+    pub fn model(&self) -> Model {
+        let mut model = Model::default();
+        for (index, content) in blank().into_iter().enumerate() {
+            model.put(&self.target(index), content);
+        }
+        model
+    }
+}
+
+/// Stages a history in random bursts with random applying between; answers for
+/// each acknowledgement how many changes were made before it.
+pub fn run(lab: &Lab, store: &mut Store, history: &History, seed: u64) -> Vec<(usize, u64)> {
+    let mut state = seed;
+    let mut acks = Vec::new();
+    for sealed in &history.batches {
+        store.staging.append(sealed.number, &sealed.bytes).unwrap();
+        let last = sealed.number == history.batches.len() as u64;
+        if last || !random(&mut state).is_multiple_of(3) {
+            store.staging.sync().unwrap();
+            acks.push((lab.recorder.len(), sealed.number));
+        }
+        if random(&mut state).is_multiple_of(2) {
+            store.apply.step().unwrap();
+        }
+    }
+    store.redo().unwrap();
+    acks
+}
+
+/// Recovery, on files that are laid out; what was acknowledged must be there, the
+/// volumes must be a prefix, and the last point must be reachable.
+fn recover_and_check(lab: &Lab, history: &History, acked: u64, at: &str) {
+    let Some(mut store) = lab.reopen() else {
+        assert_eq!(acked, 0, "{at}: acknowledged batches are gone");
+        return;
+    };
+    let durable = store.durable.clone();
+    assert!(durable.number >= acked, "{at}: {acked} was acknowledged, {} is here", durable.number);
+    if let Some(point) = store.apply.undo.point() {
+        // The undo log alone leads back, also out of the middle of a group.
+        let torn = lab.volumes();
+        store.apply.undo.roll_back(&store.apply.targets).unwrap();
+        check(history, &lab.volumes(), point.number)
+            .unwrap_or_else(|e| panic!("{at}, rolled back without redo: {e}"));
+        (0..2).for_each(|index| std::fs::write(lab.target(index), &torn[index]).unwrap());
+    }
+    store.redo().unwrap();
+    let applied = store.apply.applied().clone();
+    assert_eq!(applied, durable, "{at}");
+    check(history, &lab.volumes(), applied.number).unwrap_or_else(|e| panic!("{at}: {e}"));
+    let point = history_point(history, applied.number);
+    assert_eq!(applied.point.map(|point| point.number), point, "{at}");
+    if let (false, Some(number)) = (applied.whole, point) {
+        assert_eq!(store.apply.undo.point(), applied.point, "{at}");
+        store.apply.undo.roll_back(&store.apply.targets).unwrap();
+        check(history, &lab.volumes(), number).unwrap_or_else(|e| panic!("{at}, rolled back: {e}"));
+    }
+}
+
+/// The last point up to batch `number`, by folding from the beginning.
+fn history_point(history: &History, number: u64) -> Option<u64> {
+    let mut stream = Stream::default();
+    for sealed in &history.batches[..number as usize] {
+        let view = crate::batch::BatchView::parse(&sealed.bytes).unwrap();
+        stream = stream.follow(GROUP, &view).unwrap();
+    }
+    stream.point.map(|point| point.number)
+}
+
+/// Lays out what a crash before change `k` leaves: of the process, the change torn
+/// where it can be, and of the power.
+fn each_crash(
+    lab: &Lab,
+    changes: &[Change],
+    mut model: Model,
+    mut then: impl FnMut(usize, Crash, &str),
+) {
+    for k in 0..=changes.len() {
+        let next = changes.get(k);
+        let torn = matches!(next, Some(Change::Write(..)));
+        let power = if k % 2 == 0 { Crash::Power } else { Crash::PowerMixed(k as u64) };
+        let kill = if torn { Crash::Torn } else { Crash::Kill };
+        for crash in [kill, power] {
+            lay_out(lab.dir.path(), &model.after(crash, next));
+            then(k, crash, &format!("{crash:?} before change {k}"));
+        }
+        next.into_iter().for_each(|change| model.make(change));
+    }
+}
+
+#[test]
+fn after_a_crash_at_any_step_the_volumes_are_a_prefix_with_everything_acknowledged() {
+    for seed in [1, 2] {
+        let history = History::scenario(seed);
+        let lab = Lab::new();
+        let mut store = lab.create();
+        let acks = run(&lab, &mut store, &history, seed);
+        drop(store);
+        check(&history, &lab.volumes(), history.batches.len() as u64).unwrap();
+        let changes = lab.recorder.take();
+        each_crash(&lab, &changes, lab.model(), |k, _, at| {
+            let acked = acks.iter().rev().find(|(before, _)| *before <= k);
+            recover_and_check(&lab, &history, acked.map_or(0, |ack| ack.1), at);
+            lab.recorder.take();
+        });
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_recovery_itself_changes_nothing() {
+    let history = History::scenario(5);
+    let lab = Lab::new();
+    let mut store = lab.create();
+    for sealed in &history.batches[..9] {
+        store.staging.append(sealed.number, &sealed.bytes).unwrap();
+        if sealed.number == 7 {
+            store.staging.sync().unwrap();
+            store.redo().unwrap();
+        }
+    }
+    store.staging.sync().unwrap();
+    drop(store);
+    let mut model = lab.model();
+    lab.recorder.take().iter().for_each(|change| model.make(change));
+    lab.reopen().unwrap().redo().unwrap();
+    let changes = lab.recorder.take();
+    assert!(changes.len() > 10, "the recovery had something to do");
+    each_crash(&lab, &changes, model, |_, _, at| {
+        recover_and_check(&lab, &history, 9, at);
+        lab.recorder.take();
+    });
+}
+
+#[test]
+fn a_decided_rollback_is_finished_after_a_crash_at_any_step() {
+    let history = History::scenario(3);
+    let lab = Lab::new();
+    let mut store = lab.create();
+    run(&lab, &mut store, &history, 3);
+    let point = store.apply.applied().point.unwrap();
+    let mut model = lab.model();
+    lab.recorder.take().iter().for_each(|change| model.make(change));
+    store
+        .books
+        .update(|state| {
+            state.record("a-1", Outcome::Promoted);
+            let (epoch, rollback) = (Epoch(2), Rollback::Pending);
+            let (attempt, position) = ("a-1".to_owned(), point.position);
+            state.promoted = Some(Takeover { attempt, epoch, position, rollback });
+        })
+        .unwrap();
+    let decided = lab.recorder.len();
+    drop(store);
+    drop(lab.reopen().unwrap());
+    check(&history, &lab.volumes(), point.number).unwrap();
+    let changes = lab.recorder.take();
+    each_crash(&lab, &changes, model, |k, crash, at| {
+        let mut store = lab.reopen().unwrap();
+        let promoted = store.books.get().promoted;
+        assert!(promoted.is_some() || k < decided, "{at}: the decision is gone");
+        if let Some(takeover) = promoted {
+            assert_eq!(takeover.rollback, Rollback::Done, "{at}");
+        } else {
+            store.redo().unwrap();
+            assert!(store.apply.undo.point().is_some());
+            store.apply.undo.roll_back(&store.apply.targets).unwrap();
+        }
+        check(&history, &lab.volumes(), point.number)
+            .unwrap_or_else(|e| panic!("{at} ({crash:?}): {e}"));
+        lab.recorder.take();
+    });
+}
+
+/// Both writes go to the same place, so that every fault shows.
+fn two_writes_over_each_other() -> (Lab, History, Vec<Change>) {
+    let mut history = History::scenario(7);
+    history.write(0, 4096, &[1; 4096]);
+    history.write(1, 4096, &[2; 4096]);
+    history.write(0, 4096, &[3; 4096]);
+    let lab = Lab::new();
+    let mut store = lab.create();
+    run(&lab, &mut store, &history, 7);
+    drop(store);
+    let changes = lab.recorder.take();
+    (lab, history, changes)
+}
+
+#[test]
+fn the_checker_sees_a_lost_a_stale_a_reordered_and_a_torn_write() {
+    let (lab, history, changes) = two_writes_over_each_other();
+    let number = history.batches.len() as u64;
+    let target = lab.target(0);
+    let finds = |byte: u8| {
+        let is_it = |change: &Change| {
+            matches!(change, Change::Write(file, 4096, bytes)
+                if *file == target && bytes[..] == [byte; 4096])
+        };
+        changes.iter().rposition(is_it).unwrap()
+    };
+    let (first, last) = (finds(1), finds(3));
+    let verdict = |changes: &[Change]| {
+        let mut model = lab.model();
+        changes.iter().for_each(|change| model.make(change));
+        lay_out(lab.dir.path(), &model.after(Crash::Kill, None));
+        let mut store = lab.reopen().unwrap();
+        store.redo().unwrap();
+        assert_eq!(store.apply.applied().number, number);
+        check(&history, &lab.volumes(), number)
+    };
+    verdict(&changes).unwrap();
+    type Fault<'a> = (&'a str, Box<dyn Fn(&mut Vec<Change>)>);
+    let faults: [Fault<'_>; 4] = [
+        ("lost", Box::new(move |changes| drop(changes.remove(last)))),
+        ("stale", Box::new(move |changes| changes[last] = changes[first].clone())),
+        ("reordered", Box::new(move |changes| changes.swap(first, last))),
+        (
+            "torn",
+            Box::new(move |changes| {
+                let Change::Write(_, _, bytes) = &mut changes[last] else { panic!() };
+                bytes.truncate(2048);
+            }),
+        ),
+    ];
+    for (fault, inject) in faults {
+        let mut faulty = changes.clone();
+        inject(&mut faulty);
+        assert!(verdict(&faulty).is_err(), "{fault} was not seen");
+    }
+}
+
+#[test]
+fn the_checker_sees_a_volume_that_is_ahead_of_the_other() {
+    let history = History::scenario(8);
+    let (early, late) = (&history.after[3], &history.after[7]);
+    let mixed = [late[0].clone(), early[1].clone()];
+    assert!((0..history.after.len()).all(|n| check(&history, &mixed, n as u64).is_err()));
+}
+
+#[test]
+fn without_syncs_the_crash_test_fails() {
+    let history = History::scenario(1);
+    let lab = Lab::new();
+    let mut store = lab.create();
+    run(&lab, &mut store, &history, 1);
+    drop(store);
+    let mut model = lab.model();
+    let staged = |change: &Change| matches!(change, Change::Sync(path) if path.starts_with(&lab.layout.stage));
+    let changes = lab.recorder.take();
+    // Before the first batch was applied: staging alone holds what was acknowledged.
+    let end = changes
+        .iter()
+        .position(|change| matches!(change, Change::Write(path, ..) if *path == lab.target(0)));
+    changes[..end.unwrap()].iter().filter(|c| !staged(c)).for_each(|c| model.make(c));
+    lay_out(lab.dir.path(), &model.after(Crash::Power, None));
+    let store = lab.reopen().unwrap();
+    assert_eq!(store.durable.number, 0, "the power cut of the model does lose unsynced data");
+}
