@@ -19,12 +19,13 @@ mod timeline;
 mod tools;
 
 use crate::config::size_arg;
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, exit_of, sentence, usage};
 use crate::output;
 use crate::signals::Stop;
 use anyhow::Context;
 use std::path::PathBuf;
 use std::time::Duration;
+use summary::DemoReport;
 
 /// Below this the faults would come faster than a small machine recovers.
 const SECONDS_MIN: u64 = 10;
@@ -81,10 +82,14 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.keep {
         eprintln!("disks and logs are kept in {}", scratch.path().display());
     }
-    let (report, text) = told.inspect_err(|_| {
-        if !args.keep {
-            eprintln!("run again with --keep to keep disks and logs");
+    let (report, text) = told.or_else(|error| {
+        if exit_of(&error) != Exit::Failed || !args.json {
+            return Err(error);
         }
+        // Whoever reads the object has to find the verdict there.
+        let why = sentence(&error);
+        eprintln!("towline: {why}");
+        Ok((DemoReport::broken_off(why), String::new()))
     })?;
     if args.json {
         output::json(&report)?;

@@ -15,23 +15,25 @@ pub struct Progress {
     label: String,
     bar: Option<ProgressBar>,
     said_at: Option<Instant>,
-    done: bool,
+    /// Something was missing when last looked at: a shipper that starts with the
+    /// baseline behind it has nothing to say.
+    open: bool,
 }
 
 impl Progress {
     pub fn new(label: impl Into<String>) -> Progress {
         let label = label.into();
         let bar = std::io::stderr().is_terminal().then(|| new_bar(&label));
-        Progress { label, bar, said_at: None, done: false }
+        Progress { label, bar, said_at: None, open: false }
     }
 
-    /// Shows where the baseline stands; the first time it is whole, says so.
+    /// Shows where the baseline stands while it is under way, and its end.
     pub fn show(&mut self, baseline: &Baseline) {
-        let whole = baseline.total_bytes > 0 && baseline.done_bytes >= baseline.total_bytes;
-        if self.done && whole {
+        let whole = baseline.done_bytes >= baseline.total_bytes;
+        if whole && !self.open {
             return;
         }
-        self.done = whole;
+        self.open = !whole;
         if let Some(bar) = &self.bar {
             bar.set_length(baseline.total_bytes);
             bar.set_position(baseline.done_bytes);
@@ -42,7 +44,7 @@ impl Progress {
             return;
         }
         let due = self.said_at.is_none_or(|at| at.elapsed() >= LINE_EVERY);
-        if baseline.total_bytes > 0 && (whole || due) {
+        if whole || due {
             self.said_at = Some(Instant::now());
             eprintln!(
                 "{}: {}  {} of {}  {}",

@@ -2,17 +2,18 @@
 
 use crate::config::{self, ShipConfig};
 use crate::daemon::Daemon;
-use crate::exit::Exit;
+use crate::exit::{Exit, usage};
 use crate::metrics::{self, Sample};
 use crate::progress::Progress;
 use crate::view;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::progress::{Figure, Progress as Page};
 use towline_journal::state::GroupDir;
+use towline_shipper::pki;
 use towline_shipper::security::Security;
 use towline_shipper::source::{self, Shipper, WINDOW_BYTES_DEFAULT};
 
@@ -65,7 +66,7 @@ impl Args {
                 metrics: self.metrics,
             },
             _ => {
-                return Err(crate::exit::usage("give --group, --state and --to, or --config FILE"));
+                return Err(usage("give --group, --state and --to, or --config FILE"));
             }
         };
         config.check()?;
@@ -75,6 +76,7 @@ impl Args {
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
+    check_identity(&config)?;
     let daemon = Daemon::prepare("ship")?;
     let shipper = Shipper::start(source::ShipConfig {
         group: config.group.clone(),
@@ -103,6 +105,34 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     drop(progress);
     shipper.stop();
     Ok(Exit::Ok)
+}
+
+/// What no retry would cure is told at once: a missing certificate, an address that
+/// must not be spoken to without one. A name that is not in DNS yet may come.
+fn check_identity(config: &ShipConfig) -> anyhow::Result<()> {
+    let Some(dir) = &config.pki else {
+        let beyond = config.to.to_socket_addrs().ok().into_iter().flatten();
+        return match beyond.into_iter().find(|address| !address.ip().is_loopback()) {
+            Some(address) => Err(usage(format!(
+                "{address} is not a loopback address: --insecure-loopback is for one machine only; \
+                 use --pki DIR (see `towline pki init`)"
+            ))),
+            None => Ok(()),
+        };
+    };
+    let own = pki::group_files(dir, &config.group);
+    for file in [&pki::ca_files(dir).certificate, &own.certificate, &own.key] {
+        if let Err(error) = std::fs::File::open(file) {
+            return Err(usage(format!(
+                "cannot read {} ({error}): make it by `towline pki issue {} --group {}` and bring it \
+                 here",
+                file.display(),
+                dir.display(),
+                config.group
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// [`config::ShipConfig::check`] has seen to it that exactly one is given.

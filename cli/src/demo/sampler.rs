@@ -20,7 +20,8 @@ pub struct Sampler {
 #[derive(Default)]
 pub struct Samples {
     lag_s: Vec<f64>,
-    pub last: Option<GroupStatus>,
+    added_p50_us: Vec<f64>,
+    added_p99_us: Vec<f64>,
 }
 
 impl Sampler {
@@ -32,8 +33,7 @@ impl Sampler {
                 // A state that is just being replaced is looked at again.
                 let Ok(groups) = view::groups(&state, Some(&group)) else { continue };
                 if let Some(status) = groups.into_iter().next() {
-                    samples.lag_s.push(status.lag_s);
-                    samples.last = Some(status);
+                    samples.take(&status);
                 }
             }
             samples
@@ -62,6 +62,20 @@ impl Drop for Sampler {
 }
 
 impl Samples {
+    fn take(&mut self, status: &GroupStatus) {
+        self.lag_s.push(status.lag_s);
+        self.added_p50_us.extend(status.added_write_us.p50);
+        self.added_p99_us.extend(status.added_write_us.p99);
+    }
+
+    /// The proxy tells its figures second by second: these are the median second's.
+    pub fn added_write_us(&self) -> Percentiles {
+        Percentiles {
+            p50: percentile(&self.added_p50_us, 0.50),
+            p99: percentile(&self.added_p99_us, 0.50),
+        }
+    }
+
     pub fn lag_s(&self) -> Percentiles {
         Percentiles { p50: percentile(&self.lag_s, 0.50), p99: percentile(&self.lag_s, 0.99) }
     }

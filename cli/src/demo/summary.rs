@@ -7,7 +7,7 @@ use crate::table::{self, Table};
 use serde::Serialize;
 use towline_block::size::format_size;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DemoReport {
     /// `pass` or `fail`.
     pub verdict: &'static str,
@@ -35,7 +35,7 @@ pub struct DemoReport {
 }
 
 /// `null`: there was nothing to check.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Checks {
     pub acked_on_target: Option<bool>,
     pub identical_at_cut: Option<bool>,
@@ -54,6 +54,13 @@ pub struct Restarts {
     pub proxy: f64,
     pub ship: f64,
     pub receive: f64,
+}
+
+impl DemoReport {
+    /// The story ended before anything could be judged.
+    pub fn broken_off(why: String) -> DemoReport {
+        DemoReport { verdict: "fail", notes: vec![why], ..DemoReport::default() }
+    }
 }
 
 impl Checks {

@@ -5,10 +5,9 @@ use super::guests::{Done, Guests};
 use super::image;
 use super::lab::Lab;
 use super::plan::{FS, FsRole, GROUP, Plan};
-use super::sampler::{Sampler, Samples};
+use super::sampler::Sampler;
 use super::summary::{self, Checks, DemoReport, Kills, Restarts};
 use crate::progress::Progress;
-use crate::report::GroupStatus;
 use crate::signals::Stop;
 use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -125,7 +124,7 @@ pub fn run(settings: &Settings, dir: &Path, stop: &Stop) -> anyhow::Result<(Demo
         written_bytes,
         shipped_bytes: end.sent_bytes + end.resent_bytes,
         lag_s: samples.lag_s(),
-        added_write_us: added_write(&samples, &baseline),
+        added_write_us: samples.added_write_us(),
         cutover_pause_ms: pause_ms(&done),
         verified_bytes: findings.verified_bytes,
         elapsed_s: story.began.elapsed().as_secs_f64(),
@@ -150,16 +149,9 @@ fn pause_ms(done: &Done) -> Option<f64> {
     done.pause.map(|pause| pause.as_secs_f64() * 1e3)
 }
 
-/// The newest figures there are: a restarted proxy begins anew.
-fn added_write(samples: &Samples, baseline: &Baseline) -> crate::report::Percentiles {
-    let newest = samples.last.as_ref().map(|status| status.added_write_us);
-    newest.filter(|us| us.p50.is_some()).unwrap_or(baseline.status.added_write_us)
-}
-
 struct Baseline {
     seconds: f64,
     bytes: u64,
-    status: GroupStatus,
 }
 
 fn run_baseline(
@@ -183,7 +175,7 @@ fn run_baseline(
                 "baseline done: {} in {seconds:.1} s; the target has a point",
                 format_size(bytes)
             ));
-            return Ok(Baseline { seconds, bytes, status });
+            return Ok(Baseline { seconds, bytes });
         }
         if began.elapsed() > BASELINE_WAIT {
             bail!(
