@@ -196,6 +196,18 @@ impl Server {
         self.addresses.clone()
     }
 
+    /// Under which URIs each volume is served, in the order of the exports.
+    pub fn uris(&self) -> Vec<Vec<String>> {
+        let of = |name| self.addresses.iter().map(move |address| uri_of(address, name)).collect();
+        self.volumes.iter().map(|(name, _, _)| of(name)).collect()
+    }
+
+    /// Whether a volume is served no more, for a reason that is in the log. Nothing
+    /// but an end of the process helps: whoever supervises it starts it again.
+    pub fn has_failed(&self) -> bool {
+        self.volumes.iter().any(|(_, _, thread)| thread.is_finished())
+    }
+
     /// Figures of all volumes, in the order of the exports.
     pub fn figures(&self) -> &[VolumeFigures] {
         &self.figures
@@ -271,11 +283,41 @@ fn check(exports: &[ExportConfig]) -> Result<()> {
     Ok(())
 }
 
+/// The NBD URI of an export at a listening address.
+fn uri_of(address: &str, name: &VolumeName) -> String {
+    let Some(path) = address.strip_prefix("unix:") else {
+        return format!("nbd://{address}/{name}");
+    };
+    let mut socket = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                socket.push(char::from(byte));
+            }
+            other => socket.push_str(&format!("%{other:02X}")),
+        }
+    }
+    format!("nbd+unix:///{name}?socket={socket}")
+}
+
 fn offer(export: &ExportConfig) -> Export {
     Export {
         name: export.name.to_string(),
         description: format!("Towline volume {}", export.name),
         size_bytes: export.disk.size_bytes(),
         read_only: export.disk.access() == Access::Read,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_export_and_place() {
+        let name = "disk0".parse().unwrap();
+        assert_eq!(uri_of("[::1]:10809", &name), "nbd://[::1]:10809/disk0");
+        let socket = "unix:/run/a b&c.sock";
+        assert_eq!(uri_of(socket, &name), "nbd+unix:///disk0?socket=/run/a%20b%26c.sock");
     }
 }

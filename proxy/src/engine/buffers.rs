@@ -4,6 +4,7 @@
 //! the used part kept as numbers: growing a vector's length for every request
 //! would clear memory that is overwritten right after.
 
+use super::execute::{SYNC_REPLY_BYTES_MAX, SYNCS_MAX};
 use towline_block::sys::uring::Window;
 
 /// Size that every buffer starts with and returns to: 32 pipelined requests of
@@ -14,6 +15,10 @@ pub const BUFFER_BYTES: usize = 256 << 10;
 pub const BUFFER_KEEP_BYTES: usize = 4 << 20;
 /// Batches that did not need a grown buffer before it shrinks.
 const CALM_BATCHES: u32 = 64;
+
+/// Room that an output keeps beside what is asked for: flushes under way are
+/// answered into it at any time, however full it is.
+const SYNC_REPLIES_BYTES: usize = SYNCS_MAX as usize * SYNC_REPLY_BYTES_MAX;
 
 /// What a buffer of so many bytes takes from the volume's [`LargeMemory`].
 fn charge_of(bytes: usize) -> usize {
@@ -163,10 +168,11 @@ impl Output {
         self.len == 0
     }
 
-    /// Makes room for `len` more bytes, as [`Input::make_room`].
+    /// Makes room for `len` more bytes and the replies of all flushes under way, as
+    /// [`Input::make_room`].
     #[must_use]
     pub fn make_room(&mut self, len: usize, memory: &mut LargeMemory) -> bool {
-        let total = self.len + len;
+        let total = self.len + len + SYNC_REPLIES_BYTES;
         if total <= self.bytes.len() {
             return true;
         }
@@ -174,16 +180,24 @@ impl Output {
         if !memory.resize(self.bytes.len(), to) {
             return false;
         }
-        self.bytes.resize(to, 0);
+        self.grow(to);
         true
     }
 
-    /// Appends; what is small enough never to need [`Output::make_room`].
+    /// A fresh buffer costs no clearing of what is overwritten anyway.
+    fn grow(&mut self, to: usize) {
+        let mut larger = vec![0; to];
+        larger[..self.len].copy_from_slice(&self.bytes[..self.len]);
+        self.bytes = larger;
+    }
+
+    /// Appends a reply without data. They need no room made: between two batches
+    /// they are few, and flushes have theirs.
     pub fn put(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         if end > self.bytes.len() {
             assert!(end <= BUFFER_KEEP_BYTES, "a reply of {} bytes without room", bytes.len());
-            self.bytes.resize(end.next_power_of_two(), 0);
+            self.grow(end.next_power_of_two());
         }
         self.bytes[self.len..end].copy_from_slice(bytes);
         self.len = end;
@@ -264,6 +278,22 @@ mod tests {
         assert_eq!(input.bytes.len(), 1 << 20);
         assert!(input.make_room(28, &mut memory));
         assert_eq!(input.bytes.len(), BUFFER_BYTES);
+    }
+
+    #[test]
+    fn replies_to_all_flushes_under_way_fit_behind_any_read() {
+        for read in [1, BUFFER_BYTES, (1 << 20) + 1, BUFFER_KEEP_BYTES - 100, 32 << 20] {
+            let mut memory = LargeMemory::new();
+            let mut output = Output::default();
+            output.put(&vec![1; (1 << 20) - 1]);
+            assert!(output.make_room(read, &mut memory));
+            output.put_space(read);
+            for _ in 0..SYNCS_MAX {
+                output.put(&[2; SYNC_REPLY_BYTES_MAX]);
+            }
+            output.close(&mut memory);
+            assert_eq!(memory.free_bytes, LARGE_BYTES_MAX);
+        }
     }
 
     #[test]

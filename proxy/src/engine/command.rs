@@ -61,40 +61,38 @@ pub enum Command {
 #[derive(Clone)]
 pub struct Mailbox {
     commands: Sender<Command>,
-    bell: Arc<Bell>,
+    rung: Arc<AtomicBool>,
+    rope: Arc<UnixStream>,
 }
 
 /// The volume thread's side.
 pub struct Inbox {
     commands: Receiver<Command>,
-    bell: Arc<Bell>,
-    /// Readable when the bell was rung.
+    /// The bell was rung and not heard yet: ringing again would be one system call
+    /// for nothing.
+    rung: Arc<AtomicBool>,
+    /// Readable when the bell was rung, at its end when no mailbox is left.
     pub ear: Fd,
-}
-
-struct Bell {
-    /// Rung and not heard yet: ringing again would be one system call for nothing.
-    rung: AtomicBool,
-    rope: UnixStream,
 }
 
 pub fn mailbox() -> std::io::Result<(Mailbox, Inbox)> {
     let (rope, ear) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
     let rope = UnixStream::from(OwnedFd::from(rope));
     rope.set_nonblocking(true)?;
-    let bell = Arc::new(Bell { rung: AtomicBool::new(false), rope });
+    let rung = Arc::new(AtomicBool::new(false));
     let (sender, receiver) = unbounded();
     let ear: Fd = Arc::new(ear.into());
-    Ok((Mailbox { commands: sender, bell: bell.clone() }, Inbox { commands: receiver, bell, ear }))
+    let mailbox = Mailbox { commands: sender, rung: rung.clone(), rope: Arc::new(rope) };
+    Ok((mailbox, Inbox { commands: receiver, rung, ear }))
 }
 
 impl Mailbox {
     /// Leaves a command. Fails when the volume's thread has ended.
     pub fn send(&self, command: Command) -> Result<()> {
         self.commands.send(command).map_err(|_| gone())?;
-        if !self.bell.rung.swap(true, Ordering::SeqCst) {
+        if !self.rung.swap(true, Ordering::SeqCst) {
             // Never full: at most one byte is unheard at a time.
-            (&self.bell.rope).write_all(&[1]).map_err(|_| gone())?;
+            (&*self.rope).write_all(&[1]).map_err(|_| gone())?;
         }
         Ok(())
     }
@@ -104,7 +102,7 @@ impl Inbox {
     /// The byte of the bell was received: from now on it may be rung again. Call
     /// before taking commands, so that none is left unheard.
     pub fn heard(&self) {
-        self.bell.rung.store(false, Ordering::SeqCst);
+        self.rung.store(false, Ordering::SeqCst);
     }
 
     pub fn take(&self) -> Option<Command> {

@@ -180,7 +180,10 @@ impl Core {
             Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory)) => {
                 connection.pause = Some(pause);
             }
-            Some(Pause::Broken) => connection.shut_down(),
+            Some(Pause::Broken) => {
+                tracing::warn!(volume = %self.volume.name(), "a client sent no NBD: dropped");
+                connection.shut_down();
+            }
         }
         if connection.is_finished() {
             connection.shut_down();

@@ -6,7 +6,7 @@ use super::core::{Core, Waiter};
 use super::slots::Key;
 use crate::gate::Passage;
 use crate::nbd::errno::Errno;
-use crate::nbd::proto::REQUEST_FRAME_BYTES;
+use crate::nbd::proto::{ChunkFrame, REQUEST_FRAME_BYTES};
 use crate::nbd::reply::{self, READ_HEAD_BYTES_MAX, ReadHead};
 use crate::nbd::request::{RawRequest, Request, validate};
 use crate::volume::{Failure, ZERO_PIECE_BYTES_MAX};
@@ -21,12 +21,15 @@ const TURN_BYTES: usize = 1 << 20;
 const REPLY_BATCH_BYTES: usize = 1 << 20;
 /// Unanswered flushes of a connection at which its requests wait. No client known
 /// has more than 128 requests in flight.
-const SYNCS_MAX: u32 = 1024;
+pub(super) const SYNCS_MAX: u32 = 256;
+/// Longest reply to a flush: an error with its text.
+pub(super) const SYNC_REPLY_BYTES_MAX: usize = 128;
 
 const SYNC_FAILED: Failure = Failure {
     error: Errno::Io,
     text: "an earlier flush of this volume failed: writes since the flush before may be lost",
 };
+const _: () = assert!(size_of::<ChunkFrame>() + 6 + SYNC_FAILED.text.len() <= SYNC_REPLY_BYTES_MAX);
 
 impl Core {
     /// Executes what the connection's input holds.

@@ -87,7 +87,10 @@ impl Engine {
         self.resume(Pause::Gate);
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
+        if self.stop_by.is_some() {
+            return;
+        }
         self.stop_by = Some(self.core.now + STOP_WAIT);
         let keys: Vec<_> = self.connections.keys().collect();
         for key in keys {

@@ -79,26 +79,32 @@ impl Engine {
     fn serve(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
         while !self.is_over() {
-            let timeout = self.timeout();
-            self.core.driver.wait(1, timeout, &mut done)?;
-            self.core.now = Instant::now();
-            for completion in done.drain(..) {
-                self.completed(completion)?;
-            }
-            if self.core.gate.expire(self.core.now) {
-                tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
-                self.resume(Pause::Gate);
-            }
-            for _ in 0..self.core.ready.len() {
-                self.turn()?;
-            }
-            if self.core.memory.take_freed() {
-                self.resume(Pause::Memory);
-            }
-            self.core.start_sync()?;
-            self.answer_holds();
-            self.core.recorder.publish(self.core.now, &self.core.latency);
+            self.round(&mut done)?;
         }
+        Ok(())
+    }
+
+    /// Waits for events and acts on all there are. `done` is scratch.
+    fn round(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
+        let timeout = self.timeout();
+        self.core.driver.wait(1, timeout, done)?;
+        self.core.now = Instant::now();
+        for completion in done.drain(..) {
+            self.completed(completion)?;
+        }
+        if self.core.gate.expire(self.core.now) {
+            tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
+            self.resume(Pause::Gate);
+        }
+        for _ in 0..self.core.ready.len() {
+            self.turn()?;
+        }
+        if self.core.memory.take_freed() {
+            self.resume(Pause::Memory);
+        }
+        self.core.start_sync()?;
+        self.answer_holds();
+        self.core.recorder.publish(self.core.now, &self.core.latency);
         Ok(())
     }
 
@@ -119,6 +125,11 @@ impl Engine {
 
     fn completed(&mut self, completion: Completion) -> io::Result<()> {
         match Purpose::of_token(completion.token) {
+            // Nobody is left who could ask for anything.
+            Purpose::Wake if !matches!(completion.result, Ok(1..)) => {
+                self.stop();
+                Ok(())
+            }
             Purpose::Wake => {
                 self.inbox.heard();
                 while let Some(command) = self.inbox.take() {
@@ -212,3 +223,6 @@ impl Engine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! The server's side of option haggling: bytes of one option in, bytes of its
 //! replies out. Reading, writing and time limits are the caller's.
 
+use super::option_data::{Queries, parse_info, parse_queries};
 use super::proto::{
     ALLOCATION_CONTEXT, ALLOCATION_CONTEXT_ID, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED,
     EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, Greeting, OPTION_MAGIC, OPTION_REPLY_MAGIC,
-    OptionFrame, OptionReplyFrame, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX, handshake_flag, info,
-    option, option_reply, transmission_flag,
+    OptionFrame, OptionReplyFrame, PAYLOAD_BYTES_MAX, handshake_flag, info, option, option_reply,
+    transmission_flag,
 };
 use super::request::Terms;
 use std::sync::Arc;
@@ -347,64 +348,6 @@ impl Replies<'_> {
     fn context(&mut self, id: u32) {
         self.put(option_reply::META_CONTEXT, &[&id.to_be_bytes(), ALLOCATION_CONTEXT.as_bytes()]);
     }
-}
-
-/// Takes fields from the front of hostile bytes.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        Some(u16::from_be_bytes(self.bytes(2)?.try_into().ok()?))
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        Some(u32::from_be_bytes(self.bytes(4)?.try_into().ok()?))
-    }
-
-    /// A length and so many bytes of a string as the protocol defines it.
-    fn string(&mut self) -> Option<&'a [u8]> {
-        let len = self.u32()? as usize;
-        let string = self.bytes(len)?;
-        let fine =
-            len <= STRING_BYTES_MAX && !string.contains(&0) && std::str::from_utf8(string).is_ok();
-        fine.then_some(string)
-    }
-}
-
-/// Name and wanted information types of INFO and GO.
-fn parse_info(data: &[u8]) -> Option<(&[u8], impl Iterator<Item = u16> + Clone)> {
-    let mut fields = Fields(data);
-    let name = fields.string()?;
-    let count = usize::from(fields.u16()?);
-    let (wanted, rest) = fields.0.as_chunks::<2>();
-    if wanted.len() != count || !rest.is_empty() {
-        return None;
-    }
-    Some((name, wanted.iter().map(|kind| u16::from_be_bytes(*kind))))
-}
-
-/// Data of the context options.
-struct Queries<'a> {
-    export: &'a [u8],
-    queries: Vec<&'a [u8]>,
-}
-
-fn parse_queries(data: &[u8]) -> Option<Queries<'_>> {
-    let mut fields = Fields(data);
-    let name = fields.string()?;
-    let count = fields.u32()?;
-    let mut queries = Vec::new();
-    for _ in 0..count {
-        // Every query takes at least four bytes, so the data bounds the loop.
-        queries.push(fields.string()?);
-    }
-    fields.0.is_empty().then_some(Queries { export: name, queries })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 pub mod errno;
 pub mod handshake;
+mod option_data;
 pub mod proto;
 pub mod reply;
 pub mod request;

@@ -170,6 +170,22 @@ fn a_seal_and_a_promotion_outlive_the_server() {
 }
 
 #[test]
+fn a_seal_that_outlived_the_server_can_be_lifted() {
+    let rig = Rig::journaled(&[MIB]);
+    rig.server.group().hold(7, LONG).unwrap();
+    rig.server.group().seal(7).unwrap();
+    rig.server.stop().unwrap();
+    drop(rig.journal);
+    let rig = Rig::start_in(rig.dir, &[MIB], true, |journal| {
+        StartGate::of_seal(journal.and_then(|journal| journal.sealed()).as_ref())
+    });
+    assert_eq!(rig.server.group().unseal(8).unwrap_err().kind(), ErrorKind::Storage);
+    assert_eq!(rig.simple().flush(), ESHUTDOWN);
+    rig.server.group().unseal(7).unwrap();
+    rig.assert_serving();
+}
+
+#[test]
 fn a_stop_drops_what_waits_at_the_gate_unanswered() {
     let rig = Rig::journaled(&[MIB]);
     rig.server.group().hold(1, LONG).unwrap();

@@ -90,6 +90,16 @@ fn a_client_that_does_not_read_stops_only_itself() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_ever_for_a_client_that_does_not_read() {
+    let rig = Rig::plain(&[64 * MIB]);
+    let mut deaf = rig.simple();
+    for cookie in 0..100 {
+        deaf.send(&request_bytes(command::READ, 0, cookie, 0, 1 << 20));
+    }
+    rig.server.stop().unwrap();
+}
+
+#[test]
 fn a_sender_that_reads_nothing_until_all_is_sent_gets_everything() {
     let rig = Rig::plain(&[MIB]);
     let mut client = rig.simple();

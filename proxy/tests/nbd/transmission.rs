@@ -107,6 +107,35 @@ fn pipelined_requests_are_each_answered_once_and_in_effect_in_order() {
 }
 
 #[test]
+fn flushes_that_end_behind_a_full_output_are_answered() {
+    let rig = Rig::plain(&[64 * MIB]);
+    let mut client = rig.simple();
+    let mut script = request_bytes(command::READ, 0, 0, 0, PAYLOAD_BYTES_MAX);
+    for cookie in 1..=200 {
+        script.extend(request_bytes(command::WRITE, command_flag::FUA, cookie, 0, 1));
+        script.push(1);
+    }
+    script.extend(request_bytes(command::READ, 0, 201, 0, PAYLOAD_BYTES_MAX));
+    client.send(&script);
+    rig.until("both reads are done", |rig| {
+        let counters = &rig.server.figures()[0].counters;
+        counters.reads.get() == 2 && counters.syncs.get() > 0
+    });
+    let mut cookies = Vec::new();
+    for _ in 0..202 {
+        let head = client.take::<16>();
+        assert_eq!(head[4..8], [0; 4]);
+        let cookie = u64::from_be_bytes(head[8..].try_into().unwrap());
+        if cookie == 0 || cookie == 201 {
+            client.take_vec(PAYLOAD_BYTES_MAX as usize);
+        }
+        cookies.push(cookie);
+    }
+    cookies.sort_unstable();
+    assert_eq!(cookies, (0..=201).collect::<Vec<_>>());
+}
+
+#[test]
 fn requests_may_come_byte_by_byte() {
     let rig = Rig::plain(&[MIB]);
     let mut client = rig.simple();

@@ -1,3 +1,4 @@
+use super::super::option_data::Fields;
 use super::*;
 use proptest::prelude::*;
 

@@ -1,0 +1,124 @@
+//! The loop by hand: faults that no real disk here shows on demand.
+
+use super::*;
+use crate::engine::command::{Command, Mailbox, NewConnection, mailbox};
+use crate::nbd::errno::Errno;
+use crate::nbd::proto::{REQUEST_MAGIC, command, command_flag};
+use crate::nbd::reply::simple;
+use crate::nbd::request::Terms;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use towline_block::{Access, FileDisk};
+
+struct Bench {
+    engine: Engine,
+    client: UnixStream,
+    mailbox: Mailbox,
+    _dir: tempfile::TempDir,
+}
+
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let access = Access::Own { wait: Duration::ZERO };
+    let disk = FileDisk::open_or_create(&dir.path().join("d"), 1 << 20, access).unwrap();
+    let (mailbox, inbox) = mailbox().unwrap();
+    let volume = Volume::new("d".parse().unwrap(), Arc::new(disk), None);
+    let (latency, counters) = (Arc::default(), Arc::default());
+    let setup = Setup { volume, gate: Gate::Open, inbox, latency, counters };
+    let mut engine = Engine::new(setup).unwrap();
+    let (client, server) = UnixStream::pair().unwrap();
+    let terms =
+        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
+    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
+    engine.obey(Command::Connect(new)).unwrap();
+    Bench { engine, client, mailbox, _dir: dir }
+}
+
+fn request(command: u16, flags: u16, cookie: u64, len: u32) -> Vec<u8> {
+    let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(0u64.to_be_bytes());
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(vec![0; if command == command::WRITE { len as usize } else { 0 }]);
+    bytes
+}
+
+impl Bench {
+    /// Rounds until so many bytes of replies are there.
+    fn replies(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut seen = 0;
+        self.client.set_nonblocking(true).unwrap();
+        while seen < len {
+            match self.client.read(&mut bytes[seen..]) {
+                Ok(0) => panic!("closed after {seen} bytes"),
+                Ok(n) => seen += n,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    self.engine.round(&mut Vec::new()).unwrap();
+                }
+            }
+        }
+        bytes
+    }
+}
+
+#[test]
+fn after_a_failed_flush_no_flush_succeeds_and_writes_go_on() {
+    let mut bench = bench();
+    let key = bench.engine.connections.keys().next().unwrap();
+    // A flush in flight whose fdatasync fails.
+    bench.engine.connections.get_mut(key).unwrap().syncs = 1;
+    bench.engine.core.syncs.join(Waiter::Reply { key, cookie: 1 });
+    assert!(bench.engine.core.syncs.start());
+    bench.engine.synced(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap();
+    bench.client.write_all(&request(command::FLUSH, 0, 2, 0)).unwrap();
+    bench.client.write_all(&request(command::WRITE, command_flag::FUA, 3, 512)).unwrap();
+    bench.client.write_all(&request(command::WRITE, 0, 4, 512)).unwrap();
+    let failed = |cookie| simple(cookie, Some(Errno::Io));
+    let expected = [failed(1), failed(2), failed(3), simple(4, None)].concat();
+    assert_eq!(bench.replies(expected.len()), expected);
+    let error = {
+        bench.engine.stop();
+        bench.engine.run().unwrap_err()
+    };
+    assert_eq!(error.kind(), ErrorKind::Storage);
+}
+
+#[test]
+fn a_flush_answered_after_its_connection_closed_reaches_nobody() {
+    let mut bench = bench();
+    let key = bench.engine.connections.keys().next().unwrap();
+    bench.client.write_all(&request(command::WRITE, command_flag::FUA, 1, 512)).unwrap();
+    while bench.engine.core.syncs.is_idle() {
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    drop(bench.client);
+    // Whatever ends first, the sync or the connection: the slot's next tenant sees
+    // none of it.
+    while bench.engine.connections.get_mut(key).is_some() {
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let terms =
+        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
+    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
+    bench.engine.obey(Command::Connect(new)).unwrap();
+    bench.engine.core.syncs.join(Waiter::Reply { key, cookie: 1 });
+    while !bench.engine.core.syncs.is_idle() {
+        bench.engine.core.start_sync().unwrap();
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    client.write_all(&request(command::FLUSH, 0, 9, 0)).unwrap();
+    let mut second = Bench { client, ..bench };
+    assert_eq!(second.replies(16), simple(9, None));
+}
+
+#[test]
+fn a_thread_whose_askers_are_all_gone_ends() {
+    let bench = bench();
+    drop(bench.mailbox);
+    bench.engine.run().unwrap();
+}
