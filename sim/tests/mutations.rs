@@ -13,6 +13,7 @@ const SEEDS_MAX: u64 = 12_000;
 const FIRST_TRIED: &[(&str, u64)] = &[
     ("dirty_before_tombstone", 9335),
     ("whole_from_records", 4964),
+    ("slots_freed_under_lock", 35352),
     ("hold_waits_for_inflight", 1720),
     ("heal_leaves_room", 1478),
     ("seal_needs_hold", 1366),
