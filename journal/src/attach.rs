@@ -135,9 +135,11 @@ impl Journal {
     /// I/O thread, between two operations: nothing is in flight on the range (R3).
     pub fn claim(&self, volume: VolumeId, from_block: u64, blocks_max: u64) -> Option<Claim> {
         let map = VolumeMap::new(&self.ring, volume);
+        // Held over the bits as well: a revert on another thread comes before or after.
+        let mut claims = self.claims.lock().expect("claims lock");
         let (run, compare) = map.claimable(from_block, blocks_max)?;
         let id = self.ring.counter(Counter::NextClaim).fetch_add(1, Ordering::SeqCst);
-        self.claims.lock().expect("claims lock").insert(id, (volume, run));
+        claims.insert(id, (volume, run));
         map.set(Bits::Claimed, run);
         map.clear(Bits::Dirty, run);
         let granted_at = self.lock_cursor().next_seq - 1;
@@ -198,7 +200,8 @@ impl Journal {
 
     /// Claims that no session will finish are dirty again. Returns blocks.
     pub(crate) fn revert_claims(&self) -> u64 {
-        self.claims.lock().expect("claims lock").clear();
+        let mut claims = self.claims.lock().expect("claims lock");
+        claims.clear();
         let mut reverted = 0;
         for index in 0..self.sources.len() {
             let map = VolumeMap::new(&self.ring, VolumeId(index as u16));

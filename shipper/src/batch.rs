@@ -29,6 +29,15 @@ pub const BATCH_BYTES_MAX: usize = HEADER_BYTES + OPS_MAX * OP_BYTES + DATA_BYTE
 /// Payload of a mark or control record: a name, an attempt.
 pub const NOTE_BYTES_MAX: usize = 1024;
 
+/// A digest of BLAKE3-256.
+pub const DIGEST_BYTES: usize = 32;
+
+/// Comparisons of one batch, so that their verdict fits one frame.
+pub const COMPARES_MAX: usize = 512;
+
+/// Bytes under one digest. More would make one comparison hold up the target.
+pub const COMPARE_BYTES_MAX: u32 = 1 << 20;
+
 /// What the batch holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -70,6 +79,13 @@ pub enum Op<'a> {
         volume: VolumeId,
         extent: Extent,
     },
+    /// Says nothing about what the range is to be; asks whether it has this digest
+    /// when everything before was applied (rule R8).
+    Compare {
+        volume: VolumeId,
+        extent: Extent,
+        digest: &'a [u8; DIGEST_BYTES],
+    },
     Barrier,
     Mark {
         label: &'a [u8],
@@ -88,7 +104,15 @@ impl Op<'_> {
                 Some((volume, Extent::new(offset, payload.len() as u64)))
             }
             Op::Zero { volume, extent, .. } | Op::Trim { volume, extent } => Some((volume, extent)),
-            Op::Barrier | Op::Mark { .. } | Op::Control { .. } => None,
+            Op::Compare { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => None,
+        }
+    }
+
+    /// The bytes of a volume that this operation changes or looks at.
+    pub fn range(&self) -> Option<(VolumeId, Extent)> {
+        match *self {
+            Op::Compare { volume, extent, .. } => Some((volume, extent)),
+            other => other.touches(),
         }
     }
 }

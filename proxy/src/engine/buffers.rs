@@ -104,18 +104,20 @@ impl Input {
         true
     }
 
-    /// Returns to the first size when it has not been needed for a while, or at
-    /// once from a very large one.
+    /// Gives back what is not needed any more: at once from a very large size, else
+    /// after a while.
     fn relax(&mut self, total: usize, memory: &mut LargeMemory) {
-        if self.bytes.len() == BUFFER_BYTES || total > BUFFER_BYTES {
+        let is_very_large = self.bytes.len() > BUFFER_KEEP_BYTES;
+        let needed = if is_very_large { BUFFER_KEEP_BYTES } else { BUFFER_BYTES };
+        if self.bytes.len() == BUFFER_BYTES || total > needed {
             self.calm = 0;
             return;
         }
         self.calm += 1;
         let unread = self.end - self.start;
-        let is_time = self.calm >= CALM_BATCHES || self.bytes.len() > BUFFER_KEEP_BYTES;
-        if is_time && unread <= BUFFER_BYTES {
-            let mut smaller = vec![0; BUFFER_BYTES];
+        let to = total.next_power_of_two().clamp(BUFFER_BYTES, BUFFER_KEEP_BYTES);
+        if (is_very_large || self.calm >= CALM_BATCHES) && unread <= to {
+            let mut smaller = vec![0; to];
             smaller[..unread].copy_from_slice(self.unread());
             self.discard_capacity(memory);
             *self = Input { bytes: smaller, start: 0, end: unread, calm: 0 };
@@ -260,9 +262,9 @@ mod tests {
         assert_eq!(input.unread(), b"abc");
         assert_eq!(memory.free_bytes, LARGE_BYTES_MAX - (1 << 20));
         assert!(!memory.take_freed());
-        assert!(input.make_room(28, &mut memory));
+        assert!(input.make_room((1 << 20) + 28, &mut memory));
         assert_eq!(input.unread(), b"abc");
-        assert_eq!(input.bytes.len(), BUFFER_BYTES);
+        assert_eq!(input.bytes.len(), 2 << 20);
         assert!(memory.take_freed());
         assert_eq!(memory.free_bytes, LARGE_BYTES_MAX);
     }

@@ -152,6 +152,20 @@ impl BatchBuilder {
         self.range(layout::OP_TRIM, 0, seq, volume, extent)
     }
 
+    /// Blocks only: asks whether the target's range has this digest.
+    pub fn compare(&mut self, volume: VolumeId, extent: Extent, digest: &[u8; 32]) -> Result<()> {
+        if self.kind != Kind::Blocks {
+            return Err(Error::new(ErrorKind::InvalidInput, "records are not compared"));
+        }
+        self.range(layout::OP_COMPARE, 0, Seq::NONE, volume, extent)?;
+        let at = self.take(digest)?;
+        if let Some(entry) = self.table.last_mut() {
+            entry.data_offset = at.into();
+            entry.data_crc32c = crc32c(digest).into();
+        }
+        Ok(())
+    }
+
     pub fn barrier(&mut self, seq: Seq) -> Result<()> {
         self.note(layout::OP_BARRIER, seq, &[])
     }

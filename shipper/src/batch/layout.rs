@@ -20,6 +20,7 @@ pub(crate) const OP_BREAK: u8 = 6;
 pub(crate) const OP_HEAL: u8 = 7;
 pub(crate) const OP_RESYNC: u8 = 8;
 pub(crate) const OP_SEAL: u8 = 9;
+pub(crate) const OP_COMPARE: u8 = 10;
 
 /// Zero only: the range stays allocated.
 pub(crate) const OP_FLAG_KEEP_ALLOCATED: u8 = 1;

@@ -5,7 +5,8 @@
 
 use super::layout::{self, HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
 use super::{
-    BATCH_BYTES_MAX, Control, DATA_BYTES_MAX, Kind, NOTE_BYTES_MAX, OPS_MAX, Op, SeqOp, bytes_after,
+    BATCH_BYTES_MAX, COMPARE_BYTES_MAX, COMPARES_MAX, Control, DATA_BYTES_MAX, DIGEST_BYTES, Kind,
+    NOTE_BYTES_MAX, OPS_MAX, Op, SeqOp, bytes_after,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, SessionId};
@@ -95,6 +96,11 @@ fn check_header(header: &Header) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of data behind an operation that carries data.
+fn payload_len(entry: &OpEntry) -> u32 {
+    if entry.kind == layout::OP_COMPARE { DIGEST_BYTES as u32 } else { entry.len.get() }
+}
+
 impl<'a> BatchView<'a> {
     /// Checks everything that can be checked without knowing the group.
     ///
@@ -133,6 +139,14 @@ impl<'a> BatchView<'a> {
     fn check_ops(&self) -> Result<()> {
         let mut next_data = 0;
         let mut last_seq = Seq::NONE;
+        let compares = self.table.iter().filter(|entry| entry.kind == layout::OP_COMPARE).count();
+        if compares > COMPARES_MAX {
+            let what = format!(
+                "batch {}: {compares} comparisons, at most {COMPARES_MAX} fit",
+                self.number()
+            );
+            return Err(Error::damaged(what));
+        }
         for (index, entry) in self.table.iter().enumerate() {
             self.check_op(entry, &mut next_data, &mut last_seq).map_err(|why| {
                 let number = self.number();
@@ -158,16 +172,20 @@ impl<'a> BatchView<'a> {
             layout::OP_ZERO | layout::OP_TRIM => false,
             layout::OP_BARRIER if len > 0 => return Err("a barrier has no payload"),
             layout::OP_BARRIER..=layout::OP_SEAL => len > 0,
+            layout::OP_COMPARE => true,
             _ => return Err("a kind that this version does not know"),
         };
-        let is_change = entry.kind <= layout::OP_TRIM;
-        if is_change && (len == 0 || entry.offset.get().checked_add(len.into()).is_none()) {
+        let is_range = entry.kind <= layout::OP_TRIM || entry.kind == layout::OP_COMPARE;
+        if is_range && (len == 0 || entry.offset.get().checked_add(len.into()).is_none()) {
             return Err("an empty range, or one that ends past 2^64");
         }
-        if !is_change && (entry.offset.get() != 0 || entry.volume.get() != 0) {
+        if entry.kind == layout::OP_COMPARE && len > COMPARE_BYTES_MAX {
+            return Err("a comparison of more bytes than one may have");
+        }
+        if !is_range && (entry.offset.get() != 0 || entry.volume.get() != 0) {
             return Err("a range where none belongs");
         }
-        if !is_change && len as usize > NOTE_BYTES_MAX {
+        if !is_range && len as usize > NOTE_BYTES_MAX {
             return Err("a note longer than a note may be");
         }
         let known_flags =
@@ -175,7 +193,7 @@ impl<'a> BatchView<'a> {
         if entry.flags & !known_flags != 0 {
             return Err("flags that this version does not know");
         }
-        self.check_seq(entry, is_change, last_seq)?;
+        self.check_seq(entry, is_range, last_seq)?;
         if !carries_data {
             let clean = entry.data_offset.get() == 0 && entry.data_crc32c.get() == 0;
             return if clean { Ok(()) } else { Err("data where none belongs") };
@@ -183,7 +201,8 @@ impl<'a> BatchView<'a> {
         if entry.data_offset.get() != *next_data {
             return Err("its data does not follow the data of the operation before");
         }
-        let end = next_data.checked_add(len).ok_or("its data ends past the batch")?;
+        let end =
+            next_data.checked_add(payload_len(entry)).ok_or("its data ends past the batch")?;
         let payload = self.payload(entry).ok_or("its data ends past the batch")?;
         if crc32c(payload) != entry.data_crc32c.get() {
             return Err("the checksum of its data does not match");
@@ -195,16 +214,19 @@ impl<'a> BatchView<'a> {
     fn check_seq(
         &self,
         entry: &OpEntry,
-        is_change: bool,
+        is_range: bool,
         last_seq: &mut Seq,
     ) -> std::result::Result<(), &'static str> {
         let seq = Seq(entry.seq.get());
         if self.kind() == Kind::Blocks {
-            return match (is_change, seq) {
+            return match (is_range, seq) {
                 (true, Seq::NONE) => Ok(()),
                 (true, _) => Err("a block has no seq"),
-                (false, _) => Err("only writes, zeroes and trims belong to blocks"),
+                (false, _) => Err("only writes, zeroes, trims and comparisons belong to blocks"),
             };
+        }
+        if entry.kind == layout::OP_COMPARE {
+            return Err("records are not compared");
         }
         if seq < self.first_seq() || seq > self.position().seq || seq < *last_seq {
             return Err("its seq is out of the batch's range or order");
@@ -215,7 +237,7 @@ impl<'a> BatchView<'a> {
 
     fn payload(&self, entry: &OpEntry) -> Option<&'a [u8]> {
         let start = entry.data_offset.get() as usize;
-        self.data.get(start..start.checked_add(entry.len.get() as usize)?)
+        self.data.get(start..start.checked_add(payload_len(entry) as usize)?)
     }
 
     /// The operations in the order in which they are applied.
@@ -239,6 +261,9 @@ impl<'a> BatchView<'a> {
                 Op::Zero { volume, extent, keep_allocated }
             }
             layout::OP_TRIM => Op::Trim { volume, extent },
+            layout::OP_COMPARE => {
+                Op::Compare { volume, extent, digest: self.payload(entry)?.try_into().ok()? }
+            }
             layout::OP_BARRIER => Op::Barrier,
             layout::OP_MARK => Op::Mark { label: note()? },
             layout::OP_BREAK => control(Control::Break)?,

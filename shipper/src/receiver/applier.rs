@@ -138,6 +138,9 @@ impl Worker {
                 self.shared.lock().work = true;
                 add(&self.counters.apply_groups, 1);
                 add(&self.counters.applied_batches, applied.number.saturating_sub(before));
+                for verdict in apply.take_compared() {
+                    let _ = self.inbox.send(Order::Compared(verdict));
+                }
                 let _ =
                     self.inbox.send(Order::Applied { applied: Box::new(applied), stalled: false });
                 false

@@ -12,6 +12,7 @@ use super::stream::Stream;
 use super::undo::Undo;
 use crate::batch::{BatchView, Op};
 use crate::error::{Error, Result};
+use crate::wire::{Compared, Differing};
 use std::sync::Arc;
 use towline_block::VolumeId;
 
@@ -36,6 +37,8 @@ pub struct Apply {
     group: Vec<Next>,
     /// Read from staging, belongs to the group after.
     peeked: Option<Next>,
+    /// Verdicts of the group that was applied last.
+    compared: Vec<Compared>,
 }
 
 impl Apply {
@@ -48,12 +51,19 @@ impl Apply {
     ) -> Apply {
         let applied = books.get().applied;
         let (group, peeked) = (Vec::new(), None);
-        Apply { targets, undo, books, reader, medium, applied, group, peeked }
+        let compared = Vec::new();
+        Apply { targets, undo, books, reader, medium, applied, group, peeked, compared }
     }
 
     /// What the targets hold.
     pub fn applied(&self) -> &Stream {
         &self.applied
+    }
+
+    /// Verdicts on what was compared in the last step. Worth telling only once that
+    /// step succeeded.
+    pub fn take_compared(&mut self) -> Vec<Compared> {
+        std::mem::take(&mut self.compared)
     }
 
     /// Applies the next group; `None` when nothing more is durable. After an
@@ -125,11 +135,30 @@ impl Apply {
         self.undo.save(&self.targets, &ranges)
     }
 
-    fn write(&self) -> Result<()> {
+    fn write(&mut self) -> Result<()> {
+        self.compared.clear();
+        let mut verdicts = Vec::new();
         for next in &self.group {
             let view = BatchView::parse(&next.bytes)?;
-            view.ops().try_for_each(|entry| self.write_op(entry.op))?;
+            let mut verdict = None;
+            for entry in view.ops() {
+                let Op::Compare { volume, extent, digest } = entry.op else {
+                    self.write_op(entry.op)?;
+                    continue;
+                };
+                let verdict = verdict.get_or_insert_with(|| Compared {
+                    number: view.number(),
+                    claim: view.claim_id().unwrap_or_default(),
+                    differs: Vec::new(),
+                });
+                if !self.target(volume)?.has_digest(extent, digest)? {
+                    let (offset, len) = (extent.offset, extent.len);
+                    verdict.differs.push(Differing { volume: volume.0, offset, len });
+                }
+            }
+            verdicts.extend(verdict);
         }
+        self.compared = verdicts;
         Ok(())
     }
 
@@ -140,7 +169,7 @@ impl Apply {
                 self.target(volume)?.zero(extent, keep_allocated)
             }
             Op::Trim { volume, extent } => self.target(volume)?.zero(extent, false),
-            Op::Barrier | Op::Mark { .. } | Op::Control { .. } => Ok(()),
+            Op::Compare { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => Ok(()),
         }
     }
 
@@ -153,7 +182,7 @@ impl Apply {
 
 /// Whether every operation lies inside the volumes of these sizes.
 pub fn check_bounds(batch: &BatchView<'_>, sizes: &[u64]) -> Result<()> {
-    for (volume, extent) in batch.ops().filter_map(|entry| entry.op.touches()) {
+    for (volume, extent) in batch.ops().filter_map(|entry| entry.op.range()) {
         let size = sizes.get(volume.index()).copied().unwrap_or(0);
         if !extent.within(size) {
             return Err(Error::damaged(format!(

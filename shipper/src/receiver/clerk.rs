@@ -17,7 +17,9 @@ use super::{Layout, Limits};
 use crate::batch::BatchView;
 use crate::error::{Error, ErrorKind};
 use crate::ids::SessionId;
-use crate::wire::{Abort, Ack, Hello, Message, Promote as PromoteRequest, Refusal, RefusalCode};
+use crate::wire::{
+    Abort, Ack, Compared, Hello, Message, Promote as PromoteRequest, Refusal, RefusalCode,
+};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -30,12 +32,35 @@ pub type Outbox = mpsc::UnboundedSender<Message>;
 const ORDERS_MAX: usize = 1024;
 
 pub enum Order {
-    Hello { connection: u64, hello: Box<Hello>, outbox: Outbox },
-    Batch { connection: u64, bytes: Vec<u8>, memory: OwnedSemaphorePermit },
-    Promote { connection: u64, request: PromoteRequest, memory: OwnedSemaphorePermit },
-    Abort { connection: u64, request: Abort, memory: OwnedSemaphorePermit },
-    Gone { connection: u64 },
-    Applied { applied: Box<Stream>, stalled: bool },
+    Hello {
+        connection: u64,
+        hello: Box<Hello>,
+        outbox: Outbox,
+    },
+    Batch {
+        connection: u64,
+        bytes: Vec<u8>,
+        memory: OwnedSemaphorePermit,
+    },
+    Promote {
+        connection: u64,
+        request: PromoteRequest,
+        memory: OwnedSemaphorePermit,
+    },
+    Abort {
+        connection: u64,
+        request: Abort,
+        memory: OwnedSemaphorePermit,
+    },
+    Gone {
+        connection: u64,
+    },
+    Applied {
+        applied: Box<Stream>,
+        stalled: bool,
+    },
+    /// Verdict for whoever ships now; nobody: it will be asked for again.
+    Compared(Compared),
     Stop,
 }
 
@@ -195,6 +220,11 @@ impl Clerk {
                     bound.stalled = stalled;
                 }
                 self.publish();
+            }
+            Order::Compared(verdict) => {
+                if let Some(current) = &self.current {
+                    let _ = current.outbox.send(Message::Compared(verdict));
+                }
             }
             Order::Stop => return false,
         }

@@ -79,6 +79,12 @@ impl Clerk {
 
     /// Binds this receiver to the group: targets opened or created, then the state.
     fn create(&self, hello: &Hello) -> Result<Store, Refusal> {
+        for (name, path) in &self.desk.targets {
+            if hello.volumes.iter().all(|volume| volume.name != *name) {
+                let path = path.display();
+                tracing::warn!(target = %name, "group {} has no such volume; {path} stays unused", hello.group);
+            }
+        }
         let open = |volume: &VolumeSize| self.open_target(volume);
         let targets: Vec<Target> = hello.volumes.iter().map(open).collect::<Result<_, _>>()?;
         let record = |target: &Target| TargetRecord {

@@ -3,12 +3,13 @@
 //! An observer sees each change *before* it is made. Tests record them and
 //! rebuild every state a crash could leave; production has none.
 
+use crate::batch::DIGEST_BYTES;
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use towline_block::{Extent, FileDisk, VolumeName};
+use towline_block::{BLOCK_BYTES, Extent, FileDisk, VolumeName};
 
 /// One change, about to be made.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +179,18 @@ impl Target {
         let file = self.disk.path();
         self.medium.about("zero", file, Event::Zero { file, extent })?;
         Ok(self.disk.zero(extent, keep_allocated)?)
+    }
+
+    /// Whether the range reads as content of this BLAKE3 digest.
+    pub fn has_digest(&self, extent: Extent, digest: &[u8; DIGEST_BYTES]) -> Result<bool> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buf = vec![0; extent.len.min(BLOCK_BYTES) as usize];
+        for piece in extent.pieces(BLOCK_BYTES) {
+            let Some(bytes) = buf.get_mut(..piece.len as usize) else { return Ok(false) };
+            self.disk.read_at(bytes, piece.offset)?;
+            hasher.update(bytes);
+        }
+        Ok(hasher.finalize().as_bytes() == digest)
     }
 
     pub fn sync(&self) -> Result<()> {

@@ -80,7 +80,12 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
 /// targets to the end of the last durable batch. Answers where that is; `None`
 /// when no group was ever received there.
 pub fn recover(state_dir: &Path) -> Result<Option<Stream>> {
-    let store = open(&Layout::of(state_dir), &Medium::default(), &Limits::default())?;
+    let layout = Layout::of(state_dir);
+    if !layout.state.exists() {
+        return Ok(None);
+    }
+    let _lock = super::server::lock(&layout)?;
+    let store = open(&layout, &Medium::default(), &Limits::default())?;
     let Some(mut store) = store else { return Ok(None) };
     if store.books.get().promoted.is_none() {
         store.redo()?;

@@ -4,6 +4,7 @@ use super::clerk::{Clerk, Desk, Inbox, Order, Progress};
 use super::counters::Counters;
 use super::medium::Medium;
 use super::session::{self, Hall};
+use super::state::{State, load};
 use super::{Layout, ReceiveConfig, recovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Acceptor;
@@ -55,6 +56,9 @@ impl Receiver {
         let address = listener
             .local_addr()
             .map_err(|e| Error::caused(ErrorKind::Unreachable, "a listening socket", e))?;
+        if let Some(state) = load(&layout.state)? {
+            check_config(&config, &state)?;
+        }
         let mut store = recovery::open(&layout, &medium, &config.limits)?;
         if let Some(store) = &mut store
             && store.books.get().promoted.is_none()
@@ -131,7 +135,35 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(|e| Error::storage(format!("cannot start thread {name}"), e))
 }
 
-fn lock(layout: &Layout) -> Result<File> {
+/// A bound receiver goes on with what it was bound to.
+fn check_config(config: &ReceiveConfig, state: &State) -> Result<()> {
+    if let Some(group) = config.group.as_ref().filter(|group| **group != state.group) {
+        let what = format!(
+            "{} holds group {}, not {group}: give this receiver a state directory of its own",
+            config.state_dir.display(),
+            state.group
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
+    for record in &state.volumes {
+        let given = config.targets.iter().find(|(name, _)| *name == record.name);
+        let Some((name, path)) = given else { continue };
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        if path != record.path {
+            let what = format!(
+                "target {name} is {}, not {}: what is shipped now builds on what is there; give \
+                 that path again, or begin anew with an empty state directory",
+                record.path.display(),
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+    }
+    Ok(())
+}
+
+/// One receiver a directory.
+pub fn lock(layout: &Layout) -> Result<File> {
     let failed = |e| Error::storage(format!("cannot lock {}", layout.lock.display()), e);
     let file = File::options().create(true).append(true).open(&layout.lock).map_err(failed)?;
     let deadline = Instant::now() + LOCK_WAIT;

@@ -163,6 +163,7 @@ impl Driver {
                 tracing::debug!("the target is not ready to promote: {why}");
                 running.ask_again_at = Some(Instant::now() + RETRY_EVERY);
             }
+            SessionNews::Compared(_) => {}
             SessionNews::NetLost => running.events.push_back(Event::NetLost),
             SessionNews::NetBack => running.events.push_back(Event::NetBack),
         }

@@ -9,7 +9,7 @@
 use super::control::Order;
 use super::cutover::Driver;
 use super::stream::{News, Stream};
-use super::walker::{Walker, shared};
+use super::walker::{Chunk, Walker, shared};
 use super::{cutter, from_journal};
 use crate::batch::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -103,6 +103,7 @@ impl Drain {
         while !self.stream.stopping() {
             self.take_orders();
             while let Some(news) = self.stream.news() {
+                self.hear(&news);
                 self.driver.news(news, &self.stream);
             }
             let moved = match self.turn() {
@@ -131,6 +132,16 @@ impl Drain {
             None => POLL_MISSING,
             Some(_) if Instant::now() < self.busy_until => POLL_BUSY,
             Some(_) => POLL_IDLE,
+        }
+    }
+
+    fn hear(&mut self, news: &News) {
+        let Some(feed) = &mut self.feed else { return };
+        match news {
+            News::Compared(verdict) => feed.walker.verdict(verdict),
+            // A verdict may be lost with its connection: attach anew, compare again.
+            News::NetBack if feed.walker.is_comparing() => self.feed = None,
+            _ => {}
         }
     }
 
@@ -330,6 +341,10 @@ impl Feed {
     }
 
     fn walk(&mut self, stream: &Stream) -> Result<bool> {
+        if let Some(chunk) = self.walker.settle(self.position(), self.claims_upto)? {
+            self.ship(chunk, stream);
+            return Ok(true);
+        }
         if self.walker.granted_at().is_none() {
             if self.reader.get(Counter::DirtyBlocks) == 0 {
                 return Ok(false);
@@ -348,15 +363,27 @@ impl Feed {
             Some(granted_at) if self.cut < granted_at => return Ok(false),
             Some(_) => {}
         }
-        let at =
-            Position::new(Epoch(self.epoch), Incarnation(self.reader.incarnation()), Seq(self.cut));
-        let Some(chunk) = self.walker.read(at, self.claims_upto)? else { return Ok(false) };
+        let Some(chunk) = self.walker.read(self.position(), self.claims_upto)? else {
+            return Ok(false);
+        };
+        let number = self.ship(chunk, stream);
+        self.walker.shipped(number);
+        Ok(true)
+    }
+
+    /// Where the stream stands: all records up to here are in it.
+    fn position(&self) -> Position {
+        Position::new(Epoch(self.epoch), Incarnation(self.reader.incarnation()), Seq(self.cut))
+    }
+
+    /// Puts a chunk into the stream; the number of its batch.
+    fn ship(&mut self, chunk: Chunk, stream: &Stream) -> u64 {
         if let Some(claim) = chunk.completes {
             self.claims_upto = claim;
         }
         stream.progress().add(Figure::BlockBytes, chunk.data_bytes);
         self.seal(chunk.batch, stream);
-        Ok(true)
+        self.chain.number
     }
 
     fn seal(&mut self, batch: crate::batch::BatchBuilder, stream: &Stream) {

@@ -8,6 +8,7 @@
 //! Promises: one ordered stream; what was acknowledged durable is never sent again;
 //! memory is bounded by the window; the proxy never waits for anything here.
 
+mod compare;
 pub mod control;
 mod cutover;
 mod cutter;

@@ -170,6 +170,7 @@ async fn receive(stream: &Stream, reader: &mut ReadHalf<BoxedConnection>) -> Res
         match message {
             Some(Message::Ack(ack)) => stream.acked(ack),
             Some(Message::KeepAlive) => {}
+            Some(Message::Compared(verdict)) => stream.tell(News::Compared(verdict)),
             Some(Message::Decision(decision)) => stream.tell(News::Decision(decision)),
             Some(Message::Error(refusal)) if refusal.code == RefusalCode::NotReady => {
                 stream.tell(News::NotReady(refusal.message));

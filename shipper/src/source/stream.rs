@@ -3,7 +3,7 @@
 
 use crate::batch::{Chain, Sealed};
 use crate::ids::{BatchHash, SessionId};
-use crate::wire::{Ack, Decision, Message, Welcome};
+use crate::wire::{Ack, Compared, Decision, Message, Welcome};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub(crate) enum News {
     Decision(Decision),
     /// The target is not at the position that PROMOTE named.
     NotReady(String),
+    /// What the target says of compared blocks.
+    Compared(Compared),
     NetLost,
     NetBack,
 }

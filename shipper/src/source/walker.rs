@@ -1,25 +1,30 @@
 //! Walks dirty blocks: claims a run, reads it behind the records it may hold, and
-//! turns it into batches. Holes and zeroes travel as operations, never as data.
+//! turns it into batches. Holes and zeroes travel as operations, never as data;
+//! suspect blocks as digests first ([`super::compare`]).
 
-use crate::batch::{BatchBuilder, DATA_BYTES_MAX};
+use super::compare::Compares;
+use crate::batch::{BatchBuilder, COMPARES_MAX, DATA_BYTES_MAX};
 use crate::error::{Error, Result};
+use crate::wire::Compared;
 use std::fs::File;
 use std::sync::Arc;
 use towline_block::sys::uring::Fd;
 use towline_block::{
-    BLOCK_BYTES, DirectReader, Extent, Position, Seq, VolumeId, crc32c, disk::run_at, is_zero,
+    AlignedBuf, BLOCK_BYTES, DirectReader, Extent, Position, Seq, VolumeId, crc32c, disk::run_at,
+    is_zero,
 };
 use towline_journal::Claim;
 
-/// Data of one batch of blocks.
-const CHUNK_BLOCKS: u64 = 64;
+/// Blocks read for one batch: 4 MiB.
+pub(crate) const CHUNK_BLOCKS: u64 = 64;
 /// Blocks claimed at once where the source has a hole: 1 GiB.
 const HOLE_BLOCKS: u64 = 16 * 1024;
 
 const _: () = assert!(CHUNK_BLOCKS * BLOCK_BYTES <= DATA_BYTES_MAX as u64);
+const _: () = assert!(CHUNK_BLOCKS as usize <= COMPARES_MAX);
 
 /// One volume's source, read only.
-pub(crate) struct SourceReader {
+struct SourceReader {
     direct: Fd,
     /// The same open file, to look for holes.
     file: File,
@@ -33,6 +38,7 @@ pub(crate) struct Walker {
     volume: usize,
     block: u64,
     current: Option<Part>,
+    compares: Compares,
 }
 
 /// A claim, partly read.
@@ -49,8 +55,25 @@ pub(crate) struct Chunk {
     pub completes: Option<u64>,
 }
 
+impl Chunk {
+    fn new(at: Position, claim: u64, claims_upto: u64) -> Chunk {
+        let batch = BatchBuilder::blocks(at, claim, claims_upto);
+        Chunk { batch, data_bytes: 0, completes: None }
+    }
+
+    fn complete(&mut self, claim: u64) {
+        self.batch.set_claims_upto(claim);
+        self.completes = Some(claim);
+    }
+
+    fn write(&mut self, volume: VolumeId, extent: Extent, bytes: &[u8]) -> Result<()> {
+        self.data_bytes += bytes.len() as u64;
+        self.batch.write(Seq::NONE, volume, extent.offset, bytes, crc32c(bytes))
+    }
+}
+
 impl Walker {
-    /// `direct`: one reader descriptor a volume, in order.
+    /// `direct`: one reader descriptor a volume, in order, and the volume's size.
     pub fn new(direct: Vec<(Fd, u64)>) -> Result<Walker> {
         let mut sources = Vec::new();
         for (fd, size_bytes) in direct {
@@ -59,29 +82,34 @@ impl Walker {
                 .map_err(|e| Error::storage("cannot duplicate a source's descriptor", e))?;
             sources.push(SourceReader { direct: fd, file: file.into(), size_bytes });
         }
-        let reader = DirectReader::new()?;
-        Ok(Walker { sources, reader, volume: 0, block: 0, current: None })
+        Ok(Walker {
+            sources,
+            reader: DirectReader::new()?,
+            volume: 0,
+            block: 0,
+            current: None,
+            compares: Compares::default(),
+        })
     }
 
     /// Where to ask for the next claim, and for how much; `None` while one is being
-    /// read. `skip` volumes were just found clean.
+    /// read or enough of them are being compared.
     pub fn wanted(&mut self) -> Option<(VolumeId, u64, u64)> {
-        if self.current.is_some() {
+        if self.current.is_some() || self.compares.are_enough() {
             return None;
         }
         let source = self.sources.get(self.volume)?;
         let at = self.block * BLOCK_BYTES;
         let blocks = match run_at(&source.file, at, source.size_bytes) {
             Ok(run) if !run.is_data => {
-                ((run.end - at.min(run.end)) / BLOCK_BYTES).clamp(CHUNK_BLOCKS, HOLE_BLOCKS)
+                (run.end.saturating_sub(at) / BLOCK_BYTES).clamp(CHUNK_BLOCKS, HOLE_BLOCKS)
             }
             _ => CHUNK_BLOCKS,
         };
         Some((VolumeId(self.volume as u16), self.block, blocks))
     }
 
-    /// The answer to [`Walker::wanted`]. False when a whole round over all volumes
-    /// found nothing from here on.
+    /// The answer to [`Walker::wanted`].
     pub fn granted(&mut self, claim: Option<Claim>) {
         match claim {
             Some(claim) => {
@@ -104,82 +132,142 @@ impl Walker {
     /// to P and cuts none until the chunk is in the stream (R3).
     pub fn read(&mut self, at: Position, claims_upto: u64) -> Result<Option<Chunk>> {
         let Some(part) = &mut self.current else { return Ok(None) };
-        let source = &self.sources[part.claim.volume.index()];
-        let end_block = part.claim.first_block + part.claim.blocks;
-        let batch = BatchBuilder::blocks(at, part.claim.id, claims_upto);
-        let mut chunk = Chunk { batch, data_bytes: 0, completes: None };
-        let (mut zero, mut data) = (None, Vec::new());
-        while part.next_block < end_block && data.len() < CHUNK_BLOCKS as usize {
-            let offset = part.next_block * BLOCK_BYTES;
-            let run = run_at(&source.file, offset, source.size_bytes)
-                .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?;
-            let block_end = (offset + BLOCK_BYTES).min(source.size_bytes);
-            if !run.is_data && run.end >= block_end {
-                // Whole blocks of hole, as many as there are.
-                let whole = if run.end >= source.size_bytes {
-                    end_block
-                } else {
-                    (run.end / BLOCK_BYTES).min(end_block)
-                };
-                extend(
-                    &mut zero,
-                    &mut chunk.batch,
-                    part.claim.volume,
-                    Extent::new(offset, (whole * BLOCK_BYTES).min(source.size_bytes) - offset),
-                )?;
-                part.next_block = whole;
-                continue;
-            }
-            data.push(Extent::new(offset, block_end - offset));
-            part.next_block += 1;
+        let claim = part.claim;
+        if !claim.compare && self.compares.is_busy() {
+            return Ok(None); // claims complete in order
         }
-        let volume = part.claim.volume;
-        if part.next_block >= end_block {
-            chunk.completes = Some(part.claim.id);
-            chunk.batch.set_claims_upto(part.claim.id);
+        let mut chunk = Chunk::new(at, claim.id, claims_upto);
+        let mut zeroes = Zeroes { volume: claim.volume, open: None };
+        let source = &self.sources[claim.volume.index()];
+        let end_block = claim.first_block + claim.blocks;
+        let data = part.next_data(source, end_block, &mut zeroes, &mut chunk.batch)?;
+        let is_last = part.next_block >= end_block;
+        if is_last {
             self.current = None;
         }
-        let source = &self.sources[volume.index()];
         let contents = self.reader.read(&source.direct, &data)?;
+        let mut compared = 0;
         for (extent, content) in data.iter().zip(&contents) {
             let bytes = content.as_slice();
             if is_zero(bytes) {
-                extend(&mut zero, &mut chunk.batch, volume, *extent)?;
-                continue;
+                zeroes.add(*extent, &mut chunk.batch)?;
+            } else if claim.compare {
+                let digest = blake3::hash(bytes);
+                chunk.batch.compare(claim.volume, *extent, digest.as_bytes())?;
+                compared += 1;
+            } else {
+                chunk.write(claim.volume, *extent, bytes)?;
             }
-            chunk.batch.write(Seq::NONE, volume, extent.offset, bytes, crc32c(bytes))?;
-            chunk.data_bytes += bytes.len() as u64;
         }
-        flush_zero(&mut zero, &mut chunk.batch, volume)?;
+        zeroes.flush(&mut chunk.batch)?;
+        if claim.compare {
+            self.compares.read(claim, compared > 0, is_last);
+        } else if is_last {
+            chunk.complete(claim.id);
+        }
         Ok(Some(chunk))
     }
+
+    /// The chunk that was read last is in the stream as batch `number`.
+    pub fn shipped(&mut self, number: u64) {
+        self.compares.shipped(number);
+    }
+
+    pub fn verdict(&mut self, verdict: &Compared) {
+        self.compares.verdict(verdict);
+    }
+
+    pub fn is_comparing(&self) -> bool {
+        self.compares.is_busy()
+    }
+
+    /// Sends blocks that were compared and differ; completes what is settled.
+    pub fn settle(&mut self, at: Position, claims_upto: u64) -> Result<Option<Chunk>> {
+        let mut settled = self.compares.pop_equal();
+        if let Some((claim, differing)) = self.compares.front_differing(CHUNK_BLOCKS as usize) {
+            let mut chunk = Chunk::new(at, claim.id, settled.unwrap_or(claims_upto));
+            let source = &self.sources[claim.volume.index()];
+            let contents: Vec<AlignedBuf> = self.reader.read(&source.direct, &differing)?;
+            for (extent, content) in differing.iter().zip(&contents) {
+                chunk.write(claim.volume, *extent, content.as_slice())?;
+            }
+            chunk.completes = settled;
+            settled = self.compares.sent(differing.len());
+            if let Some(claim) = settled {
+                chunk.complete(claim);
+            }
+            return Ok(Some(chunk));
+        }
+        Ok(settled.map(|claim| {
+            let mut chunk = Chunk::new(at, claim, claims_upto);
+            chunk.complete(claim);
+            chunk
+        }))
+    }
 }
 
-/// Adds a zero range to the one being collected, or starts another.
-fn extend(
-    zero: &mut Option<Extent>,
-    batch: &mut BatchBuilder,
-    volume: VolumeId,
-    extent: Extent,
-) -> Result<()> {
-    match zero {
-        Some(open)
-            if open.end() == extent.offset && open.len + extent.len <= u64::from(u32::MAX) =>
-        {
-            open.len += extent.len;
+impl Part {
+    /// Moves on to the next chunk's blocks: holes become zeroes, the rest is returned
+    /// to be read.
+    fn next_data(
+        &mut self,
+        source: &SourceReader,
+        end_block: u64,
+        zeroes: &mut Zeroes,
+        batch: &mut BatchBuilder,
+    ) -> Result<Vec<Extent>> {
+        let mut data = Vec::new();
+        while self.next_block < end_block && data.len() < CHUNK_BLOCKS as usize {
+            let offset = self.next_block * BLOCK_BYTES;
+            let run = run_at(&source.file, offset, source.size_bytes)
+                .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?;
+            let block_end = (offset + BLOCK_BYTES).min(source.size_bytes);
+            if run.is_data || run.end < block_end {
+                data.push(Extent::new(offset, block_end - offset));
+                self.next_block += 1;
+                continue;
+            }
+            // Whole blocks of hole, as many as there are.
+            let whole = match run.end >= source.size_bytes {
+                true => end_block,
+                false => (run.end / BLOCK_BYTES).min(end_block),
+            };
+            let end = (whole * BLOCK_BYTES).min(source.size_bytes);
+            zeroes.add(Extent::new(offset, end - offset), batch)?;
+            self.next_block = whole;
         }
-        _ => {
-            flush_zero(zero, batch, volume)?;
-            *zero = Some(extent);
+        Ok(data)
+    }
+}
+
+/// Joins neighbouring zero ranges into one operation.
+struct Zeroes {
+    volume: VolumeId,
+    open: Option<Extent>,
+}
+
+impl Zeroes {
+    fn add(&mut self, extent: Extent, batch: &mut BatchBuilder) -> Result<()> {
+        match &mut self.open {
+            Some(open)
+                if open.end() == extent.offset && open.len + extent.len <= u64::from(u32::MAX) =>
+            {
+                open.len += extent.len;
+                Ok(())
+            }
+            _ => {
+                self.flush(batch)?;
+                self.open = Some(extent);
+                Ok(())
+            }
         }
     }
-    Ok(())
-}
 
-fn flush_zero(zero: &mut Option<Extent>, batch: &mut BatchBuilder, volume: VolumeId) -> Result<()> {
-    match zero.take() {
-        Some(extent) => batch.zero(Seq::NONE, volume, extent, false),
-        None => Ok(()),
+    fn flush(&mut self, batch: &mut BatchBuilder) -> Result<()> {
+        match self.open.take() {
+            Some(extent) => batch.zero(Seq::NONE, self.volume, extent, false),
+            None => Ok(()),
+        }
     }
 }
 

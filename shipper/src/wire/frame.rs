@@ -49,10 +49,11 @@ pub enum FrameKind {
     Decision,
     KeepAlive,
     Error,
+    Compared,
 }
 
 impl FrameKind {
-    pub const ALL: [FrameKind; 9] = [
+    pub const ALL: [FrameKind; 10] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Batch,
@@ -62,6 +63,7 @@ impl FrameKind {
         FrameKind::Decision,
         FrameKind::KeepAlive,
         FrameKind::Error,
+        FrameKind::Compared,
     ];
 
     pub fn number(self) -> u16 {
@@ -75,6 +77,7 @@ impl FrameKind {
             FrameKind::Decision => 7,
             FrameKind::KeepAlive => 8,
             FrameKind::Error => 9,
+            FrameKind::Compared => 10,
         }
     }
 

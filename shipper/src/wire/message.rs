@@ -103,6 +103,23 @@ pub struct Decision {
     pub problem: Option<String>,
 }
 
+/// A range of a volume whose digest was not the one asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differing {
+    pub volume: u16,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// Verdict on all comparisons of one batch, once it was applied. Kept nowhere: a
+/// verdict that is lost is asked for again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    pub number: u64,
+    pub claim: u64,
+    pub differs: Vec<Differing>,
+}
+
 /// What the peer does next, not what went wrong inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -179,6 +196,7 @@ pub enum Message {
     Decision(Decision),
     KeepAlive,
     Error(Refusal),
+    Compared(Compared),
 }
 
 impl Message {
@@ -193,6 +211,7 @@ impl Message {
             Message::Decision(_) => FrameKind::Decision,
             Message::KeepAlive => FrameKind::KeepAlive,
             Message::Error(_) => FrameKind::Error,
+            Message::Compared(_) => FrameKind::Compared,
         }
     }
 
@@ -207,6 +226,7 @@ impl Message {
             FrameKind::Decision => Message::Decision(from_json(kind, &body)?),
             FrameKind::KeepAlive => Message::KeepAlive,
             FrameKind::Error => Message::Error(from_json(kind, &body)?),
+            FrameKind::Compared => Message::Compared(from_json(kind, &body)?),
         })
     }
 }
@@ -239,6 +259,7 @@ where
         Message::Abort(body) => to_json(kind, body)?,
         Message::Decision(body) => to_json(kind, body)?,
         Message::Error(body) => to_json(kind, body)?,
+        Message::Compared(body) => to_json(kind, body)?,
     };
     write_frame(writer, kind, &json).await
 }

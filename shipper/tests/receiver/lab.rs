@@ -109,6 +109,15 @@ impl Lab {
         Receiver::start(self.config()).unwrap()
     }
 
+    pub fn start_with(
+        &self,
+        change: impl FnOnce(&mut ReceiveConfig),
+    ) -> towline_shipper::Result<Receiver> {
+        let mut config = self.config();
+        change(&mut config);
+        Receiver::start(config)
+    }
+
     pub fn contents(&self, index: usize) -> Vec<u8> {
         std::fs::read(self.target(index)).unwrap()
     }

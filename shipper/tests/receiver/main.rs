@@ -1,6 +1,7 @@
 //! The receiver over real loopback sockets, driven by a small sender.
 
 mod certificates;
+mod faults;
 mod kill;
 mod lab;
 mod sessions;

@@ -4,7 +4,7 @@ use crate::lab::{Lab, SIZES, Sender, dial, group, hello, name, receive};
 use tokio::io::AsyncWriteExt;
 use towline_block::{Epoch, Extent, Seq, VolumeId};
 use towline_shipper::batch::{BatchBuilder, Control};
-use towline_shipper::receiver::{Limits, ReceiverStatus, recover};
+use towline_shipper::receiver::{Limits, ReceiveConfig, Receiver, ReceiverStatus, recover};
 use towline_shipper::wire::{Message, RefusalCode, VolumeSize, write_message};
 use towline_shipper::{ErrorKind, GroupUuid, SessionId};
 
@@ -357,9 +357,31 @@ async fn many_batches_share_syncs_and_a_small_staging_still_lets_all_through() {
 fn two_receivers_do_not_share_a_directory() {
     let lab = Lab::new();
     let receiver = lab.start();
-    let error = towline_shipper::receiver::Receiver::start(lab.config()).err().unwrap();
+    let error = Receiver::start(lab.config()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Busy);
     receiver.stop();
+}
+
+#[tokio::test]
+async fn a_bound_receiver_starts_only_with_what_it_was_bound_to() {
+    let lab = Lab::new();
+    let receiver = lab.start();
+    drop(Sender::connect(&lab, &receiver).await);
+    receiver.stop();
+    let refuses = |change: fn(&mut ReceiveConfig), says: &str| {
+        let mut config = lab.config();
+        change(&mut config);
+        let error = Receiver::start(config).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    refuses(|config| config.group = Some(group("crm")), "holds group erp");
+    refuses(|config| config.targets[1].1 = "/elsewhere".into(), "/elsewhere");
+    std::fs::OpenOptions::new().write(true).open(lab.target(0)).unwrap().set_len(4096).unwrap();
+    refuses(|_| {}, "put the right disk there");
+    lab.start_with(|config| config.targets.clear()).err().unwrap();
+    std::fs::OpenOptions::new().write(true).open(lab.target(0)).unwrap().set_len(SIZES[0]).unwrap();
+    lab.start_with(|config| config.targets.clear()).unwrap().stop();
 }
 
 #[test]
@@ -369,7 +391,7 @@ fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let newer = br#"{"version": 2, "what": "nobody knows"}"#;
     std::fs::write(&path, newer).unwrap();
-    let error = towline_shipper::receiver::Receiver::start(lab.config()).err().unwrap();
+    let error = Receiver::start(lab.config()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::TooNew);
     assert_eq!(std::fs::read(&path).unwrap(), newer);
     assert_eq!(ReceiverStatus::load(&lab.state_dir()).unwrap_err().kind(), ErrorKind::TooNew);
@@ -380,7 +402,7 @@ fn insecure_receivers_listen_on_loopback_only() {
     let lab = Lab::new();
     let mut config = lab.config();
     config.listen = "0.0.0.0:0".into();
-    let error = towline_shipper::receiver::Receiver::start(config).err().unwrap();
+    let error = Receiver::start(config).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised);
     assert!(error.to_string().contains("--pki"), "{error}");
 }

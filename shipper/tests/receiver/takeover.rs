@@ -7,7 +7,7 @@ use towline_shipper::batch::Control;
 use towline_shipper::receiver::{Receiver, ReceiverStatus};
 use towline_shipper::wire::{Abort, Decision, Message, Outcome, Promote, Refusal, RefusalCode};
 
-fn promote(attempt: &str, position: Position, allow_rollback: bool) -> Message {
+pub fn promote(attempt: &str, position: Position, allow_rollback: bool) -> Message {
     Message::Promote(Promote { attempt: attempt.into(), position, allow_rollback })
 }
 
