@@ -150,8 +150,17 @@ impl Journal {
     pub fn ack(&self, seq: u64, claims: u64) {
         let seq = seq.min(self.ring.get(Counter::Done));
         self.end_claims(claims);
-        if seq > self.ring.get(Counter::Acked) {
-            self.ring.set(Counter::Acked, seq);
+        let rises = {
+            // Under the append lock, so that a BREAK or HEAL is never acknowledged, and
+            // out of recovery's sight, before *whole* says the same.
+            let _cursor = self.lock_cursor();
+            let rises = seq > self.ring.get(Counter::Acked);
+            if rises {
+                self.ring.set(Counter::Acked, seq);
+            }
+            rises
+        };
+        if rises {
             self.free_up_to(seq);
         }
     }

@@ -76,6 +76,8 @@ rules! {
     drain_to_watermark,
     /// R11: a slot is freed only by the target's durable ack.
     slots_freed_by_ack,
+    /// Slots are freed under the append lock: a BREAK or HEAL stays until `whole` is stored.
+    slots_freed_under_lock,
     /// Unacknowledged bytes are bounded.
     window_bounded,
     /// Resume only a receiver that stands at or behind nothing the ring has given up.

@@ -92,7 +92,12 @@ impl World {
             Some(LinkOp::Hold { .. }) => idle || !self.rules.hold_waits_for_inflight,
             Some(LinkOp::Seal { .. }) => self.proxy.lock.is_none(),
             Some(LinkOp::Claim { .. }) => true,
-            None => !link.requests.is_empty(),
+            None => match link.requests.front() {
+                Some(Req::Ack { .. }) => {
+                    self.proxy.lock.is_none() || !self.rules.slots_freed_under_lock
+                }
+                request => request.is_some(),
+            },
         }
     }
 
