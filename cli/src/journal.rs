@@ -180,7 +180,7 @@ fn verify(view: &GroupView, json: bool) -> anyhow::Result<Exit> {
         }
         if !report.ok {
             text.push_str(
-                "\n  the shipper finds damage too and sends the blocks from the source again",
+                "\n  the shipper finds damage too and has everything compared with the target",
             );
         }
         output::text_line(&text)?;
