@@ -22,7 +22,7 @@ const NUMBERS: [&str; 11] = [
 
 #[test]
 fn the_demo_passes_its_own_checks_and_reports_what_is_pinned() {
-    let demo = args!["demo", "--json", "--size", "64M", "--seconds", "8"];
+    let demo = args!["demo", "--json", "--size", "64M", "--seconds", "10"];
     let finished = run(towline(), demo, PATIENCE).exits(0);
     let report = finished.json();
     assert_eq!(report["verdict"], "pass", "{finished}");
