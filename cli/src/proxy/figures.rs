@@ -144,6 +144,11 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             (get(Counter::ClaimedBlocks) * block) as f64,
         ),
         Sample::gauge(
+            "towline_active_bytes",
+            "Extents that a power loss now would compare.",
+            journal.hot_bytes() as f64,
+        ),
+        Sample::gauge(
             "towline_whole",
             "1 while the journal holds every change.",
             get(Counter::Whole) as f64,
