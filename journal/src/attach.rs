@@ -5,9 +5,9 @@ use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
+use crate::sys::sync::{MutexGuard, Ordering};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::sync::{MutexGuard, atomic::Ordering};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Free slots there must be before a HEAL: its own, the next BREAK's, a RESYNC's and
@@ -114,7 +114,7 @@ impl Journal {
     /// is returned, whatever the target had. Also for a damaged record in the ring.
     pub fn resync_all(&self, how: Resync) -> u64 {
         let mut cursor = self.lock_cursor();
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let volume = VolumeId(index as u16);
             let map = VolumeMap::new(&self.ring, volume);
             match how {
@@ -168,6 +168,8 @@ impl Journal {
     /// Appends HEAL when nothing is dirty or claimed (R4). The shipper asks once the
     /// stream has passed every Q. Returns the record's number.
     pub fn heal(&self) -> Option<u64> {
+        // Claims do not revert between the readings of the two counters.
+        let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
         let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
         if cursor.whole || pending > 0 || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS {
@@ -212,7 +214,7 @@ impl Journal {
         let mut claims = self.claims.lock().expect("claims lock");
         claims.clear();
         let mut reverted = 0;
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
             let mut at = 0;
             while let Some(run) = map.next_claimed(at) {

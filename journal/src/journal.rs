@@ -10,10 +10,11 @@ use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::state::*;
 use crate::sys::shm_free_bytes;
+use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, atomic::Ordering};
+use std::sync::Arc;
 use towline_block::{BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c};
 
 pub use crate::recover::AttachPolicy;
@@ -76,7 +77,7 @@ pub struct Journal {
     pub(crate) state: Mutex<GroupState>,
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
-    _lock: File,
+    pub(crate) _lock: File,
 }
 
 /// min(256 MiB, 1/8 of memory, half of what is free where rings live).

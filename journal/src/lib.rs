@@ -16,6 +16,8 @@ pub mod inspect;
 mod journal;
 pub mod link;
 pub mod map;
+#[cfg(loom)]
+pub mod model;
 pub mod progress;
 mod reader;
 mod record;
