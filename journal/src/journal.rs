@@ -1,6 +1,7 @@
 //! The journal as its owner, the proxy, holds it: opening and recovery.
 
 use crate::append::Cursor;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
 use crate::map::{Bits, VolumeMap, runs_of};
@@ -552,12 +553,12 @@ fn new_incarnation(
     ring.set(Counter::Head, 1);
     ring.set(Counter::Done, 1);
     if let Err(error) = dir.store(&state) {
-        let _ = std::fs::remove_file(&ring_path);
+        durable::remove_ring(&ring_path);
         return Err(error);
     }
     // Only now is the new ring the group's; the old one is garbage.
     if let Some(old) = old {
-        let _ = std::fs::remove_file(&old.ring.path);
+        durable::remove_ring(&old.ring.path);
     }
     let cursor =
         Cursor { next_seq: 2, payload_head: 0, payload_tail: 0, freed_seq: 0, whole: false };

@@ -10,6 +10,8 @@
 
 mod append;
 mod attach;
+#[doc(hidden)]
+pub mod durable;
 pub mod error;
 pub mod format;
 pub mod inspect;
