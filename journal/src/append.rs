@@ -4,7 +4,7 @@
 use crate::format::*;
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
-use std::sync::atomic::Ordering;
+use crate::sys::sync::{Ordering, fence};
 use towline_block::{BlockRange, Extent, VolumeId, crc32c, is_zero};
 
 /// A change that a client asked for, checked against the volume's size.
@@ -257,25 +257,26 @@ impl Journal {
             }
         };
         for seq in ticket.first..ticket.first + u64::from(ticket.count) {
-            // SeqCst, as the loads in `advance_done`: of two threads that finish
-            // neighbours at once, at least one sees both.
-            self.ring.commit(seq).store(commit_word(seq, state), Ordering::SeqCst);
+            self.ring.commit(seq).store(commit_word(seq, state), Ordering::Release);
         }
         self.advance_done();
     }
 
     /// Moves the done mark over all final records that follow it without a gap.
     pub(crate) fn advance_done(&self) {
+        // Between the caller's commit words and the loads below: of two threads that
+        // end neighbours at once, at least one sees both (`tests/loom.rs`).
+        fence(Ordering::SeqCst);
         let done = self.ring.counter(Counter::Done);
         loop {
-            let at = done.load(Ordering::SeqCst);
+            let at = done.load(Ordering::Acquire);
             let next = at + 1;
-            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::SeqCst));
+            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::Acquire));
             if seq != next || !state.is_final() {
                 return;
             }
             // Lost races mean that another thread moved it: go on from there.
-            let _ = done.compare_exchange(at, next, Ordering::SeqCst, Ordering::SeqCst);
+            let _ = done.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 

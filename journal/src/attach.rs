@@ -5,9 +5,9 @@ use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
+use crate::sys::sync::{MutexGuard, Ordering};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::sync::{MutexGuard, atomic::Ordering};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Free slots there must be before a HEAL: its own, the next BREAK's, a RESYNC's and
@@ -118,7 +118,7 @@ impl Journal {
             tracing::error!("{e}: a power loss before the resync is done may go unnoticed");
         }
         let mut cursor = self.lock_cursor();
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let volume = VolumeId(index as u16);
             let map = VolumeMap::new(&self.ring, volume);
             match how {
@@ -172,6 +172,8 @@ impl Journal {
     /// Appends HEAL when nothing is dirty or claimed (R4). The shipper asks once the
     /// stream has passed every Q. Returns the record's number.
     pub fn heal(&self) -> Option<u64> {
+        // Claims do not revert between the readings of the two counters.
+        let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
         let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
         if cursor.whole || pending > 0 || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS {
@@ -216,7 +218,7 @@ impl Journal {
         let mut claims = self.claims.lock().expect("claims lock");
         claims.clear();
         let mut reverted = 0;
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
             let mut at = 0;
             while let Some(run) = map.next_claimed(at) {

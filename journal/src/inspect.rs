@@ -9,6 +9,14 @@ use crate::ring::Ring;
 use crate::state::{GroupDir, GroupState};
 use std::fs::File;
 
+/// The words of a saved change map, volume by volume: one bit a block, 64 to a word.
+///
+/// # Errors
+/// [`ErrorKind::Newer`] for a later version, [`ErrorKind::Damaged`] otherwise.
+pub fn saved_map(bytes: &[u8]) -> Result<Vec<Vec<u64>>> {
+    crate::saved::parse(bytes).map(|saved| saved.words)
+}
+
 /// A group's files, opened together.
 pub struct GroupView {
     pub dir: GroupDir,
@@ -71,7 +79,8 @@ impl GroupView {
     /// Numbers of the records that the target lacks, oldest first. On a live group
     /// both ends move on; a record may be gone when it is asked for.
     pub fn pending(&self) -> std::ops::RangeInclusive<u64> {
-        self.get(Counter::Acked) + 1..=self.get(Counter::Head)
+        let present = self.present();
+        self.get(Counter::Acked).saturating_add(1).max(*present.start())..=*present.end()
     }
 
     /// All records that may still be in the ring, also those the target has.

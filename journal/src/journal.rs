@@ -2,6 +2,7 @@
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
 use crate::append::Cursor;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
 use crate::map::{Bits, VolumeMap, runs_of};
@@ -13,10 +14,11 @@ use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::state::*;
 use crate::sys::shm_free_bytes;
+use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, atomic::Ordering};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use towline_block::{
     BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
@@ -84,7 +86,7 @@ pub struct Journal {
     pub(crate) state: Mutex<GroupState>,
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
-    _lock: File,
+    pub(crate) _lock: File,
 }
 
 /// min(256 MiB, 1/8 of memory, half of what is free where rings live).
@@ -698,12 +700,12 @@ fn new_incarnation(
     )
     .and_then(|_| dir.store(&state));
     if let Err(error) = stored {
-        let _ = std::fs::remove_file(&ring_path);
+        durable::remove_ring(&ring_path);
         return Err(error);
     }
     // Only now is the new ring the group's; the old one is garbage.
     if let Some(old) = old {
-        let _ = std::fs::remove_file(&old.ring.path);
+        durable::remove_ring(&old.ring.path);
     }
     let cursor =
         Cursor { next_seq: 2, payload_head: 0, payload_tail: 0, freed_seq: 0, whole: false };

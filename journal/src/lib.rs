@@ -11,12 +11,16 @@
 pub mod activity;
 mod append;
 mod attach;
+#[doc(hidden)]
+pub mod durable;
 pub mod error;
 pub mod format;
 pub mod inspect;
 mod journal;
 pub mod link;
 pub mod map;
+#[cfg(loom)]
+pub mod model;
 pub mod progress;
 mod reader;
 mod record;

@@ -8,7 +8,7 @@
 
 use crate::format::Counter;
 use crate::ring::Ring;
-use std::sync::atomic::Ordering;
+use crate::sys::sync::{AtomicU64, Ordering};
 use towline_block::{BlockRange, VolumeId};
 
 /// Which of a volume's bitmaps.
@@ -45,7 +45,7 @@ impl<'a> VolumeMap<'a> {
         BlockRange::new(0, self.ring.blocks(self.volume))
     }
 
-    fn word_at(self, bits: Bits, index: u64) -> &'a std::sync::atomic::AtomicU64 {
+    fn word_at(self, bits: Bits, index: u64) -> &'a AtomicU64 {
         let entry = &self.ring.volumes[self.volume];
         let base = match bits {
             Bits::Dirty => entry.dirty_offset.get(),

@@ -16,6 +16,16 @@ impl RingReader {
         Ok(RingReader { ring: Ring::open(file, false)? })
     }
 
+    #[cfg(loom)]
+    pub(crate) fn model(ring: Ring) -> RingReader {
+        RingReader { ring }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn model_ring(&self) -> &Ring {
+        &self.ring
+    }
+
     pub fn incarnation(&self) -> u32 {
         self.ring.incarnation()
     }

@@ -5,7 +5,7 @@
 use super::Bits;
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use towline_block::crc32c;
@@ -90,25 +90,19 @@ impl MapFile {
         extents: &[u64],
         bits: &Bits,
     ) -> Result<MapFile> {
-        let what = |e| Error::io(format!("cannot write {}", path.display()), e);
-        let temporary = path.with_extension("new");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(what)?;
         let (first, sectors) = places(extents);
-        let path_owned = path.to_owned();
-        let mut map =
-            MapFile { file, path: path_owned, group_uuid, incarnation, base, first, sectors };
-        map.store_all(bits)?;
-        map.store_header()?;
-        std::fs::rename(&temporary, path).map_err(what)?;
-        crate::state::sync_parent(path)?;
-        Ok(map)
+        let mut bytes = header(group_uuid, incarnation, base, &first, sectors).as_bytes().to_vec();
+        for (volume, first) in first.iter().enumerate() {
+            for at in 0..bits.volumes[volume].len().div_ceil(SECTOR_WORDS) as u64 {
+                bytes.extend_from_slice(
+                    sector(bits, volume, at, first + at, incarnation).as_bytes(),
+                );
+            }
+        }
+        crate::durable::replace(path, &bytes)?;
+        let file = open_rw(path)?;
+        let path = path.to_owned();
+        Ok(MapFile { file, path, group_uuid, incarnation, base, first, sectors })
     }
 
     /// Opens the map of this very incarnation; `None` when it is missing, of another
@@ -122,8 +116,7 @@ impl MapFile {
         let Some((bytes, found)) = load(path, group_uuid, incarnation, sizes)? else {
             return Ok(None);
         };
-        let what = |e| Error::io(format!("cannot open {}", path.display()), e);
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(what)?;
+        let file = open_rw(path)?;
         let extents: Vec<u64> =
             sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect();
         let bits = Bits {
@@ -175,37 +168,16 @@ impl MapFile {
         self.store_header()
     }
 
-    fn write_sector(&mut self, bits: &Bits, volume: usize, sector: u64) -> Result<()> {
-        let number = self.first[volume] + sector;
-        let start = sector as usize * SECTOR_WORDS;
-        let word = |at: usize| bits.volumes[volume].get(start + at).map_or(0, |w| w.load(SeqCst));
-        let mut content = ActivitySector {
-            words: std::array::from_fn(|at| word(at).into()),
-            number: number.into(),
-            incarnation: self.incarnation.into(),
-            crc: 0.into(),
-        };
-        content.crc = crc32c(&content.as_bytes()[..SECTOR_BYTES - 4]).into();
+    fn write_sector(&mut self, bits: &Bits, volume: usize, at: u64) -> Result<()> {
+        let number = self.first[volume] + at;
+        let content = sector(bits, volume, at, number, self.incarnation);
         self.write(content.as_bytes(), number + 1)
     }
 
     fn store_header(&mut self) -> Result<()> {
-        let mut header = ActivityHeader {
-            magic: ACTIVITY_MAGIC,
-            version: ACTIVITY_VERSION.into(),
-            incarnation: self.incarnation.into(),
-            group_uuid: self.group_uuid,
-            base_incarnation: self.base.incarnation.into(),
-            volume_count: (self.first.len() as u32).into(),
-            base_seq: self.base.seq.into(),
-            base_claims: self.base.claims.into(),
-            extent_bytes: super::EXTENT_BYTES.into(),
-            sectors: self.sectors.into(),
-            reserved: [0; 436],
-            crc: 0.into(),
-        };
-        header.crc = crc32c(&header.as_bytes()[..SECTOR_BYTES - 4]).into();
-        self.write(header.as_bytes(), 0)?;
+        let content =
+            header(self.group_uuid, self.incarnation, self.base, &self.first, self.sectors);
+        self.write(content.as_bytes(), 0)?;
         self.sync()
     }
 
@@ -220,6 +192,53 @@ impl MapFile {
             .sync_data()
             .map_err(|e| Error::io(format!("cannot flush {}", self.path.display()), e))
     }
+}
+
+fn open_rw(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))
+}
+
+/// Sector `at` of a volume's bits, `number` of the file's.
+fn sector(bits: &Bits, volume: usize, at: u64, number: u64, incarnation: u32) -> ActivitySector {
+    let start = at as usize * SECTOR_WORDS;
+    let word = |at: usize| bits.volumes[volume].get(start + at).map_or(0, |w| w.load(SeqCst));
+    let mut content = ActivitySector {
+        words: std::array::from_fn(|at| word(at).into()),
+        number: number.into(),
+        incarnation: incarnation.into(),
+        crc: 0.into(),
+    };
+    content.crc = crc32c(&content.as_bytes()[..SECTOR_BYTES - 4]).into();
+    content
+}
+
+fn header(
+    group_uuid: [u8; 16],
+    incarnation: u32,
+    base: Base,
+    first: &[u64],
+    sectors: u64,
+) -> ActivityHeader {
+    let mut header = ActivityHeader {
+        magic: ACTIVITY_MAGIC,
+        version: ACTIVITY_VERSION.into(),
+        incarnation: incarnation.into(),
+        group_uuid,
+        base_incarnation: base.incarnation.into(),
+        volume_count: (first.len() as u32).into(),
+        base_seq: base.seq.into(),
+        base_claims: base.claims.into(),
+        extent_bytes: super::EXTENT_BYTES.into(),
+        sectors: sectors.into(),
+        reserved: [0; 436],
+        crc: 0.into(),
+    };
+    header.crc = crc32c(&header.as_bytes()[..SECTOR_BYTES - 4]).into();
+    header
 }
 
 /// First sector of each volume's bits, and how many there are.
