@@ -64,6 +64,11 @@ fn change(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
 
 impl Disk {
     fn new(fault: Fault, image: &Image) -> Disk {
+        let image: Image = image
+            .iter()
+            .filter(|(path, _)| !is_ring(path))
+            .map(|(p, b)| (p.clone(), b.clone()))
+            .collect();
         let content = |bytes: &Vec<u8>| Content { now: bytes.clone(), durable: bytes.clone() };
         let names: BTreeMap<_, _> = image.keys().cloned().zip(0..).collect();
         let files = image.values().map(content).collect();
