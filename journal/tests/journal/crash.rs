@@ -64,6 +64,11 @@ fn change(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
 
 impl Disk {
     fn new(fault: Fault, image: &Image) -> Disk {
+        let image: Image = image
+            .iter()
+            .filter(|(path, _)| !is_ring(path))
+            .map(|(p, b)| (p.clone(), b.clone()))
+            .collect();
         let content = |bytes: &Vec<u8>| Content { now: bytes.clone(), durable: bytes.clone() };
         let on_disk = || image.iter().filter(|(path, _)| !is_ring(path));
         let names: BTreeMap<_, _> = on_disk().map(|(path, _)| path.clone()).zip(0..).collect();
