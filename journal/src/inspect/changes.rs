@@ -1,0 +1,143 @@
+//! The change map as a picture: how much of each stretch of a volume the target
+//! lacks, and on which way it will get it.
+
+use super::GroupView;
+use crate::format::Kind;
+use std::sync::atomic::Ordering;
+use towline_block::BlockRange;
+
+/// Blocks of one stretch of a volume. A block can count as several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    pub blocks: u64,
+    /// The journal holds a change of it.
+    pub journaled: u64,
+    pub dirty: u64,
+    pub claimed: u64,
+    pub suspect: u64,
+    /// The target lacks it: journaled, dirty or claimed.
+    pub pending: u64,
+}
+
+impl Cell {
+    fn add(&mut self, other: Cell) {
+        self.blocks += other.blocks;
+        self.journaled += other.journaled;
+        self.dirty += other.dirty;
+        self.claimed += other.claimed;
+        self.suspect += other.suspect;
+        self.pending += other.pending;
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeChanges {
+    pub name: String,
+    pub size_bytes: u64,
+    /// Blocks of a cell; the last cell may have fewer.
+    pub cell_blocks: u64,
+    pub cells: Vec<Cell>,
+    pub total: Cell,
+}
+
+impl GroupView {
+    /// The map of a volume in at most `cells_max` cells.
+    pub fn changes(&self, volume: usize, cells_max: u64) -> VolumeChanges {
+        let mut result = VolumeChanges {
+            name: self.volume_names().into_iter().nth(volume).unwrap_or_default(),
+            size_bytes: self.volume_size_bytes(volume),
+            ..VolumeChanges::default()
+        };
+        let blocks = self.volume_blocks(volume).count;
+        result.cell_blocks = blocks.div_ceil(cells_max.max(1)).max(1);
+        let Some(layers) = self.layers(volume, blocks) else { return result };
+        for first in (0..blocks).step_by(result.cell_blocks as usize) {
+            let mut cell = Cell::default();
+            for block in first..(first + result.cell_blocks).min(blocks) {
+                cell.add(layers.block(block));
+            }
+            result.total.add(cell);
+            result.cells.push(cell);
+        }
+        result
+    }
+
+    fn layers(&self, volume: usize, blocks: u64) -> Option<Layers> {
+        let ring = self.ring.as_ref()?;
+        let entry = ring.volumes.get(volume)?;
+        let copy = |offset: u64| -> Vec<u64> {
+            (0..entry.words.get())
+                .map(|index| ring.word(offset + index * 8).load(Ordering::Acquire))
+                .collect()
+        };
+        let mut journaled = vec![0; blocks.div_ceil(64) as usize];
+        for record in self.records(self.pending()) {
+            let changes = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim);
+            if changes && record.volume.index() == volume {
+                mark(&mut journaled, BlockRange::touching(record.extent));
+            }
+        }
+        Some(Layers {
+            journaled,
+            dirty: copy(entry.dirty_offset.get()),
+            claimed: copy(entry.claimed_offset.get()),
+            suspect: copy(entry.suspect_offset.get()),
+        })
+    }
+}
+
+/// One bit a block each.
+struct Layers {
+    journaled: Vec<u64>,
+    dirty: Vec<u64>,
+    claimed: Vec<u64>,
+    suspect: Vec<u64>,
+}
+
+impl Layers {
+    fn block(&self, block: u64) -> Cell {
+        let bit = |words: &[u64]| {
+            words.get((block / 64) as usize).map_or(0, |word| word >> (block % 64) & 1)
+        };
+        let (journaled, dirty) = (bit(&self.journaled), bit(&self.dirty));
+        let claimed = bit(&self.claimed);
+        Cell {
+            blocks: 1,
+            journaled,
+            dirty,
+            claimed,
+            suspect: bit(&self.suspect),
+            pending: journaled | dirty | claimed,
+        }
+    }
+}
+
+/// Sets the bits of a range, a word at a time.
+fn mark(words: &mut [u64], blocks: BlockRange) {
+    let (mut block, end) = (blocks.first, blocks.end());
+    while block < end {
+        let Some(word) = words.get_mut((block / 64) as usize) else { return };
+        let (shift, stop) = (block % 64, end.min((block / 64 + 1) * 64));
+        let count = stop - block;
+        let ones = if count == 64 { u64::MAX } else { (1 << count) - 1 };
+        *word |= ones << shift;
+        block = stop;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marked_ranges_are_exact_across_words() {
+        for (first, count) in [(0, 1), (63, 2), (5, 0), (10, 150), (64, 64), (190, 100)] {
+            let mut words = vec![0u64; 3];
+            mark(&mut words, BlockRange::new(first, count));
+            let set: Vec<u64> =
+                (0..192).filter(|b| words[(b / 64) as usize] >> (b % 64) & 1 == 1).collect();
+            let wanted: Vec<u64> = (first..(first + count).min(192)).collect();
+            assert_eq!(set, wanted, "{first} + {count}");
+        }
+    }
+}
