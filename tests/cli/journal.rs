@@ -7,6 +7,7 @@ mod show;
 use crate::DISK_BYTES;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use towline_bench::nbd_client::{Client, Request};
 use towline_tests::rig::Process;
 use towline_tests::{Rig, args};
 
@@ -32,6 +33,14 @@ fn ring_of(rig: &Rig) -> PathBuf {
     let is_ring = |name: OsString| name.to_string_lossy().starts_with(&prefix);
     let mut entries = std::fs::read_dir("/dev/shm").unwrap().flatten();
     entries.find(|entry| is_ring(entry.file_name())).unwrap().path()
+}
+
+fn zero(client: &mut Client, offset: u64, len: u32) {
+    client.roundtrip(Request::WriteZeroes { offset, len, fua: false, no_hole: false }).unwrap();
+}
+
+fn trim(client: &mut Client, offset: u64, len: u32) {
+    client.roundtrip(Request::Trim { offset, len, fua: false }).unwrap();
 }
 
 /// `towline journal WORD...` on a group's state directory.

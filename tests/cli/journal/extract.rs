@@ -1,6 +1,6 @@
 //! A volume rebuilt up to a record is what the source was at that record.
 
-use super::{journal, ring_of};
+use super::{journal, ring_of, trim, zero};
 use crate::DISK_BYTES;
 use std::path::{Path, PathBuf};
 use towline_tests::rig::Process;
@@ -44,10 +44,10 @@ fn the_result_is_the_source_as_it_was_at_each_record() {
         rig.client("disk0").write(at, &vec![round + 1; 70_001]).unwrap();
         rig.client("disk1").write(at, &[0xdd; 5000]).unwrap();
         if round == 2 {
-            rig.client("disk0").zero(123_000, 200_000, false).unwrap();
+            zero(&mut rig.client("disk0"), 123_000, 200_000);
         }
         if round == 3 {
-            rig.client("disk0").trim(1 << 20, 1 << 20).unwrap();
+            trim(&mut rig.client("disk0"), 1 << 20, 1 << 20);
         }
         if round == 4 {
             // More than one record holds.

@@ -1,6 +1,6 @@
 //! What is shown is what was written: filters, following, figures, the picture.
 
-use super::{journal, with_records};
+use super::{journal, trim, with_records, zero};
 use crate::DISK_BYTES;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -32,9 +32,9 @@ fn records(rig: &Rig, options: &[&str]) -> Vec<Value> {
 fn dump_shows_the_records_that_are_asked_for() {
     let rig = quiet();
     rig.client("disk0").write(4096, &[1; 4096]).unwrap();
-    rig.client("disk0").zero(65_536, 65_536, false).unwrap();
+    zero(&mut rig.client("disk0"), 65_536, 65_536);
     rig.client("disk1").write(0, b"towline!").unwrap();
-    rig.client("disk1").trim(8192, 4096).unwrap();
+    trim(&mut rig.client("disk1"), 8192, 4096);
     rig.client("disk1").flush().unwrap();
     let all = records(&rig, &[]);
     let kinds: Vec<&str> = all.iter().filter_map(|r| r["kind"].as_str()).collect();
@@ -123,12 +123,12 @@ fn stat_tells_the_figures_of_a_known_workload() {
     }
     client.write(1 << 20, &[1; 65_536]).unwrap();
     client.write((2 << 20) + 512, &[1; 512]).unwrap();
-    client.zero(3 << 20, 131_072, false).unwrap();
-    client.trim(4 << 20, 1 << 20).unwrap();
+    zero(&mut client, 3 << 20, 131_072);
+    trim(&mut client, 4 << 20, 1 << 20);
     let stat = rig.towline(journal(&dir(&rig), "stat", &["--pending", "--json"])).exits(0).json();
     let volume = &stat["volumes"][0];
-    let written = 20 * 4096 + 65_536 + 512 + 131_072;
-    let unique = 2 * 4096 + 65_536 + 4096 + 131_072;
+    let written: u32 = 20 * 4096 + 65_536 + 512 + 131_072;
+    let unique: u32 = 2 * 4096 + 65_536 + 4096 + 131_072;
     assert_eq!(volume["writes"], 23, "{stat}");
     assert_eq!(volume["written_bytes"], written, "{stat}");
     assert_eq!(volume["unique_bytes"], unique, "{stat}");
@@ -150,7 +150,7 @@ fn stat_tells_the_figures_of_a_known_workload() {
     assert_eq!(hot["volume"], "disk0", "{stat}");
     // The longest interval covers everything.
     let longest = stat["intervals"].as_array().and_then(|all| all.last()).cloned().unwrap();
-    assert!(longest["unique_bytes"].as_u64() >= Some(unique as u64), "{stat}");
+    assert!(longest["unique_bytes"].as_u64() >= Some(u64::from(unique)), "{stat}");
     assert_eq!(longest["written_bytes"], written, "{stat}");
     let text = rig.towline(journal(&dir(&rig), "stat", &[])).ok();
     assert!(text.contains("hottest") && text.contains("times over"), "{text}");
