@@ -168,10 +168,12 @@ fn describe(report: &Report) -> String {
     let age = pinned
         .oldest_age_s
         .map_or_else(String::new, |s| format!(", the oldest {} old", table::duration(s)));
-    lines.row("records", format!("{} wait for the target{age}", pinned.records));
+    lines.row("records", format!("{} waiting for the target{age}", pinned.records));
     lines.row("ring", pinned.ring_file.clone());
     if let Some(error) = &report.ring_error {
+        // Nothing that follows is known.
         lines.row("", format!("cannot be read: {error}"));
+        return format!("journal of group {}\n{}", pinned.group, lines.render(2));
     }
     lines.row(
         "slots",
@@ -244,16 +246,20 @@ pub fn describe_mix(mix: &MixReport) -> String {
     for kind in &mix.kinds {
         let bytes =
             if kind.bytes > 0 { format!(", {}", format_size(kind.bytes)) } else { String::new() };
-        lines.row(kind.kind, format!("{} records{bytes}", kind.records));
+        lines.row(kind.kind, format!("{}{bytes}", records(kind.records)));
     }
     let mut text = format!(
-        "\n{} records in the ring, of {}\n{}",
-        mix.records,
+        "\n{} in the ring, begun within {}\n{}",
+        records(mix.records),
         table::duration(mix.span_s),
         lines.render(2)
     );
     text.push_str(&histogram("sizes of writes", "up to", &mix.sizes));
     text
+}
+
+fn records(count: u64) -> String {
+    if count == 1 { "1 record".into() } else { format!("{count} records") }
 }
 
 /// Bars, one a bucket; nothing where there is none.
@@ -267,9 +273,9 @@ pub fn histogram(title: &str, label: &str, buckets: &[BucketLine]) -> String {
         lines.row(
             format!("{label} {}", format_size(bucket.bytes_upto)),
             format!(
-                "{}  {} records, {}",
+                "{}  {}, {}",
                 table::bar(bucket.records, all),
-                bucket.records,
+                records(bucket.records),
                 format_size(bucket.bytes)
             ),
         );

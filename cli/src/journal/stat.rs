@@ -4,7 +4,7 @@ use super::Place;
 use super::inspect::{MixReport, describe_mix, histogram, mix_report};
 use crate::exit::Exit;
 use crate::output;
-use crate::table::{self, Table};
+use crate::table::Table;
 use serde::Serialize;
 use towline_block::size::format_size;
 use towline_journal::inspect::{GroupView, Hot, Interval, Stat, VolumeStat};
@@ -146,7 +146,9 @@ fn describe(report: &Report) -> String {
         &report.mix.alignments,
     ));
     text.push_str(&describe_volumes(report));
-    text.push_str(&describe_intervals(report));
+    if !report.intervals.is_empty() {
+        text.push_str(&describe_intervals(report));
+    }
     if !report.hottest.is_empty() {
         let mut lines = Table::default();
         for hot in &report.hottest {
@@ -191,7 +193,7 @@ fn describe_intervals(report: &Report) -> String {
     let mut lines = Table::default();
     for of in &report.intervals {
         lines.row(
-            table::duration(of.interval_s as f64),
+            format!("{} s", of.interval_s),
             format!(
                 "{} on average, {} at most; {} in all instead of {}",
                 format_size(of.unique_bytes_mean),

@@ -58,6 +58,12 @@ fn report_of(found: &Verification) -> VerifyReport {
 }
 
 fn describe(group: &GroupView, report: &VerifyReport, seconds: f64) -> String {
+    if report.records == 0 && report.ok {
+        return format!(
+            "group {}: the target has every record; --all checks those that the ring still holds",
+            group.state.group
+        );
+    }
     let verdict = match report.errors.len() {
         0 => "all whole".into(),
         1 => "1 fault".into(),

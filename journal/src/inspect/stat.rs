@@ -158,9 +158,10 @@ fn unique_bytes(mut extents: Vec<Extent>, block_bytes: u64) -> u64 {
 
 fn intervals(mix: &Mix, written: &[Written]) -> Vec<Interval> {
     let mut all = Vec::new();
-    let span_ns = mix.last_ns.saturating_sub(mix.first_ns);
+    let Some(first_ns) = written.iter().map(|w| w.unix_ns).min() else { return all };
+    let span_ns = mix.last_ns.saturating_sub(first_ns);
     for seconds in INTERVALS_S {
-        all.push(interval(seconds, mix.first_ns, written));
+        all.push(interval(seconds, first_ns, written));
         if span_ns < seconds * 1_000_000_000 {
             break;
         }
