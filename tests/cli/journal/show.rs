@@ -5,7 +5,7 @@ use crate::DISK_BYTES;
 use serde_json::Value;
 use std::path::PathBuf;
 use towline_tests::rig::Process;
-use towline_tests::{Daemon, Rig, args, run};
+use towline_tests::{Daemon, Rig, run};
 
 /// A drained group of two volumes without a shipper.
 fn quiet() -> Rig {
@@ -249,7 +249,8 @@ fn the_check_of_the_svg_finds_faults() {
 #[test]
 fn looking_on_does_not_disturb_a_group_that_drains() {
     let mut rig = with_records();
-    let mut follower = Daemon::start(&args!["journal", "tail", dir(&rig), "-f", "--for", "600"]);
+    let tail = journal(&dir(&rig), "tail", &["-f", "--for", "600"]);
+    let mut follower = Daemon::start(&tail);
     rig.start_ship();
     for command in ["inspect", "dump", "verify", "stat", "map"] {
         rig.client("disk0").write(0, command.as_bytes()).unwrap();
