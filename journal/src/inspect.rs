@@ -92,13 +92,20 @@ impl GroupView {
         // and made room that the head has taken.
         let before = ring.get(Counter::Acked);
         let done = ring.get(Counter::Done);
-        let head = ring.get(Counter::Head);
+        let mut head = ring.get(Counter::Head);
         let acked = ring.get(Counter::Acked);
+        // A control record is published before the head moves over it, and another
+        // thread may count it as done in between: right, if it is there.
+        if done > head && done <= SEQ_MAX && ring.record(done).is_ok() {
+            head = done;
+        }
         let sound = before <= done
             && before <= acked
             && done <= head.max(acked)
             && head <= SEQ_MAX
-            && head.saturating_sub(acked) <= ring.slots();
+            && acked <= SEQ_MAX
+            && head.saturating_sub(acked) <= ring.slots()
+            && (acked <= head || ring.get(Counter::Head) >= acked);
         if sound {
             // Head and done lag when the ack overtook them between two reads.
             return Marks { head: head.max(acked), done: done.max(acked), acked, sound };

@@ -6,7 +6,7 @@ use super::lines::{Form, Lines, RecordLine};
 use crate::exit::Exit;
 use crate::output;
 use serde::Serialize;
-use towline_journal::inspect::{GroupView, SlotFault};
+use towline_journal::inspect::{GroupView, Marks, SlotFault};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -35,11 +35,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let view = args.place.open_ring()?;
     let filter = Filter::new(&view, &args.selection)?.within(&args.range)?;
     let form = Form { payload: args.payload, json: args.place.json };
-    let acked = view.marks().acked;
+    let marks = view.marks();
     let records = args
         .range
         .numbers(&view)
-        .filter_map(|seq| line(&view, seq, acked, &filter, form))
+        .filter_map(|seq| line(&view, seq, marks, &filter, form))
         .take(args.limit.unwrap_or(usize::MAX));
     if form.json {
         let group = view.state.group.to_string();
@@ -59,14 +59,15 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn line(view: &GroupView, seq: u64, acked: u64, filter: &Filter, form: Form) -> Option<RecordLine> {
     match view.read(seq)? {
-        Ok(record) => filter.passes(&record).then(|| RecordLine::of(view, &record, acked, form)),
+        Ok(record) => {
+            filter.passes(&record).then(|| RecordLine::of(view, &record, marks.acked, form))
+        }
         // Nobody knows its kind, volume or time; a record that the target has may be
         // gone, and one without an outcome not there yet.
         Err(fault) => {
-            let marks = view.marks();
             let gone = matches!(fault, SlotFault::OtherRecord { .. })
                 && !(marks.acked + 1..=marks.done).contains(&seq);
-            (filter.is_open() && !gone).then(|| RecordLine::unreadable(seq, fault, acked))
+            (filter.is_open() && !gone).then(|| RecordLine::unreadable(seq, fault, marks.acked))
         }
     }
 }

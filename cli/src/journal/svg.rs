@@ -133,8 +133,10 @@ fn escaped(text: &str) -> String {
 pub fn write(path: &Path, document: &str) -> anyhow::Result<()> {
     if path.exists() {
         let mut start = [0; 4];
-        let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start));
-        if !path.is_file() || read.is_err() || &start != b"<svg" {
+        // Opening a pipe would wait for its writer.
+        let read = path.is_file()
+            && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok();
+        if !read || &start != b"<svg" {
             bail!(
                 "{} exists and is no SVG: it is left as it is, name another file",
                 path.display()

@@ -10,6 +10,7 @@ use super::lines::{Form, Lines, RecordLine};
 use crate::exit::Exit;
 use crate::output;
 use crate::signals::Stop;
+use anyhow::bail;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -62,6 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         filter,
         form,
         next: 0,
+        following: args.follow,
         tail: Tail {
             group: view.state.group.to_string(),
             incarnation: view.ring_incarnation(),
@@ -114,6 +116,7 @@ struct Follower {
     form: Form,
     /// The record to show next.
     next: u64,
+    following: bool,
     out: Option<Lines>,
     tail: Tail,
 }
@@ -138,9 +141,12 @@ impl Follower {
     /// Shows what is new; whether somebody still reads.
     fn show(&mut self) -> anyhow::Result<bool> {
         let marks = self.view.marks();
-        // Without sound counters nothing says what is new.
-        if !marks.sound {
-            return Ok(true);
+        if !marks.sound && self.following {
+            bail!(
+                "the counters of the ring {} contradict each other, so that nothing says what is \
+                 new: see `towline journal verify`",
+                self.view.state.ring.path.display()
+            );
         }
         let oldest = *self.view.present().start();
         if self.next < oldest {

@@ -52,10 +52,7 @@ impl GroupView {
         result.cell_blocks = blocks.div_ceil(cells_max.max(1)).max(1);
         let Some(layers) = self.layers(volume, blocks) else { return result };
         for first in (0..blocks).step_by(result.cell_blocks as usize) {
-            let mut cell = Cell::default();
-            for block in first..(first + result.cell_blocks).min(blocks) {
-                cell.add(layers.block(block));
-            }
+            let cell = layers.cell(first, (first + result.cell_blocks).min(blocks));
             result.total.add(cell);
             result.cells.push(cell);
         }
@@ -95,34 +92,48 @@ struct Layers {
 }
 
 impl Layers {
-    fn block(&self, block: u64) -> Cell {
-        let bit = |words: &[u64]| {
-            words.get((block / 64) as usize).map_or(0, |word| word >> (block % 64) & 1)
-        };
-        let (journaled, dirty) = (bit(&self.journaled), bit(&self.dirty));
-        let claimed = bit(&self.claimed);
-        Cell {
-            blocks: 1,
-            journaled,
-            dirty,
-            claimed,
-            suspect: bit(&self.suspect),
-            pending: journaled | dirty | claimed,
+    /// Counts blocks `first` to `end`, a word at a time: volumes have millions.
+    fn cell(&self, first: u64, end: u64) -> Cell {
+        let mut cell = Cell { blocks: end - first, ..Cell::default() };
+        for (index, mask) in words(BlockRange::new(first, end - first)) {
+            let bits = |layer: &[u64]| layer.get(index).map_or(0, |word| word & mask);
+            let ones = |bits: u64| u64::from(bits.count_ones());
+            let (journaled, dirty) = (bits(&self.journaled), bits(&self.dirty));
+            let claimed = bits(&self.claimed);
+            cell.journaled += ones(journaled);
+            cell.dirty += ones(dirty);
+            cell.claimed += ones(claimed);
+            cell.suspect += ones(bits(&self.suspect));
+            cell.pending += ones(journaled | dirty | claimed);
         }
+        cell
     }
 }
 
-/// Sets the bits of a range, a word at a time.
-fn mark(words: &mut [u64], blocks: BlockRange) {
-    let (mut block, end) = (blocks.first, blocks.end());
-    while block < end {
-        let Some(word) = words.get_mut((block / 64) as usize) else { return };
-        let (shift, stop) = (block % 64, end.min((block / 64 + 1) * 64));
-        let count = stop - block;
-        let ones = if count == 64 { u64::MAX } else { (1 << count) - 1 };
-        *word |= ones << shift;
-        block = stop;
+/// Sets the bits of a range, as far as there are words for them.
+fn mark(layer: &mut [u64], blocks: BlockRange) {
+    for (index, mask) in words(blocks) {
+        let Some(word) = layer.get_mut(index) else { return };
+        *word |= mask;
     }
+}
+
+/// The words that a range touches, each with the mask of its bits.
+fn words(blocks: BlockRange) -> impl Iterator<Item = (usize, u64)> {
+    let (mut block, end) = (blocks.first, blocks.end());
+    std::iter::from_fn(move || {
+        if block >= end {
+            return None;
+        }
+        let (index, shift) = (block / 64, block % 64);
+        let stop = end.min((index + 1) * 64);
+        let ones = match stop - block {
+            64 => u64::MAX,
+            count => (1 << count) - 1,
+        };
+        block = stop;
+        Some((index as usize, ones << shift))
+    })
 }
 
 #[cfg(test)]

@@ -208,6 +208,21 @@ fn counters_that_contradict_each_other_are_a_fault_and_the_slots_are_believed() 
 }
 
 #[test]
+fn a_head_that_was_not_moved_over_a_published_control_record_is_no_fault() {
+    let mut lab = Lab::new();
+    lab.write(0, 0, &[1; 512], SlotState::Done);
+    // Killed between the publication and the head; another thread saw it done.
+    lab.control(Control::Break);
+    lab.ring.set(Counter::Head, 3);
+    assert_eq!(lab.view().marks(), Marks { head: 4, done: 4, acked: 0, sound: true });
+    assert_eq!(lab.faults(), []);
+    // Numbers given whose owner died before it published them.
+    lab.ring.set(Counter::Head, 7);
+    assert_eq!(lab.faults(), []);
+    assert_eq!(lab.view().pending(), 1..=7);
+}
+
+#[test]
 fn no_flipped_byte_makes_a_look_fail_or_last() {
     let mut lab = Lab::new();
     for n in 0..40u8 {
