@@ -57,7 +57,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn line(view: &GroupView, seq: u64, acked: u64, filter: &Filter, form: Form) -> Option<RecordLine> {
+fn line(
+    view: &GroupView,
+    seq: u64,
+    marks: Marks,
+    filter: &Filter,
+    form: Form,
+) -> Option<RecordLine> {
     match view.read(seq)? {
         Ok(record) => {
             filter.passes(&record).then(|| RecordLine::of(view, &record, marks.acked, form))
