@@ -95,7 +95,7 @@ fn describe(group: &GroupView, report: &VerifyReport, seconds: f64) -> String {
     }
     if !report.ok && group.has_ring() {
         text.push_str(
-            "\n  the shipper finds damage too and sends the blocks from the source again",
+            "\n  the shipper finds damage too and has everything compared with the target",
         );
     }
     text
