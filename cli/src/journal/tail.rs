@@ -9,7 +9,7 @@ use super::filter::{Filter, Selection};
 use super::lines::{Form, Lines, RecordLine};
 use crate::exit::Exit;
 use crate::output;
-use crate::signals::Stop;
+use crate::signals::{Again, Stop};
 use anyhow::bail;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut read = follower.show()?;
     if args.follow && read {
         let end = args.seconds.map(duration).transpose()?.map(|time| Instant::now() + time);
-        let stop = Stop::listen()?;
+        let stop = Stop::listen(Again::EndsAtOnce)?;
         let mut checked = Instant::now();
         while read && end.is_none_or(|end| Instant::now() < end) {
             let left =

@@ -55,7 +55,7 @@ impl Lab {
             group_uuid: Hex16([1; 16]),
             epoch: 1,
             incarnation: 1,
-            ring: RingPlace { path: ring_path, id: Hex16([2; 16]) },
+            ring: RingPlace { path: ring_path, id: Hex16([2; 16]), boot_id: Hex16([3; 16]) },
             volumes: vec![volume("a"), volume("b")],
             seal: None,
             stopped: None,
