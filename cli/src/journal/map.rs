@@ -38,12 +38,13 @@ pub enum Shade {
     Dirty,
     Claimed,
     Journaled,
+    Hot,
     Clean,
 }
 
 impl Shade {
-    pub const ALL: [Shade; 5] =
-        [Shade::Clean, Shade::Journaled, Shade::Claimed, Shade::Dirty, Shade::Suspect];
+    pub const ALL: [Shade; 6] =
+        [Shade::Clean, Shade::Hot, Shade::Journaled, Shade::Claimed, Shade::Dirty, Shade::Suspect];
 
     pub fn of(cell: &Cell) -> Shade {
         if cell.suspect > 0 {
@@ -54,6 +55,8 @@ impl Shade {
             Shade::Claimed
         } else if cell.journaled > 0 {
             Shade::Journaled
+        } else if cell.hot > 0 {
+            Shade::Hot
         } else {
             Shade::Clean
         }
@@ -65,6 +68,7 @@ impl Shade {
             Shade::Dirty => "dirty",
             Shade::Claimed => "claimed",
             Shade::Journaled => "journaled",
+            Shade::Hot => "hot",
             Shade::Clean => "clean",
         }
     }
@@ -75,6 +79,7 @@ impl Shade {
             Shade::Dirty => "the target lacks it, the journal does not hold it",
             Shade::Claimed => "on its way to the target",
             Shade::Journaled => "changed by records that the target lacks",
+            Shade::Hot => "the target has it; written lately, so compared after a power loss",
             Shade::Clean => "the target has it",
         }
     }
@@ -86,6 +91,7 @@ impl Shade {
             Shade::Dirty => 'D',
             Shade::Claimed => 'C',
             Shade::Journaled => 'J',
+            Shade::Hot => return ':',
             Shade::Clean => return '.',
         };
         if cell.pending < cell.blocks { letter.to_ascii_lowercase() } else { letter }
@@ -98,6 +104,7 @@ impl Shade {
             Shade::Dirty => 31,
             Shade::Claimed => 33,
             Shade::Journaled => 36,
+            Shade::Hot => 34,
             Shade::Clean => 90,
         }
     }
@@ -121,9 +128,11 @@ struct VolumeLine {
     dirty_bytes: u64,
     claimed_bytes: u64,
     suspect_bytes: u64,
+    /// Of the activity map; `null` without one.
+    hot_bytes: Option<u64>,
     /// Bytes of one letter of the picture.
     cell_bytes: u64,
-    /// One letter a cell: `.` clean, J journaled, C claimed, D dirty, S suspect; small
+    /// One letter a cell: `.` clean, `:` hot, J journaled, C claimed, D dirty, S suspect; small
     /// letters where only some of the cell's blocks are meant.
     picture: Vec<String>,
 }
@@ -172,6 +181,7 @@ fn line(map: &VolumeChanges) -> VolumeLine {
         dirty_bytes: map.total.dirty * BLOCK_BYTES,
         claimed_bytes: map.total.claimed * BLOCK_BYTES,
         suspect_bytes: map.total.suspect * BLOCK_BYTES,
+        hot_bytes: map.activity_known.then_some(map.total.hot * BLOCK_BYTES),
         cell_bytes: map.cell_blocks * BLOCK_BYTES,
         picture: map
             .cells
@@ -203,12 +213,17 @@ fn describe(view: &GroupView, maps: &[VolumeChanges], colour: bool) -> String {
         };
         let _ = writeln!(
             text,
-            "  the target lacks {}: journaled {}, dirty {}, claimed {}; suspect {}",
+            "  the target lacks {}: journaled {}, dirty {}, claimed {}; suspect {}{}",
             amount(map.total.pending),
             amount(map.total.journaled),
             amount(map.total.dirty),
             amount(map.total.claimed),
-            amount(map.total.suspect)
+            amount(map.total.suspect),
+            if map.activity_known {
+                format!("; hot {}", amount(map.total.hot))
+            } else {
+                String::new()
+            }
         );
     }
     text.push('\n');
@@ -248,6 +263,7 @@ mod tests {
             claimed,
             suspect,
             pending,
+            hot: 0,
         };
         let row = [
             cell(0, 0, 0, 0, 0),

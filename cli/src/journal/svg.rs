@@ -23,6 +23,7 @@ const ROWS_PER_OFFSET: usize = 4;
 fn fill(shade: Shade) -> &'static str {
     match shade {
         Shade::Clean => "#e4e7eb",
+        Shade::Hot => "#b7cbe6",
         Shade::Journaled => "#2a9d8f",
         Shade::Claimed => "#e9a13b",
         Shade::Dirty => "#c8382d",
@@ -83,7 +84,7 @@ fn squares(body: &mut String, row: &[Cell], first: u64, cell_bytes: u64, y: u64)
     for run in row.chunk_by(|a, b| like(a) == like(b)) {
         let Some((shade, all)) = run.first().map(like) else { continue };
         let count = run.len() as u64;
-        let opacity = if all || shade == Shade::Clean { "1" } else { "0.55" };
+        let opacity = if all || matches!(shade, Shade::Clean | Shade::Hot) { "1" } else { "0.55" };
         let from = (first + column) * cell_bytes;
         // Writing to a String cannot fail.
         let _ = writeln!(

@@ -2,9 +2,12 @@
 //! lacks, and on which way it will get it.
 
 use super::GroupView;
+use crate::activity::EXTENT_BYTES;
 use crate::format::Kind;
 use std::sync::atomic::Ordering;
-use towline_block::BlockRange;
+use towline_block::{BLOCK_BYTES, BlockRange};
+
+const BLOCKS_PER_EXTENT: u64 = EXTENT_BYTES / BLOCK_BYTES;
 
 /// Blocks of one stretch of a volume. A block can count as several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub struct Cell {
     pub suspect: u64,
     /// The target lacks it: journaled, dirty or claimed.
     pub pending: u64,
+    /// In an extent that is hot in the activity map: compared after a power loss.
+    pub hot: u64,
 }
 
 impl Cell {
@@ -27,6 +32,7 @@ impl Cell {
         self.claimed += other.claimed;
         self.suspect += other.suspect;
         self.pending += other.pending;
+        self.hot += other.hot;
     }
 }
 
@@ -38,6 +44,8 @@ pub struct VolumeChanges {
     pub cell_blocks: u64,
     pub cells: Vec<Cell>,
     pub total: Cell,
+    /// Whether there is an activity map to tell what is hot.
+    pub activity_known: bool,
 }
 
 impl GroupView {
@@ -51,12 +59,27 @@ impl GroupView {
         let blocks = self.volume_blocks(volume).count;
         result.cell_blocks = blocks.div_ceil(cells_max.max(1)).max(1);
         let Some(layers) = self.layers(volume, blocks) else { return result };
+        result.activity_known = layers.activity_known;
         for first in (0..blocks).step_by(result.cell_blocks as usize) {
             let cell = layers.cell(first, (first + result.cell_blocks).min(blocks));
             result.total.add(cell);
             result.cells.push(cell);
         }
         result
+    }
+
+    /// Numbers of a volume's hot extents; `None` without a sound activity map.
+    fn activity(&self, volume: usize) -> Option<Vec<u64>> {
+        let ring = self.ring.as_ref()?;
+        let sizes: Vec<u64> = ring.volumes.iter().map(|v| v.size_bytes.get()).collect();
+        let (path, group) = (self.dir.activity_path(), self.state.group_uuid.0);
+        let found = crate::activity::find(&path, group, ring.incarnation(), &sizes).ok()??;
+        let words = found.hot.get(volume)?;
+        let extents = sizes.get(volume)?.div_ceil(EXTENT_BYTES);
+        let is_hot = |extent: &u64| {
+            words.get((extent / 64) as usize).is_some_and(|w| w >> (extent % 64) & 1 == 1)
+        };
+        Some((0..extents).filter(is_hot).collect())
     }
 
     fn layers(&self, volume: usize, blocks: u64) -> Option<Layers> {
@@ -74,7 +97,16 @@ impl GroupView {
                 mark(&mut journaled, BlockRange::touching(record.extent));
             }
         }
+        let activity = self.activity(volume);
+        let mut hot = vec![0; journaled.len()];
+        for extent in activity.iter().flatten() {
+            let first = extent * BLOCKS_PER_EXTENT;
+            let count = BLOCKS_PER_EXTENT.min(blocks.saturating_sub(first));
+            mark(&mut hot, BlockRange::new(first, count));
+        }
         Some(Layers {
+            activity_known: activity.is_some(),
+            hot,
             journaled,
             dirty: copy(entry.dirty_offset.get()),
             claimed: copy(entry.claimed_offset.get()),
@@ -85,6 +117,8 @@ impl GroupView {
 
 /// One bit a block each.
 struct Layers {
+    activity_known: bool,
+    hot: Vec<u64>,
     journaled: Vec<u64>,
     dirty: Vec<u64>,
     claimed: Vec<u64>,
@@ -104,6 +138,7 @@ impl Layers {
             cell.dirty += ones(dirty);
             cell.claimed += ones(claimed);
             cell.suspect += ones(bits(&self.suspect));
+            cell.hot += ones(bits(&self.hot));
             cell.pending += ones(journaled | dirty | claimed);
         }
         cell

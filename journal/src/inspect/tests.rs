@@ -333,7 +333,8 @@ fn the_map_shows_bits_and_undrained_records_cell_by_cell() {
     lab.write(1, 0, &[1; 512], SlotState::Done);
     let map = lab.view().changes(0, 100);
     assert_eq!((map.cell_blocks, map.cells.len()), (1, 9));
-    let total = Cell { blocks: 9, journaled: 1, dirty: 2, claimed: 2, suspect: 1, pending: 4 };
+    let total =
+        Cell { blocks: 9, journaled: 1, dirty: 2, claimed: 2, suspect: 1, pending: 4, hot: 0 };
     assert_eq!(map.total, total);
     assert_eq!(
         map.cells[1],
