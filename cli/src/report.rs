@@ -31,6 +31,8 @@ pub struct GroupStatus {
     pub ring_used_bytes: u64,
     pub spill_used_bytes: u64,
     pub map_set_bytes: u64,
+    /// The part of `map_set_bytes` that is compared with the target before it is sent.
+    pub map_suspect_bytes: u64,
     pub baseline: Baseline,
     pub resent_bytes: u64,
     pub sent_bytes: u64,

@@ -122,7 +122,8 @@ impl Journal {
             }
             ring.counter(Counter::GuestWrittenBytes).fetch_add(extent.len, Ordering::Relaxed);
             let map = VolumeMap::new(ring, volume);
-            // R2. Only this thread, the volume's, takes dirty away from its blocks.
+            // R2. Only this thread, the volume's, takes dirty away from its blocks. An
+            // extent with dirty blocks is hot.
             if map.all_set(Bits::Dirty, BlockRange::touching(extent)) {
                 ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
                 return Begun::Map;
@@ -136,6 +137,7 @@ impl Journal {
         let count = extent.len.div_ceil(piece_bytes).max(1);
         let payload = if zero { 0 } else { extent.len };
         let Some((first, position)) = self.reserve(volume, extent, count, payload) else {
+            self.activity.touch(volume, extent);
             return Begun::Map;
         };
         match change {
@@ -148,6 +150,8 @@ impl Journal {
             }
         }
         ring.counter(Counter::JournaledBytes).fetch_add(payload, Ordering::Relaxed);
+        // R7: after the number was taken, before the source is written.
+        self.activity.touch(volume, extent);
         Begun::Record(Ticket { first, count: count as u32, volume, extent })
     }
 

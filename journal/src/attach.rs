@@ -113,6 +113,10 @@ impl Journal {
     /// Everything becomes dirty. The stream goes on at the RESYNC record whose number
     /// is returned, whatever the target had. Also for a damaged record in the ring.
     pub fn resync_all(&self, how: Resync) -> u64 {
+        // R7: what is dirty is hot, durably. No guest waits for this.
+        if let Err(e) = self.activity.heat_all() {
+            tracing::error!("{e}: a power loss before the resync is done may go unnoticed");
+        }
         let mut cursor = self.lock_cursor();
         for index in 0..self.ring.volumes.len() {
             let volume = VolumeId(index as u16);

@@ -8,6 +8,7 @@
 //! Promises: an acknowledged change is in the ring or dirty in the map, whatever
 //! process is killed; nothing here ever fails or delays a guest's request.
 
+pub mod activity;
 mod append;
 mod attach;
 #[doc(hidden)]

@@ -62,6 +62,15 @@ impl<'a> VolumeMap<'a> {
             .all(|(index, mask)| self.word_at(bits, index).load(Ordering::Acquire) & mask == mask)
     }
 
+    /// Whether any block of the range is dirty or claimed.
+    pub fn is_pending(self, blocks: BlockRange) -> bool {
+        words(blocks).any(|(index, mask)| {
+            let dirty = self.word_at(Bits::Dirty, index).load(Ordering::Acquire);
+            let claimed = self.word_at(Bits::Claimed, index).load(Ordering::Acquire);
+            (dirty | claimed) & mask != 0
+        })
+    }
+
     /// Sets the bit; returns how many blocks did not have it.
     pub fn set(self, bits: Bits, blocks: BlockRange) -> u64 {
         let mut changed = 0;

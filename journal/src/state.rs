@@ -82,6 +82,10 @@ impl GroupDir {
         self.path.join("saved.map")
     }
 
+    pub fn activity_path(&self) -> PathBuf {
+        self.path.join("activity.map")
+    }
+
     pub fn proxy_socket(&self) -> PathBuf {
         self.path.join("proxy.sock")
     }
@@ -203,6 +207,8 @@ impl GroupState {
 pub struct RingPlace {
     pub path: PathBuf,
     pub id: Hex16,
+    /// The boot in which it was made: shared memory does not outlive it.
+    pub boot_id: Hex16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,6 +284,13 @@ impl TryFrom<String> for Hex16 {
         }
         Ok(Hex16(bytes))
     }
+}
+
+/// When the kernel booted, Unix time in nanoseconds; `None` where it does not tell.
+pub fn boot_unix_ns() -> Option<i128> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = text.lines().find_map(|line| line.strip_prefix("btime "))?;
+    seconds.trim().parse::<i128>().ok().map(|seconds| seconds * 1_000_000_000)
 }
 
 /// The kernel's boot id; zeroes where it does not tell.

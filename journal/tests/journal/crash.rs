@@ -70,8 +70,9 @@ impl Disk {
             .map(|(p, b)| (p.clone(), b.clone()))
             .collect();
         let content = |bytes: &Vec<u8>| Content { now: bytes.clone(), durable: bytes.clone() };
-        let names: BTreeMap<_, _> = image.keys().cloned().zip(0..).collect();
-        let files = image.values().map(content).collect();
+        let on_disk = || image.iter().filter(|(path, _)| !is_ring(path));
+        let names: BTreeMap<_, _> = on_disk().map(|(path, _)| path.clone()).zip(0..).collect();
+        let files = on_disk().map(|(_, bytes)| content(bytes)).collect();
         Disk { fault, files, durable_names: names.clone(), names, volatile: Vec::new() }
     }
 

@@ -2,14 +2,16 @@
 
 use std::mem::{offset_of, size_of};
 use towline_block::{Extent, VolumeId, crc32c};
+use towline_journal::activity::file::{ActivityHeader, ActivitySector};
 use towline_journal::format::*;
 use zerocopy::IntoBytes;
 
 const DOC: &str = include_str!("../../../docs/formats/journal.md");
+const ACTIVITY_DOC: &str = include_str!("../../../docs/formats/activity.md");
 
 /// Rows (offset, size, name) of the table under a heading.
-fn table(heading: &str) -> Vec<(usize, usize, String)> {
-    let section = DOC.split(&format!("## {heading}\n")).nth(1).expect("the section exists");
+fn table(doc: &str, heading: &str) -> Vec<(usize, usize, String)> {
+    let section = doc.split(&format!("## {heading}\n")).nth(1).expect("the section exists");
     let section = section.split("\n## ").next().unwrap();
     let cells = |line: &str| -> Vec<String> {
         line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
@@ -23,8 +25,8 @@ fn table(heading: &str) -> Vec<(usize, usize, String)> {
 }
 
 macro_rules! compare {
-    ($heading:literal, $type:ty, [$($field:ident),* $(,)?]) => {{
-        let rows = table($heading);
+    ($doc:expr, $heading:literal, $type:ty, [$($field:ident),* $(,)?]) => {{
+        let rows = table($doc, $heading);
         let mut fields = vec![$((offset_of!($type, $field), stringify!($field).to_owned())),*];
         fields.sort();
         let mut end = 0;
@@ -41,6 +43,7 @@ macro_rules! compare {
 #[test]
 fn the_document_describes_the_structs() {
     compare!(
+        DOC,
         "Superblock",
         Superblock,
         [
@@ -69,11 +72,13 @@ fn the_document_describes_the_structs() {
         ]
     );
     compare!(
+        DOC,
         "VolumeEntry",
         VolumeEntry,
         [size_bytes, dirty_offset, claimed_offset, suspect_offset, words, name, reserved, crc,]
     );
     compare!(
+        DOC,
         "Slot",
         Slot,
         [
@@ -92,6 +97,30 @@ fn the_document_describes_the_structs() {
             control,
         ]
     );
+}
+
+#[test]
+fn the_activity_document_describes_its_structs() {
+    compare!(
+        ACTIVITY_DOC,
+        "ActivityHeader",
+        ActivityHeader,
+        [
+            magic,
+            version,
+            incarnation,
+            group_uuid,
+            base_incarnation,
+            volume_count,
+            base_seq,
+            base_claims,
+            extent_bytes,
+            sectors,
+            reserved,
+            crc,
+        ]
+    );
+    compare!(ACTIVITY_DOC, "ActivitySector", ActivitySector, [words, number, incarnation, crc]);
 }
 
 #[test]

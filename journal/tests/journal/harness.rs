@@ -20,6 +20,7 @@ pub struct Lab {
     pub target: Target,
     pub ring_bytes: u64,
     pub attach: AttachPolicy,
+    pub size: u64,
 }
 
 /// What the target durably has.
@@ -34,19 +35,23 @@ pub struct Target {
 
 impl Lab {
     pub fn new(ring_bytes: u64) -> Lab {
+        Lab::with_size(ring_bytes, SIZE)
+    }
+
+    pub fn with_size(ring_bytes: u64, size: u64) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         for volume in 0..VOLUMES {
             let file = File::create(dir.path().join(format!("v{volume}"))).unwrap();
-            file.set_len(SIZE).unwrap();
+            file.set_len(size).unwrap();
             file.write_all_at(&[volume as u8 + 1; 5000], 1000).unwrap();
         }
         let target = Target {
-            images: vec![vec![0xee; SIZE as usize]; VOLUMES],
+            images: vec![vec![0xee; size as usize]; VOLUMES],
             durable: Durable::default(),
             whole: false,
             has_point: false,
         };
-        Lab { dir, journal: None, target, ring_bytes, attach: AttachPolicy::Auto }
+        Lab { dir, journal: None, target, ring_bytes, attach: AttachPolicy::Auto, size }
     }
 
     pub fn source_path(&self, volume: usize) -> PathBuf {
@@ -151,7 +156,12 @@ impl Lab {
                 cut = cut.max(done);
             } else {
                 let volume = VolumeId((step / 2 % VOLUMES) as u16);
-                if let Some(claim) = journal.claim(volume, (step as u64 / 4) % BLOCKS, 2) {
+                let blocks = self.size.div_ceil(BLOCK_BYTES);
+                let (from, count) = match blocks {
+                    BLOCKS => ((step as u64 / 4) % BLOCKS, 2),
+                    _ => (0, 512),
+                };
+                if let Some(claim) = journal.claim(volume, from, count) {
                     let done = reader.done_seq();
                     if done < claim.granted_at {
                         continue; // an open record of another volume: not now, P is not reached
@@ -160,7 +170,7 @@ impl Lab {
                         self.apply_record(&reader, seq);
                     }
                     cut = cut.max(done);
-                    let extent = claim.range().extent(SIZE);
+                    let extent = claim.range().extent(self.size);
                     let mut bytes = vec![0; extent.len as usize];
                     journal.sources()[volume.index()]
                         .disk
@@ -204,6 +214,13 @@ impl Lab {
             },
             _ => {}
         }
+    }
+
+    /// A whole round of the cooler.
+    pub fn cool(&self) {
+        self.journal().cool_now();
+        self.journal().cool_now();
+        self.journal().cool_now();
     }
 
     /// Ships until the target is whole and has everything.
