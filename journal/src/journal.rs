@@ -427,6 +427,10 @@ fn is_later_than_journal(stamp: Stamp, ring: &Ring) -> bool {
 fn close_open_records(ring: &Ring, options: &Options, report: &mut OpenReport) -> Result<Cursor> {
     let acked = ring.get(Counter::Acked);
     let slots = ring.slots();
+    if acked > SEQ_MAX - slots {
+        let what = format!("the ring of group {} counts {acked} records", options.group);
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
     let head = (acked + 1..=acked + slots)
         .rev()
         .find(|seq| commit_parts(ring.commit(*seq).load(Ordering::Acquire)).0 == *seq)
