@@ -171,7 +171,7 @@ fn state_json() {
     let id = "02".repeat(16);
     let state = |version: u32, seal: &str| {
         format!(
-            r#"{{"version":{version},"group":"g","group_uuid":"{id}","epoch":1,"incarnation":2,"ring":{{"path":"/r","id":"{id}"}},"volumes":[{{"name":"v","path":"/v","size_bytes":512,"identity":{{"kind":"file","device":1,"inode":2,"size_bytes":512}},"exports":["nbd://h"]}}],"seal":{seal},"stopped":{{"stamps":[null]}}}}"#
+            r#"{{"version":{version},"group":"g","group_uuid":"{id}","epoch":1,"incarnation":2,"ring":{{"path":"/r","id":"{id}","boot_id":"{id}"}},"volumes":[{{"name":"v","path":"/v","size_bytes":512,"identity":{{"kind":"file","device":1,"inode":2,"size_bytes":512}},"exports":["nbd://h"]}}],"seal":{seal},"stopped":{{"stamps":[null]}}}}"#
         )
     };
     put("state_json", "whole", &[state(1, r#"{"attempt":1,"seq":2,"promoted":null}"#).as_bytes()]);

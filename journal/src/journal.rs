@@ -79,7 +79,7 @@ pub struct Journal {
     pub(crate) dir: GroupDir,
     pub(crate) ring: Arc<Ring>,
     pub(crate) activity: Arc<Activity>,
-    cooler: Option<JoinHandle<()>>,
+    pub(crate) cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
     pub(crate) cursor: Mutex<Cursor>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,

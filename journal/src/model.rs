@@ -1,6 +1,7 @@
 //! A journal on the model's memory, for `tests/loom.rs` (`--cfg loom`). Everything
 //! but its opening is the product's own code.
 
+use crate::activity::{Activity, Base, Hot};
 use crate::append::Cursor;
 use crate::format::{Counter, PAYLOAD_ALIGN, SlotState, commit_parts};
 use crate::journal::Journal;
@@ -13,6 +14,7 @@ use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Bytes of one write in the model: its payload is one cache line.
@@ -53,7 +55,9 @@ impl Journal {
         let journal = Journal {
             group: "model".parse().expect("a name"),
             dir: GroupDir::of(Path::new("/nonexistent"), &"model".parse().expect("a name")),
-            ring,
+            ring: ring.into(),
+            activity: activity(),
+            cooler: None,
             ring_file: file(),
             cursor: Mutex::new(Cursor {
                 next_seq: 1,
@@ -69,7 +73,11 @@ impl Journal {
                 group_uuid: Hex16([1; 16]),
                 epoch: 1,
                 incarnation: 1,
-                ring: RingPlace { path: PathBuf::new(), id: Hex16([2; 16]) },
+                ring: RingPlace {
+                    path: PathBuf::new(),
+                    id: Hex16([2; 16]),
+                    boot_id: Hex16([0; 16]),
+                },
                 volumes: Vec::new(),
                 seal: None,
                 stopped: None,
@@ -80,6 +88,19 @@ impl Journal {
         };
         (journal, RingReader::model(readers))
     }
+}
+
+/// One map for all executions, everything hot: it never waits, and is not modelled.
+fn activity() -> Arc<Activity> {
+    static ALL_HOT: OnceLock<Arc<Activity>> = OnceLock::new();
+    let make = || {
+        let path = std::env::temp_dir().join(format!("towline-model-{}", std::process::id()));
+        let sizes = [BLOCK_BYTES; VOLUMES];
+        let map = Activity::create(&path, [1; 16], 1, Base::default(), &sizes, &Hot::All);
+        std::fs::remove_file(&path).expect("it was just made");
+        Arc::new(map.expect("room for a page"))
+    };
+    ALL_HOT.get_or_init(make).clone()
 }
 
 impl RingReader {
