@@ -35,6 +35,8 @@ pub struct ProxyConfig {
     pub ring_dir: Option<PathBuf>,
     #[serde(default)]
     pub durability: Durability,
+    #[serde(default, deserialize_with = "size")]
+    pub spill: Option<u64>,
     #[serde(default)]
     pub attach: Attach,
     #[serde(default, deserialize_with = "socket_addr")]
@@ -98,6 +100,14 @@ pub enum Attach {
     Trust,
     /// Send everything again.
     Resync,
+}
+
+impl From<Durability> for towline_journal::Durability {
+    fn from(durability: Durability) -> towline_journal::Durability {
+        match durability {
+            Durability::Process => towline_journal::Durability::Process,
+        }
+    }
 }
 
 impl From<Attach> for AttachPolicy {

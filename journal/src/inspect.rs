@@ -6,7 +6,9 @@ use crate::format::{Counter, SlotState};
 use crate::progress::Progress;
 use crate::record::{Record, SlotFault};
 use crate::ring::Ring;
+use crate::spill::SpillReader;
 use crate::state::{GroupDir, GroupState};
+use std::cell::RefCell;
 use std::fs::File;
 
 /// A group's files, opened together.
@@ -14,6 +16,7 @@ pub struct GroupView {
     pub dir: GroupDir,
     pub state: GroupState,
     ring: Option<Ring>,
+    spill: Option<RefCell<SpillReader>>,
     /// Why there is no ring, when there is none.
     pub ring_error: Option<Error>,
     pub progress: Option<Progress>,
@@ -39,7 +42,11 @@ impl GroupView {
             Err(e) => (None, Some(e)),
         };
         let progress = Progress::view(&dir.progress_path())?;
-        Ok(GroupView { dir: dir.clone(), state, ring, ring_error, progress })
+        let spill = ring.as_ref().map(|ring| {
+            let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
+            RefCell::new(SpillReader::new(dir.spill_path(), uuid, id))
+        });
+        Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
     }
 
     pub fn has_ring(&self) -> bool {
@@ -83,13 +90,27 @@ impl GroupView {
 
     /// Record `seq`, with its payload where it still holds.
     pub fn record(&self, seq: u64) -> Option<Record> {
-        self.ring.as_ref()?.record(seq).ok()
+        let in_ring = self.ring.as_ref()?.record(seq).ok();
+        in_ring.or_else(|| self.spilled(seq).map(|(record, _)| record))
     }
 
     /// The payload of a record, when it passes its checksum.
     pub fn payload(&self, record: &Record) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.ring.as_ref()?.read_payload(record, &mut bytes).then_some(bytes)
+        if self.ring.as_ref()?.read_payload(record, &mut bytes) {
+            return Some(bytes);
+        }
+        self.spilled(record.seq).map(|(_, payload)| payload)
+    }
+
+    /// Record `seq` with its payload, where the spill holds it.
+    fn spilled(&self, seq: u64) -> Option<(Record, Vec<u8>)> {
+        if seq > self.get(Counter::Spilled) {
+            return None;
+        }
+        let mut payload = Vec::new();
+        let record = self.spill.as_ref()?.borrow_mut().read(seq, &mut payload).ok()?;
+        Some((record, payload))
     }
 
     /// Checks every record the target lacks: number, header, payload, order.
@@ -119,7 +140,14 @@ impl GroupView {
                 Err(SlotFault::HeaderChecksum) => Some(("header_checksum", 0)),
                 Err(SlotFault::Field(_)) => Some(("header_field", 0)),
             };
-            let Some((kind, offset)) = finding else { continue };
+            let Some((mut kind, offset)) = finding else { continue };
+            if seq <= ring.get(Counter::Spilled) {
+                if let Some((record, _)) = self.spilled(seq) {
+                    result.see(&record);
+                    continue;
+                }
+                kind = "spill";
+            }
             // On a live group the slot may have been freed and reused meanwhile, or
             // be on its way to its commit word: neither is a fault.
             let acked = ring.get(Counter::Acked);

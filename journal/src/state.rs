@@ -82,6 +82,10 @@ impl GroupDir {
         self.path.join("saved.map")
     }
 
+    pub fn spill_path(&self) -> PathBuf {
+        self.path.join("spill")
+    }
+
     pub fn proxy_socket(&self) -> PathBuf {
         self.path.join("proxy.sock")
     }

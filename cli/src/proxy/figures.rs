@@ -128,6 +128,41 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             get(Counter::Acked) as f64,
         ),
         Sample::gauge("towline_ring_used_bytes", "Payload the target lacks.", ring_used as f64),
+        Sample::counter(
+            "towline_spill_written_bytes",
+            "Bytes written to the spill since the ring was made.",
+            get(Counter::SpillWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_spill_payload_bytes",
+            "Payload among the bytes written to the spill.",
+            get(Counter::SpillPayloadBytes),
+        ),
+        Sample::gauge(
+            "towline_spill_used_bytes",
+            "Bytes of the spill that the target lacks.",
+            get(Counter::SpillUsedBytes) as f64,
+        ),
+        Sample::gauge(
+            "towline_spill_bytes",
+            "Size that the spill may reach.",
+            get(Counter::SpillBytes) as f64,
+        ),
+        Sample::gauge(
+            "towline_spill_fault",
+            "1 while the spill cannot be written.",
+            get(Counter::SpillFault) as f64,
+        ),
+        Sample::gauge(
+            "towline_ladder",
+            "Where changes go: 0 ring, 1 ring and spill, 2 change map.",
+            get(Counter::Rung) as f64,
+        ),
+        Sample::counter(
+            "towline_ladder_steps",
+            "Steps between ring, spill and change map.",
+            get(Counter::LadderSteps),
+        ),
         Sample::gauge(
             "towline_map_dirty_bytes",
             "Blocks waiting in the change map.",

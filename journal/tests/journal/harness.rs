@@ -20,6 +20,11 @@ pub struct Lab {
     pub target: Target,
     pub ring_bytes: u64,
     pub attach: AttachPolicy,
+    pub spill: SpillOptions,
+    /// Records that were shipped while the spill had them.
+    pub from_spill: u64,
+    /// Damaged stretches of the spill that were passed over.
+    pub skipped: u64,
 }
 
 /// What the target durably has.
@@ -46,7 +51,9 @@ impl Lab {
             whole: false,
             has_point: false,
         };
-        Lab { dir, journal: None, target, ring_bytes, attach: AttachPolicy::Auto }
+        let (attach, spill) = (AttachPolicy::Auto, SpillOptions::OFF);
+        let (from_spill, skipped) = (0, 0);
+        Lab { dir, journal: None, target, ring_bytes, attach, spill, from_spill, skipped }
     }
 
     pub fn source_path(&self, volume: usize) -> PathBuf {
@@ -68,6 +75,7 @@ impl Lab {
             ring_bytes: Some(self.ring_bytes),
             sources,
             attach: self.attach,
+            spill: self.spill,
             clock: unix_now_ns,
         }
     }
@@ -136,7 +144,8 @@ impl Lab {
     pub fn ship(&mut self, steps: usize) {
         let journal = self.journal().clone();
         let attached = journal.attach(self.target.durable).expect("same epoch");
-        let reader = RingReader::open(journal.ring_file()).unwrap();
+        let spill = journal.dir().spill_path();
+        let reader = RingReader::open(journal.ring_file()).unwrap().with_spill(spill);
         let durable = &mut self.target.durable;
         durable.epoch = attached.epoch;
         let mut cut = attached.start_seq - 1;
@@ -144,11 +153,7 @@ impl Lab {
         for step in 0..steps {
             if step % 2 == 0 {
                 // A contiguous batch of records; applied whole.
-                let done = reader.done_seq();
-                for seq in cut + 1..=done {
-                    self.apply_record(&reader, seq);
-                }
-                cut = cut.max(done);
+                self.cut(&reader, &mut cut, &mut claims);
             } else {
                 let volume = VolumeId((step / 2 % VOLUMES) as u16);
                 if let Some(claim) = journal.claim(volume, (step as u64 / 4) % BLOCKS, 2) {
@@ -156,10 +161,7 @@ impl Lab {
                     if done < claim.granted_at {
                         continue; // an open record of another volume: not now, P is not reached
                     }
-                    for seq in cut + 1..=done {
-                        self.apply_record(&reader, seq);
-                    }
-                    cut = cut.max(done);
+                    self.cut(&reader, &mut cut, &mut claims);
                     let extent = claim.range().extent(SIZE);
                     let mut bytes = vec![0; extent.len as usize];
                     journal.sources()[volume.index()]
@@ -183,16 +185,43 @@ impl Lab {
         }
     }
 
-    fn apply_record(&mut self, reader: &RingReader, seq: u64) {
-        let mut payload = Vec::new();
-        let record = reader.read(seq, &mut payload).unwrap();
+    /// Takes over all final records; what the spill has lost as the journal says.
+    fn cut(&mut self, reader: &RingReader, cut: &mut u64, claims: &mut u64) {
+        let done = reader.done_seq();
+        while *cut < done {
+            let seq = *cut + 1;
+            let mut payload = Vec::new();
+            match reader.read(seq, &mut payload) {
+                Ok(record) => {
+                    self.apply_record(&record, &payload);
+                    self.from_spill += u64::from(reader.is_spilled(seq));
+                    *cut = seq;
+                }
+                Err(error) => {
+                    assert!(reader.is_spilled(seq), "{error}");
+                    self.target.whole = false;
+                    match self.journal().spill_damaged(seq) {
+                        Damage::Skip { upto } => {
+                            self.skipped += 1;
+                            *cut = upto.max(seq);
+                        }
+                        Damage::Resync { start_seq, claims_upto } => {
+                            (*cut, *claims) = (start_seq - 1, claims_upto);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply_record(&mut self, record: &Record, payload: &[u8]) {
         if record.state != SlotState::Done {
             return;
         }
         let range = record.extent.offset as usize..record.extent.end() as usize;
         let image = &mut self.target.images[record.volume.index()];
         match record.kind {
-            Kind::Write => image[range].copy_from_slice(&payload),
+            Kind::Write => image[range].copy_from_slice(payload),
             Kind::Zero | Kind::Trim => image[range].fill(0),
             Kind::Control => match record.control {
                 Some(Control::Heal) => {

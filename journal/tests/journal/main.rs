@@ -3,4 +3,5 @@
 mod formats;
 mod harness;
 mod model;
+mod spill;
 mod start;

@@ -57,6 +57,7 @@ impl Rig {
                 ring_dir: dir.path().to_owned(),
                 ring_bytes: Some(8 * MIB),
                 sources: sources.clone(),
+                spill: towline_journal::SpillOptions::OFF,
                 attach: AttachPolicy::Auto,
                 clock: unix_now_ns,
             })
