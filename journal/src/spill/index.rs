@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One use of a segment file.
 #[derive(Clone, Debug)]
@@ -280,13 +280,13 @@ impl Spill {
 
     /// Waits until `reached` holds, looking after every progress.
     pub fn wait(&self, limit: Duration, reached: impl Fn() -> bool) -> bool {
-        let deadline = Instant::now() + limit;
-        let mut progress = self.progress.0.lock().expect("progress lock");
-        while !reached() {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
-            (progress, _) = self.progress.1.wait_timeout(progress, left).expect("progress lock");
-        }
-        true
+        let progress = self.progress.0.lock().expect("progress lock");
+        let (_progress, waited) = self
+            .progress
+            .1
+            .wait_timeout_while(progress, limit, |_| !reached())
+            .expect("progress lock");
+        !waited.timed_out()
     }
 
     pub fn stop(&self) {

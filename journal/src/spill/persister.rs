@@ -153,7 +153,7 @@ impl Run {
         self.close_segment();
         // Cancels what is in flight: its outcome no longer counts.
         self.driver = None;
-        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        self.retry_at = Some(now() + RETRY_AFTER);
         self.owner.ring.set(Counter::SpillFault, 1);
     }
 
@@ -173,7 +173,7 @@ impl Run {
         let upto = self.upto();
         let from = ring.get(Counter::Acked).max(ring.get(Counter::Spilled)) + 1;
         let done = ring.get(Counter::Done);
-        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+        if self.retry_at.is_some_and(|at| now() < at) {
             return Ok(self.rest(upto >= from));
         }
         if from <= upto.min(done) {
@@ -205,7 +205,7 @@ impl Run {
             backlog: ring.get(Counter::Spilled) > ring.get(Counter::Acked)
                 && self.spill.durability == Durability::Process,
             whole: ring.get(Counter::Whole) == 1,
-            able: self.retry_at.is_none_or(|at| Instant::now() >= at)
+            able: self.retry_at.is_none_or(|at| now() >= at)
                 && (!self.full || self.spill.has_room()),
         };
         if let Some((from, to)) = self.ladder.observe(&seen) {
@@ -310,7 +310,7 @@ impl Run {
         if self.retry_at.is_none() {
             tracing::error!(group = %self.owner.group, seq, ?fault, "a record is not readable");
         }
-        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        self.retry_at = Some(now() + RETRY_AFTER);
     }
 
     /// Writes spans behind each other; once all are on disk they count.
@@ -525,6 +525,11 @@ impl Run {
             segments.files = last;
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn driver(driver: &mut Option<Driver>) -> Result<&mut Driver> {

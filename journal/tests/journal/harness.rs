@@ -21,6 +21,8 @@ pub struct Lab {
     pub ring_bytes: u64,
     pub attach: AttachPolicy,
     pub spill: SpillOptions,
+    /// Incarnation, record, and what the sources held there.
+    pub history: Vec<(u32, u64, Vec<Vec<u8>>)>,
     /// Records that were shipped while the spill had them.
     pub from_spill: u64,
     /// Damaged stretches of the spill that were passed over.
@@ -52,8 +54,8 @@ impl Lab {
             has_point: false,
         };
         let (attach, spill) = (AttachPolicy::Auto, SpillOptions::OFF);
-        let (from_spill, skipped) = (0, 0);
-        Lab { dir, journal: None, target, ring_bytes, attach, spill, from_spill, skipped }
+        let (history, from_spill, skipped) = (Vec::new(), 0, 0);
+        Lab { dir, journal: None, target, ring_bytes, attach, spill, history, from_spill, skipped }
     }
 
     pub fn source_path(&self, volume: usize) -> PathBuf {
@@ -153,7 +155,9 @@ impl Lab {
         for step in 0..steps {
             if step % 2 == 0 {
                 // A contiguous batch of records; applied whole.
-                self.cut(&reader, &mut cut, &mut claims);
+                // Some batches end anywhere.
+                let records_max = if step % 4 == 2 { 3 } else { u64::MAX };
+                self.cut(&reader, records_max, &mut cut, &mut claims);
             } else {
                 let volume = VolumeId((step / 2 % VOLUMES) as u16);
                 if let Some(claim) = journal.claim(volume, (step as u64 / 4) % BLOCKS, 2) {
@@ -161,7 +165,7 @@ impl Lab {
                     if done < claim.granted_at {
                         continue; // an open record of another volume: not now, P is not reached
                     }
-                    self.cut(&reader, &mut cut, &mut claims);
+                    self.cut(&reader, u64::MAX, &mut cut, &mut claims);
                     let extent = claim.range().extent(SIZE);
                     let mut bytes = vec![0; extent.len as usize];
                     journal.sources()[volume.index()]
@@ -186,8 +190,8 @@ impl Lab {
     }
 
     /// Takes over all final records; what the spill has lost as the journal says.
-    fn cut(&mut self, reader: &RingReader, cut: &mut u64, claims: &mut u64) {
-        let done = reader.done_seq();
+    fn cut(&mut self, reader: &RingReader, records_max: u64, cut: &mut u64, claims: &mut u64) {
+        let done = reader.done_seq().min(cut.saturating_add(records_max));
         while *cut < done {
             let seq = *cut + 1;
             let mut payload = Vec::new();
@@ -211,6 +215,36 @@ impl Lab {
                     }
                 }
             }
+        }
+        self.assert_point(*cut);
+    }
+
+    /// What the sources hold belongs to the newest record.
+    pub fn remember(&mut self) {
+        let journal = self.journal();
+        let incarnation = RingReader::open(journal.ring_file()).unwrap().incarnation();
+        let head = journal.get(Counter::Head);
+        let images = (0..VOLUMES).map(|v| std::fs::read(self.source_path(v)).unwrap()).collect();
+        self.history.retain(|known| known.0 == incarnation);
+        self.history.push((incarnation, head, images));
+    }
+
+    /// A target that counts as whole holds what the sources held at that record.
+    fn assert_point(&self, cut: u64) {
+        let at_cut = self.history.iter().rev().find(|known| known.1 <= cut);
+        if let Some((_, seq, images)) = at_cut.filter(|_| self.target.whole) {
+            assert!(self.target.images == *images, "the point at {cut} is not that of {seq}");
+        }
+    }
+
+    /// The ring forgets what it may forget: slots whose records are spilled.
+    pub fn forget_spilled(&self) {
+        let journal = self.journal();
+        let ring = std::fs::OpenOptions::new().write(true).open(self.ring_path()).unwrap();
+        let slots = self.ring_bytes / towline_journal::format::PAYLOAD_BYTES_PER_SLOT;
+        for seq in journal.get(Counter::Acked) + 1..=journal.get(Counter::Spilled) {
+            let at = towline_journal::format::SLOTS_OFFSET + seq % slots * 64;
+            ring.write_all_at(&[0; 8], at).unwrap();
         }
     }
 

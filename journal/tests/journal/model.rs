@@ -126,6 +126,7 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 let is_on = lab.spill.bytes != Some(0);
                 // A full spill or one in the way of damage may not get there.
                 assert!(!is_on || journal.wait_spilled(done, LIMIT) || is_full(&lab));
+                lab.forget_spilled();
             }
             Step::DamageSpill { offset, kill } => {
                 if lab.group_dir().spill_path().join("00000.seg").exists() {
@@ -145,6 +146,7 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 lab.target.whole = false;
             }
         }
+        lab.remember();
         if lab.target.whole && lab.journal().get(Counter::Whole) == 1 {
             let journal = lab.journal();
             if journal.get(Counter::Acked) == journal.get(Counter::Head) {
