@@ -87,6 +87,10 @@ pub enum Durability {
     /// Nothing: the journal survives the death of every process, not a power cut.
     #[default]
     Process,
+    /// A flush waits until the journal is on disk, too: it survives a power cut.
+    Flush,
+    /// Every write waits until its record is on disk.
+    Write,
 }
 
 /// What to make of sources that may have changed while no proxy ran.
@@ -106,6 +110,8 @@ impl From<Durability> for towline_journal::Durability {
     fn from(durability: Durability) -> towline_journal::Durability {
         match durability {
             Durability::Process => towline_journal::Durability::Process,
+            Durability::Flush => towline_journal::Durability::Flush,
+            Durability::Write => towline_journal::Durability::Write,
         }
     }
 }
@@ -123,6 +129,12 @@ impl From<Attach> for AttachPolicy {
 impl ProxyConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.sources, "source")?;
+        if self.durability != Durability::Process && self.spill == Some(0) {
+            return Err(usage(
+                "durability flush and write put the journal on disk: they need a spill, give a \
+                 larger --spill or none",
+            ));
+        }
         check_listens(&self.nbd)
     }
 }

@@ -180,7 +180,7 @@ pub enum Counter {
     Rung = 39,
     /// Steps of the ladder since the ring was made.
     LadderSteps = 40,
-    /// 1 while the spill cannot be written.
+    /// 1 while the spill cannot be written, 2 while it is full.
     SpillFault = 41,
     /// Number of the last RESYNC that a resync appended; 0: none.
     ResyncSeq = 42,

@@ -9,7 +9,8 @@ use crate::record::{Record, SlotFault};
 use crate::recover::{self, Decision, RingFound, SavedFound, SourceFound, StateFound};
 use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
-use crate::spill::{self, Owner, Persister, Scanned, Spill, SpillOptions};
+use crate::spill::layout::SEGMENT_BYTES;
+use crate::spill::{self, Durability, Owner, Persister, Scanned, Spill, SpillOptions};
 use crate::state::*;
 use crate::sys::shm_free_bytes;
 use std::collections::BTreeMap;
@@ -417,6 +418,14 @@ fn open_spill(
         // Nothing needs them any more.
         std::fs::remove_dir_all(&folder)
             .map_err(|e| Error::io(format!("cannot remove {}", folder.display()), e))?;
+    }
+    if bytes < SEGMENT_BYTES && options.durability != Durability::Process {
+        let what = format!(
+            "durability \"flush\" and \"write\" need a spill of at least {SEGMENT_BYTES} bytes, and \
+             {bytes} are allowed: choose a larger --spill or make room in {}",
+            dir.path().display()
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let spill = Spill::new(folder, bytes, options.durability, found.segments);
     Ok((spill.map(Arc::new), is_lost))

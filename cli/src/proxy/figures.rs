@@ -64,7 +64,7 @@ fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
 pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
     let mut samples = group_samples(journal);
     type Read = fn(&Counters) -> u64;
-    let counters: [(&str, &str, Read); 8] = [
+    let counters: [(&str, &str, Read); 9] = [
         ("towline_guest_reads", "Read requests.", |c| c.reads.get()),
         ("towline_guest_writes", "Write requests.", |c| c.writes.get()),
         ("towline_guest_flushes", "Flush requests.", |c| c.flushes.get()),
@@ -72,6 +72,11 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
         ("towline_guest_written_bytes", "Bytes written.", |c| c.written_bytes.get()),
         ("towline_guest_zeroed_bytes", "Bytes zeroed or trimmed.", |c| c.zeroed_bytes.get()),
         ("towline_guest_errors", "Requests answered with an error.", |c| c.errors.get()),
+        (
+            "towline_undurable_answers",
+            "Answers that went out before the journal was durable, against the policy.",
+            |c| c.undurable.get(),
+        ),
         ("towline_source_syncs", "fdatasyncs of sources.", |c| c.syncs.get()),
     ];
     for (name, help, read) in counters {

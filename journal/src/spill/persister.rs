@@ -60,6 +60,7 @@ impl Persister {
                     0 => Rung::Map,
                     _ => Rung::from_code(owner.ring.get(Counter::Rung)),
                 };
+                owner.ring.set(Counter::SpillFault, 0);
                 let mut run = Run {
                     spill: for_thread,
                     owner,
@@ -71,6 +72,7 @@ impl Persister {
                     ladder: Ladder::new(rung),
                     retry_at: None,
                     full: false,
+                    spare: None,
                 };
                 run.run();
             })
@@ -107,6 +109,8 @@ struct Run {
     ladder: Ladder,
     retry_at: Option<Instant>,
     full: bool,
+    /// The next segment, made ahead so that no commit waits for its zeroes.
+    spare: Option<(u32, Fd)>,
 }
 
 /// The segment that is being filled.
@@ -155,21 +159,23 @@ impl Run {
         self.driver = None;
         self.retry_at = Some(now() + RETRY_AFTER);
         self.owner.ring.set(Counter::SpillFault, 1);
+        self.spill.progressed();
     }
 
     fn recovered(&mut self) {
         if self.retry_at.take().is_some() {
             tracing::info!(group = %self.owner.group, "the spill can be written again");
-            self.owner.ring.set(Counter::SpillFault, 0);
         }
         if std::mem::take(&mut self.full) {
             tracing::info!(group = %self.owner.group, "the spill has room again");
         }
+        self.owner.ring.set(Counter::SpillFault, 0);
     }
 
     /// One look at ring and wishes, and at most one round of writes.
     fn turn(&mut self) -> Result<Next> {
         let ring = self.owner.ring.clone();
+        let wanted = self.spill.wanted();
         let upto = self.upto();
         let from = ring.get(Counter::Acked).max(ring.get(Counter::Spilled)) + 1;
         let done = ring.get(Counter::Done);
@@ -180,10 +186,14 @@ impl Run {
             if !self.spill_records(from, upto.min(done))? {
                 return Ok(Next::Pause(LOOK_EVERY));
             }
-            self.sync_if_wanted()?;
+            // One sync for all that were wanted when this round began.
+            if ring.get(Counter::Spilled) >= wanted {
+                self.sync_if_wanted()?;
+            }
             return Ok(Next::Again);
         }
         self.sync_if_wanted()?;
+        self.prepare();
         if upto > done {
             return Ok(Next::Pause(UNFINISHED_PAUSE));
         }
@@ -418,11 +428,17 @@ impl Run {
             return Ok(true);
         }
         self.close_segment();
+        if let Some((file, fd)) = self.spare.take() {
+            self.begin_segment(file, fd);
+            return Ok(true);
+        }
         let room = self.spill.room();
         let (file, fresh) = match room {
             Room::Full => {
                 if !self.full {
                     self.full = true;
+                    self.owner.ring.set(Counter::SpillFault, 2);
+                    self.spill.progressed();
                     tracing::warn!(
                         group = %self.owner.group,
                         spill_bytes = self.spill.capacity_bytes(),
@@ -436,17 +452,38 @@ impl Run {
         };
         match self.open_file(file, fresh) {
             Ok(fd) => {
-                let mut segments = self.spill.segments();
-                let serial = segments.next_serial.max(1);
-                segments.next_serial = serial + 1;
-                segments.current = Some(serial);
-                drop(segments);
-                self.current = Some(Current { file, serial, fd, offset: 0 });
+                self.begin_segment(file, fd);
                 Ok(true)
             }
             Err(error) => {
                 self.spill.give_back(room);
                 Err(error)
+            }
+        }
+    }
+
+    fn begin_segment(&mut self, file: u32, fd: Fd) {
+        let mut segments = self.spill.segments();
+        let serial = segments.next_serial.max(1);
+        segments.next_serial = serial + 1;
+        segments.current = Some(serial);
+        drop(segments);
+        self.current = Some(Current { file, serial, fd, offset: 0 });
+    }
+
+    /// Makes the next segment while nobody waits.
+    fn prepare(&mut self) {
+        let is_soon = self.current.as_ref().is_none_or(|c| c.offset > SEGMENT_BYTES / 2);
+        if self.spill.durability == Durability::Process || self.spare.is_some() || !is_soon {
+            return;
+        }
+        let room = self.spill.room();
+        let (Room::Make(file) | Room::Reuse(file)) = room else { return };
+        match self.open_file(file, matches!(room, Room::Make(_))) {
+            Ok(fd) => self.spare = Some((file, fd)),
+            Err(error) => {
+                self.spill.give_back(room);
+                self.fault(&error);
             }
         }
     }

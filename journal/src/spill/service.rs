@@ -73,10 +73,18 @@ impl Journal {
         self.ring.get(Counter::SpillDurable).max(self.ring.get(Counter::Acked))
     }
 
+    /// Whether waiting for [`Self::durable_seq`] makes sense: the spill has room and its
+    /// disk works.
+    pub fn can_persist(&self) -> bool {
+        self.ring.get(Counter::SpillFault) == 0
+    }
+
     /// Calls `listener` on the spill's thread whenever [`Self::durable_seq`] may have
     /// risen by it. It must not wait.
     pub fn on_durable(&self, listener: impl Fn() + Send + Sync + 'static) {
-        if let Some(spill) = &self.spill {
+        if let Some(spill) = &self.spill
+            && spill.durability != Durability::Process
+        {
             spill.listen(Box::new(listener));
         }
     }
