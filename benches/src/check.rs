@@ -1,9 +1,9 @@
 //! Judges of images, given what the guest did.
 //!
-//! - [`acknowledged`]: nothing that was acknowledged is missing from one volume.
-//! - [`prefix`]: the volumes of a group together are a state the guest's storage
+//! - [`acknowledged()`]: nothing that was acknowledged is missing from one volume.
+//! - [`prefix()`]: the volumes of a group together are a state the guest's storage
 //!   went through: some prefix of the issue order that respects acknowledgements.
-//! - [`identical`]: two images read the same.
+//! - [`identical()`]: two images read the same.
 //!
 //! Each must fail on a lost, a stale, a torn and (prefix) a reordered write; its
 //! tests inject them. A checker reads images and histories and changes nothing.

@@ -19,6 +19,7 @@
 pub mod choose;
 pub mod guest;
 pub mod history;
+mod known;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -97,12 +97,12 @@ pub enum Durability {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
-    /// Go on where it can be shown that nothing changed, else send everything again.
+    /// Go on where it can be shown that nothing changed, else compare everything with the target.
     #[default]
     Auto,
     /// The operator vouches that nobody else wrote them.
     Trust,
-    /// Send everything again.
+    /// Compare everything with the target.
     Resync,
 }
 

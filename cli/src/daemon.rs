@@ -1,7 +1,7 @@
 //! What all three daemons do alike: check the machine, say `ready`, stay in the
 //! foreground, end in order.
 
-use crate::signals::Stop;
+use crate::signals::{Again, Stop};
 use sd_notify::NotifyState;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ impl Daemon {
     /// anything is opened.
     pub fn prepare(name: &'static str) -> anyhow::Result<Daemon> {
         crate::prerequisite::check()?;
-        Ok(Daemon { name, stop: Stop::listen()? })
+        Ok(Daemon { name, stop: Stop::listen(Again::EndsAtOnce)? })
     }
 
     /// Tells systemd and the reader of stderr that `what` is served now. The word

@@ -21,7 +21,7 @@ mod tools;
 use crate::config::size_arg;
 use crate::exit::{Exit, exit_of, sentence, usage};
 use crate::output;
-use crate::signals::Stop;
+use crate::signals::{Again, Stop};
 use anyhow::Context;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.size < SIZE_MIN_BYTES || !args.size.is_multiple_of(4096) {
         return Err(usage("--size is too small or odd: take at least 32M, in multiples of 4K"));
     }
-    let stop = Stop::listen()?;
+    let stop = Stop::listen(Again::ChangesNothing)?;
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut scratch = tempfile::Builder::new()
         .prefix("towline-demo-")

@@ -1,16 +1,29 @@
 //! `towline journal`: a look into a group's journal, live or dead, read-only.
+//!
+//! Every command works on the files alone, maps them read-only and waits for nobody.
+//! A ring that is not there ends with 69, one that is damaged with 1 and a sentence.
 
-use crate::exit::{Exit, unreachable};
-use crate::output;
-use crate::report::InspectReport;
-use crate::table::{self, Table};
+mod dump;
+mod extract;
+mod filter;
+mod hexdump;
+mod inspect;
+mod lines;
+mod map;
+mod stat;
+mod svg;
+mod tail;
+mod verify;
+mod when;
+
+use crate::exit::{Exit, unreachable, usage};
 use crate::view;
+use anyhow::anyhow;
 use clap::Subcommand;
-use serde::Serialize;
-use std::path::{Path, PathBuf};
-use towline_block::size::format_size;
+use std::path::PathBuf;
+use towline_block::VolumeId;
+use towline_journal::ErrorKind;
 use towline_journal::inspect::GroupView;
-use towline_journal::{Kind, Record};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -20,170 +33,96 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Where the journal stands: numbers, state, volumes.
-    Inspect(Place),
-    /// Every record that the ring still holds, one a line.
-    Dump {
-        #[command(flatten)]
-        place: Place,
-        /// First record to show.
-        #[arg(long, value_name = "SEQ", default_value_t = 0)]
-        from: u64,
-        /// Last record to show.
-        #[arg(long, value_name = "SEQ", default_value_t = u64::MAX)]
-        to: u64,
-    },
-    /// Check number, header and payload of every record the target lacks.
-    Verify(Place),
+    /// Where the journal stands: numbers, state, fill, history, write mix.
+    Inspect(inspect::Args),
+    /// Every record that the target lacks, one a line.
+    Dump(dump::Args),
+    /// The newest records; with -f also those to come.
+    Tail(tail::Args),
+    /// Check number, header, payload and order of every record the target lacks.
+    Verify(verify::Args),
+    /// What the workload is like: sizes, overwrites, unique bytes, hottest blocks.
+    Stat(stat::Args),
+    /// The change map as a picture.
+    Map(map::Args),
+    /// Rebuild a volume's content up to a record onto a copy.
+    Extract(extract::Args),
 }
 
+/// Which group's files, and the form of the result.
 #[derive(Debug, clap::Args)]
 struct Place {
     /// A group's state directory (the ring's own place is recorded there).
     dir: PathBuf,
+    /// The ring's file, when it is a copy elsewhere; one beside state.json is found.
+    #[arg(long, value_name = "FILE")]
+    ring: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Dump {
-    group: String,
-    records: Vec<RecordLine>,
-}
-
-#[derive(Serialize)]
-struct RecordLine {
-    seq: u64,
-    kind: String,
-    state: String,
-    volume: Option<String>,
-    offset: u64,
-    len: u64,
-    age_s: f64,
-    payload_ok: Option<bool>,
-}
-
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.action {
-        Action::Inspect(place) => {
-            let report = view::inspect(&open(&place.dir)?);
-            if place.json {
-                output::json(&report)?;
-            } else {
-                output::text_line(&describe(&report))?;
-            }
-            Ok(Exit::Ok)
+        Action::Inspect(args) => inspect::run(args),
+        Action::Dump(args) => dump::run(args),
+        Action::Tail(args) => tail::run(args),
+        Action::Verify(args) => verify::run(args),
+        Action::Stat(args) => stat::run(args),
+        Action::Map(args) => map::run(args),
+        Action::Extract(args) => extract::run(args),
+    }
+}
+
+impl Place {
+    /// The group's files; the ring may be missing or damaged.
+    fn open(&self) -> anyhow::Result<GroupView> {
+        let dir = view::group_dir(&self.dir, None)?;
+        Ok(GroupView::open_with(&dir, self.ring.as_deref())?)
+    }
+
+    /// The group's files, with a ring that can be read.
+    fn open_ring(&self) -> anyhow::Result<GroupView> {
+        let view = self.open()?;
+        match ring_trouble(&view) {
+            Some(trouble) => Err(trouble),
+            None => Ok(view),
         }
-        Action::Dump { place, from, to } => dump(&open(&place.dir)?, place.json, *from, *to),
-        Action::Verify(place) => verify(&open(&place.dir)?, place.json),
     }
 }
 
-fn open(dir: &Path) -> anyhow::Result<GroupView> {
-    Ok(GroupView::open(&view::group_dir(dir, None)?)?)
+/// Why there is no ring to read, as an error with its exit code.
+fn ring_trouble(view: &GroupView) -> Option<anyhow::Error> {
+    let error = view.ring_error.as_ref().filter(|_| !view.has_ring())?;
+    let path = view.state.ring.path.display();
+    let what = format!(
+        "the ring {path} cannot be read: {error}; give a copy of it with --ring FILE, or start the \
+         group's proxy, which makes a new one"
+    );
+    Some(match error.kind() {
+        ErrorKind::Missing => unreachable(what),
+        _ => anyhow!(what),
+    })
 }
 
-fn need_ring(view: &GroupView) -> anyhow::Result<()> {
-    match &view.ring_error {
-        Some(error) if !view.has_ring() => Err(unreachable(format!(
-            "the ring {} cannot be read: {error}; a restarted proxy makes a new one",
-            view.state.ring.path.display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn describe(report: &InspectReport) -> String {
-    let mut lines = Table::default();
-    lines.row("state", report.state.clone());
-    lines.row("epoch", report.epoch.to_string());
-    lines.row("incarnation", report.incarnation.to_string());
-    lines.row("head", format!("{} (last number given)", report.head_seq));
-    lines.row("done", format!("{} (all up to here have their outcome)", report.done_seq));
-    lines.row("acked", format!("{} (durable at the target)", report.acked_seq));
-    let age = report
-        .oldest_age_s
-        .map_or_else(String::new, |s| format!(", the oldest {} old", table::duration(s)));
-    lines.row("records", format!("{} wait for the target{age}", report.records));
-    lines.row("ring", report.ring_file.clone());
-    for volume in &report.volumes {
-        lines.row(format!("volume {}", volume.name), format_size(volume.size_bytes));
-    }
-    format!("journal of group {}\n{}", report.group, lines.render(2))
-}
-
-fn dump(view: &GroupView, json: bool, from: u64, to: u64) -> anyhow::Result<Exit> {
-    need_ring(view)?;
-    let present = view.present();
-    let wanted = from.max(*present.start())..=to.min(*present.end());
-    let records = wanted.filter_map(|seq| Some(line_of(view, &view.record(seq)?)));
-    if json {
-        let dump = Dump { group: view.state.group.to_string(), records: records.collect() };
-        output::json(&dump)?;
-        return Ok(Exit::Ok);
-    }
-    for line in records {
-        let volume = line.volume.as_deref().unwrap_or("-");
-        let damage = if line.payload_ok == Some(false) { "  payload damaged or gone" } else { "" };
-        output::text_line(&format!(
-            "{:>10}  {:<8} {:<7} {volume:<12} {:>14} +{:<9}  {} ago{damage}",
-            line.seq,
-            line.kind,
-            line.state,
-            line.offset,
-            line.len,
-            table::duration(line.age_s)
-        ))?;
-    }
-    Ok(Exit::Ok)
-}
-
-fn line_of(view: &GroupView, record: &Record) -> RecordLine {
-    let is_control = record.kind == Kind::Control;
-    let volume = view.state.volumes.get(record.volume.index()).filter(|_| !is_control);
-    RecordLine {
-        seq: record.seq,
-        kind: match record.control {
-            Some(control) if is_control => format!("{control:?}").to_lowercase(),
-            _ => format!("{:?}", record.kind).to_lowercase(),
-        },
-        state: format!("{:?}", record.state).to_lowercase(),
-        volume: volume.map(|v| v.name.to_string()),
-        offset: record.extent.offset,
-        len: record.extent.len,
-        age_s: towline_journal::unix_now_ns().saturating_sub(record.unix_ns) as f64 / 1e9,
-        payload_ok: record.has_payload().then(|| view.payload(record).is_some()),
-    }
-}
-
-fn verify(view: &GroupView, json: bool) -> anyhow::Result<Exit> {
-    need_ring(view)?;
-    let report = view::verify(view);
-    if json {
-        output::json(&report)?;
-    } else {
-        let mut text = format!(
-            "group {}: {} records ({} to {}), {} of payload: {}",
+/// The number of a volume that was named.
+fn volume_of(view: &GroupView, name: &str) -> anyhow::Result<VolumeId> {
+    let names = view.volume_names();
+    match names.iter().position(|n| n == name) {
+        // A group has at most 64 volumes.
+        Some(index) => Ok(VolumeId(index as u16)),
+        None => Err(usage(format!(
+            "group {} has no volume {name:?}: its volumes are {}",
             view.state.group,
-            report.records,
-            report.first_seq,
-            report.last_seq,
-            format_size(report.bytes),
-            if report.ok { "all whole".into() } else { format!("{} damaged", report.errors.len()) }
-        );
-        for error in &report.errors {
-            text.push_str(&format!(
-                "\n  record {}: {} (volume offset {})",
-                error.seq, error.kind, error.offset
-            ));
-        }
-        if !report.ok {
-            text.push_str(
-                "\n  the shipper finds damage too and sends the blocks from the source again",
-            );
-        }
-        output::text_line(&text)?;
+            names.join(", ")
+        ))),
     }
-    Ok(if report.ok { Exit::Ok } else { Exit::Failed })
+}
+
+/// `12.3 %`; of nothing, nothing.
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "0 %".into();
+    }
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
 }

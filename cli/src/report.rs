@@ -36,6 +36,8 @@ pub struct GroupStatus {
     /// Steps between ring, spill and change map since the ring was made.
     pub ladder_steps: u64,
     pub map_set_bytes: u64,
+    /// The part of `map_set_bytes` that is compared with the target before it is sent.
+    pub map_suspect_bytes: u64,
     pub baseline: Baseline,
     pub resent_bytes: u64,
     pub sent_bytes: u64,

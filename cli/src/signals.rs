@@ -5,15 +5,23 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Delivers the first request to stop. A second one ends the process at once:
-/// whoever asks twice does not want to wait.
+/// What a second request to stop does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Whoever asks twice does not want to wait; nothing is lost by it.
+    EndsAtOnce,
+    /// There are mounts and processes to take down first, which takes seconds.
+    ChangesNothing,
+}
+
+/// Delivers the first request to stop.
 pub struct Stop {
     asked: Receiver<&'static str>,
 }
 
 impl Stop {
     /// Takes over the two signals for the whole process.
-    pub fn listen() -> anyhow::Result<Stop> {
+    pub fn listen(again: Again) -> anyhow::Result<Stop> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -32,6 +40,9 @@ impl Stop {
                             _ = term.recv() => "SIGTERM",
                             _ = int.recv() => "SIGINT",
                         };
+                        if round > 0 && again == Again::ChangesNothing {
+                            continue;
+                        }
                         if round > 0 {
                             tracing::warn!("{name} again: ending at once");
                             std::process::exit(i32::from(crate::exit::Exit::Failed.number()));

@@ -130,6 +130,10 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         "to copy",
         format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)),
     );
+    if group.map_suspect_bytes > 0 {
+        let text = format!("{} of them, before any is sent", format_size(group.map_suspect_bytes));
+        lines.row("to compare", text);
+    }
     if let (Some(p50), Some(p99)) = (group.added_write_us.p50, group.added_write_us.p99) {
         lines.row("added latency", format!("{p50:.1} us p50, {p99:.1} us p99 a write"));
     }

@@ -95,6 +95,7 @@ fn source_status(view: &GroupView) -> GroupStatus {
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
         ladder_steps: view.get(Counter::LadderSteps),
         map_set_bytes,
+        map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),
@@ -195,8 +196,8 @@ fn last_error(view: &GroupView) -> Option<String> {
     shipper.or_else(|| {
         let error = view.ring_error.as_ref()?;
         Some(format!(
-            "the ring is not usable ({error}): start `towline proxy`, which makes a new one; the \
-             target then gets everything again"
+            "the ring is not usable ({error}): start `towline proxy`, which makes a new one; everything \
+             is then compared with the target"
         ))
     })
 }

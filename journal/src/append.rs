@@ -5,7 +5,7 @@ use crate::format::*;
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::ring::Ring;
-use std::sync::{Mutex, atomic::Ordering};
+use crate::sys::sync::{Mutex, Ordering, fence};
 use towline_block::{BlockRange, Extent, VolumeId, crc32c, is_zero};
 
 /// A change that a client asked for, checked against the volume's size.
@@ -124,7 +124,8 @@ impl Journal {
             }
             ring.counter(Counter::GuestWrittenBytes).fetch_add(extent.len, Ordering::Relaxed);
             let map = VolumeMap::new(ring, volume);
-            // R2. Only this thread, the volume's, takes dirty away from its blocks.
+            // R2. Only this thread, the volume's, takes dirty away from its blocks. An
+            // extent with dirty blocks is hot.
             if map.all_set(Bits::Dirty, BlockRange::touching(extent)) {
                 ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
                 return Begun::Map;
@@ -138,6 +139,7 @@ impl Journal {
         let count = extent.len.div_ceil(piece_bytes).max(1);
         let payload = if zero { 0 } else { extent.len };
         let Some((first, position)) = self.reserve(volume, extent, count, payload) else {
+            self.activity.touch(volume, extent);
             return Begun::Map;
         };
         match change {
@@ -150,6 +152,8 @@ impl Journal {
             }
         }
         ring.counter(Counter::JournaledBytes).fetch_add(payload, Ordering::Relaxed);
+        // R7: after the number was taken, before the source is written.
+        self.activity.touch(volume, extent);
         Begun::Record(Ticket { first, count: count as u32, volume, extent })
     }
 
@@ -274,25 +278,26 @@ impl Journal {
             }
         };
         for seq in ticket.first..ticket.first + u64::from(ticket.count) {
-            // SeqCst, as the loads in `advance_done`: of two threads that finish
-            // neighbours at once, at least one sees both.
-            self.ring.commit(seq).store(commit_word(seq, state), Ordering::SeqCst);
+            self.ring.commit(seq).store(commit_word(seq, state), Ordering::Release);
         }
         self.advance_done();
     }
 
     /// Moves the done mark over all final records that follow it without a gap.
     pub(crate) fn advance_done(&self) {
+        // Between the caller's commit words and the loads below: of two threads that
+        // end neighbours at once, at least one sees both (`tests/loom.rs`).
+        fence(Ordering::SeqCst);
         let done = self.ring.counter(Counter::Done);
         loop {
-            let at = done.load(Ordering::SeqCst);
+            let at = done.load(Ordering::Acquire);
             let next = at + 1;
-            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::SeqCst));
+            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::Acquire));
             if seq != next || !state.is_final() {
                 return;
             }
             // Lost races mean that another thread moved it: go on from there.
-            let _ = done.compare_exchange(at, next, Ordering::SeqCst, Ordering::SeqCst);
+            let _ = done.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 }

@@ -5,9 +5,9 @@ use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
+use crate::sys::sync::{MutexGuard, Ordering};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::sync::{MutexGuard, atomic::Ordering};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Free slots there must be before a HEAL: its own, the next BREAK's, a RESYNC's and
@@ -113,8 +113,12 @@ impl Journal {
     /// Everything becomes dirty. The stream goes on at the RESYNC record whose number
     /// is returned, whatever the target had. Also for a damaged record in the ring.
     pub fn resync_all(&self, how: Resync) -> u64 {
+        // R7: what is dirty is hot, durably. No guest waits for this.
+        if let Err(e) = self.activity.heat_all() {
+            tracing::error!("{e}: a power loss before the resync is done may go unnoticed");
+        }
         let mut cursor = self.lock_cursor();
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let volume = VolumeId(index as u16);
             let map = VolumeMap::new(&self.ring, volume);
             match how {
@@ -173,6 +177,8 @@ impl Journal {
     /// Appends HEAL when nothing is dirty or claimed (R4). The shipper asks once the
     /// stream has passed every Q. Returns the record's number.
     pub fn heal(&self) -> Option<u64> {
+        // Claims do not revert between the readings of the two counters.
+        let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
         let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
         // Hysteresis of the ladder: with a spill still full, the next BREAK would be near.
@@ -223,7 +229,7 @@ impl Journal {
         let mut claims = self.claims.lock().expect("claims lock");
         claims.clear();
         let mut reverted = 0;
-        for index in 0..self.sources.len() {
+        for index in 0..self.ring.volumes.len() {
             let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
             let mut at = 0;
             while let Some(run) = map.next_claimed(at) {

@@ -1,15 +1,46 @@
 //! Looking on: a group's journal as tools see it, live or dead. Reads only, maps
 //! read-only, disturbs nobody.
+//!
+//! Nothing found in the files is believed: counters are held against each other and
+//! against the slots, so that no damaged word makes a tool hang, crash or count to
+//! infinity. On a live group both ends of the ring move on while it is read; what is
+//! said of a record was true when its commit word was read.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Counter, SlotState};
+mod changes;
+mod mix;
+mod open;
+mod replay;
+mod stat;
+mod verify;
+
+use crate::error::Error;
+use crate::format::{Control, Counter, Kind};
 use crate::progress::Progress;
-use crate::record::{Record, SlotFault};
+use crate::record::Record;
 use crate::ring::Ring;
 use crate::spill::SpillReader;
 use crate::state::{GroupDir, GroupState};
 use std::cell::RefCell;
-use std::fs::File;
+use std::ops::RangeInclusive;
+use towline_block::BlockRange;
+
+pub use crate::record::SlotFault;
+pub use changes::{Cell, VolumeChanges};
+pub use mix::{Bucket, KindCount, Mix, kind_name};
+pub use replay::{Applied, GAPS_MAX, Gap, Gaps};
+pub use stat::{Hot, Interval, Stat, UNIQUE_BLOCK_BYTES, VolumeStat};
+pub use verify::{FINDINGS_MAX, Finding, Verification};
+
+/// Largest number a commit word can name.
+const SEQ_MAX: u64 = u64::MAX >> 2;
+
+/// The words of a saved change map, volume by volume: one bit a block, 64 to a word.
+///
+/// # Errors
+/// [`crate::ErrorKind::Newer`] for a later version, [`crate::ErrorKind::Damaged`] otherwise.
+pub fn saved_map(bytes: &[u8]) -> crate::Result<Vec<Vec<u64>>> {
+    crate::saved::parse(bytes).map(|saved| saved.words)
+}
 
 /// A group's files, opened together.
 pub struct GroupView {
@@ -22,40 +53,87 @@ pub struct GroupView {
     pub progress: Option<Progress>,
 }
 
-impl GroupView {
-    /// # Errors
-    /// When `state.json` is missing, damaged or newer. A missing or damaged ring is
-    /// not an error here: see [`GroupView::ring_error`].
-    pub fn open(dir: &GroupDir) -> Result<GroupView> {
-        let state = dir.load()?.ok_or_else(|| {
-            Error::new(
-                ErrorKind::Missing,
-                format!("{} holds no group: state.json is missing", dir.path().display()),
-            )
-        })?;
-        let opened = File::open(&state.ring.path)
-            .map_err(|e| Error::io(format!("cannot open {}", state.ring.path.display()), e))
-            .and_then(|file| Ring::open(&file, false));
-        let (ring, ring_error) = match opened {
-            Ok(ring) if ring.superblock.ring_id == state.ring.id.0 => (Some(ring), None),
-            Ok(_) => (None, Some(Error::new(ErrorKind::Damaged, "another ring lies in its place"))),
-            Err(e) => (None, Some(e)),
-        };
-        let progress = Progress::view(&dir.progress_path())?;
-        let spill = ring.as_ref().map(|ring| {
-            let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
-            RefCell::new(SpillReader::new(dir.spill_path(), uuid, id))
-        });
-        Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
-    }
+/// Where the journal stands: the counters, if they do not contradict each other,
+/// else what the slots show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    pub head: u64,
+    pub done: u64,
+    pub acked: u64,
+    /// Up to here the spill has what the target lacks.
+    pub spilled: u64,
+    /// The counters fit together and into the ring.
+    pub sound: bool,
+}
 
+/// How full the ring is of what the target lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    pub slots: u64,
+    pub slots_used: u64,
+    pub payload_bytes: u64,
+    pub payload_used_bytes: u64,
+}
+
+impl GroupView {
     pub fn has_ring(&self) -> bool {
         self.ring.is_some()
     }
 
-    /// A counter of the ring; 0 without one.
+    /// A counter of the ring; 0 without one. Numbers and block counts are cut at
+    /// what is possible, so that callers may compute with them.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.ring.as_ref().map_or(0, |ring| ring.get(counter))
+        let Some(ring) = &self.ring else { return 0 };
+        let value = ring.get(counter);
+        match counter {
+            Counter::Head | Counter::Done | Counter::Acked | Counter::HealedSeq => {
+                value.min(SEQ_MAX)
+            }
+            Counter::DirtyBlocks | Counter::ClaimedBlocks | Counter::SuspectBlocks => {
+                value.min((0..ring.volumes.len()).map(|volume| ring.blocks(volume)).sum())
+            }
+            _ => value,
+        }
+    }
+
+    /// The counters, checked.
+    pub fn marks(&self) -> Marks {
+        let Some(ring) = &self.ring else {
+            return Marks { head: 0, done: 0, acked: 0, spilled: 0, sound: true };
+        };
+        // The ack is read once more behind the head: until then it may have moved
+        // and made room that the head has taken.
+        let before = ring.get(Counter::Acked);
+        let spilled = ring.get(Counter::Spilled);
+        let done = ring.get(Counter::Done);
+        let mut head = ring.get(Counter::Head);
+        let acked = ring.get(Counter::Acked);
+        // A control record is published before the head moves over it, and another
+        // thread may count it as done in between: right, if it is there.
+        if done > head && done <= SEQ_MAX && ring.record(done).is_ok() {
+            head = done;
+        }
+        let sound = before <= done
+            && before <= acked
+            && done <= head.max(acked)
+            && head <= SEQ_MAX
+            && acked <= SEQ_MAX
+            && spilled <= done.max(acked)
+            && spilled.saturating_sub(acked) <= self.spill_records_max()
+            && head.saturating_sub(acked.max(spilled)) <= ring.slots()
+            && (acked <= head || ring.get(Counter::Head) >= acked);
+        if sound {
+            // Head and done lag when the ack overtook them between two reads.
+            return Marks { head: head.max(acked), done: done.max(acked), acked, spilled, sound };
+        }
+        let head = self.highest_in_slots(ring);
+        Marks { head, done: head, acked: head.saturating_sub(ring.slots()), spilled: 0, sound }
+    }
+
+    /// The highest number whose slot parses.
+    fn highest_in_slots(&self, ring: &Ring) -> u64 {
+        let named = (0..ring.slots()).map(|index| ring.named_in_slot(index));
+        named.filter(|seq| ring.record(*seq).is_ok()).max().unwrap_or(0)
     }
 
     pub fn ring_payload_bytes(&self) -> u64 {
@@ -64,7 +142,18 @@ impl GroupView {
 
     /// Bytes of payload that the ring still holds for the target.
     pub fn ring_used_bytes(&self) -> u64 {
-        self.get(Counter::PayloadHead).saturating_sub(self.get(Counter::PayloadTail))
+        let tail = self.get(Counter::PayloadTail);
+        self.get(Counter::PayloadHead).saturating_sub(tail).min(self.ring_payload_bytes())
+    }
+
+    pub fn fill(&self) -> Fill {
+        let marks = self.marks();
+        Fill {
+            slots: self.ring.as_ref().map_or(0, Ring::slots),
+            slots_used: marks.head - marks.acked.max(marks.spilled).min(marks.head),
+            payload_bytes: self.ring_payload_bytes(),
+            payload_used_bytes: self.ring_used_bytes(),
+        }
     }
 
     pub fn proxy_runs(&self) -> bool {
@@ -75,23 +164,41 @@ impl GroupView {
         self.dir.is_locked("ship.lock")
     }
 
-    /// Numbers of the records that the target lacks, oldest first. On a live group
-    /// both ends move on; a record may be gone when it is asked for.
-    pub fn pending(&self) -> std::ops::RangeInclusive<u64> {
-        self.get(Counter::Acked) + 1..=self.get(Counter::Head)
+    /// Records that the spill's files have room for.
+    fn spill_records_max(&self) -> u64 {
+        let files = std::fs::read_dir(self.dir.spill_path()).map_or(0, |files| files.count());
+        files as u64 * (crate::spill::layout::SEGMENT_BYTES / crate::format::SLOT_BYTES)
+    }
+
+    /// Numbers of the records that the target lacks, oldest first; never more than
+    /// ring and spill have room for. On a live group both ends move on; a record may be gone
+    /// when it is asked for.
+    pub fn pending(&self) -> RangeInclusive<u64> {
+        let marks = self.marks();
+        marks.acked + 1..=marks.head
     }
 
     /// All records that may still be in the ring, also those the target has.
-    pub fn present(&self) -> std::ops::RangeInclusive<u64> {
+    pub fn present(&self) -> RangeInclusive<u64> {
         let slots = self.ring.as_ref().map_or(0, Ring::slots);
-        let head = self.get(Counter::Head);
+        let head = self.marks().head;
         head.saturating_sub(slots) + 1..=head
     }
 
     /// Record `seq`, with its payload where it still holds.
     pub fn record(&self, seq: u64) -> Option<Record> {
-        let in_ring = self.ring.as_ref()?.record(seq).ok();
+        let in_ring = self.read(seq)?.ok();
         in_ring.or_else(|| self.spilled(seq).map(|(record, _)| record))
+    }
+
+    /// Record `seq`, or why its slot does not show it; `None` without a ring.
+    pub fn read(&self, seq: u64) -> Option<Result<Record, SlotFault>> {
+        Some(self.ring.as_ref()?.record(seq))
+    }
+
+    /// The records of a range that the ring shows, in order.
+    pub fn records(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = Record> + '_ {
+        range.filter_map(|seq| self.record(seq))
     }
 
     /// The payload of a record, when it passes its checksum.
@@ -113,81 +220,63 @@ impl GroupView {
         Some((record, payload))
     }
 
-    /// Checks every record the target lacks: number, header, payload, order.
-    pub fn verify(&self) -> Verification {
-        let mut result = Verification::default();
-        let Some(ring) = &self.ring else {
-            result.errors.push(Finding { kind: "ring", seq: 0, offset: 0 });
-            return result;
+    /// Whether the payload's room was not given to a later record meanwhile. Only
+    /// of a record that the target has can this be false.
+    pub fn still_holds(&self, record: &Record) -> bool {
+        let Some(position) = record.payload_position else { return true };
+        self.get(Counter::PayloadHead) <= position.saturating_add(self.ring_payload_bytes())
+    }
+
+    /// The control records still in the ring, in order.
+    pub fn controls(&self) -> Vec<(Control, Record)> {
+        let control = |record: Record| {
+            let control = record.control.filter(|_| record.kind == Kind::Control)?;
+            Some((control, record))
         };
-        let pending = self.pending();
-        let mut payload = Vec::new();
-        for seq in pending {
-            payload.clear();
-            let finding = match ring.record(seq) {
-                Ok(record) => {
-                    result.see(&record);
-                    let readable =
-                        record.state != SlotState::Done || ring.read_payload(&record, &mut payload);
-                    let placed = record.incarnation == ring.incarnation();
-                    match (readable, placed) {
-                        (true, true) => None,
-                        (false, _) => Some(("payload_checksum", record.extent.offset)),
-                        (_, false) => Some(("incarnation", record.extent.offset)),
-                    }
-                }
-                Err(SlotFault::OtherRecord { .. }) => Some(("missing", 0)),
-                Err(SlotFault::HeaderChecksum) => Some(("header_checksum", 0)),
-                Err(SlotFault::Field(_)) => Some(("header_field", 0)),
-            };
-            let Some((mut kind, offset)) = finding else { continue };
-            if seq <= ring.get(Counter::Spilled) {
-                if let Some((record, _)) = self.spilled(seq) {
-                    result.see(&record);
-                    continue;
-                }
-                kind = "spill";
-            }
-            // On a live group the slot may have been freed and reused meanwhile, or
-            // be on its way to its commit word: neither is a fault.
-            let acked = ring.get(Counter::Acked);
-            let open = kind == "missing" && seq > ring.get(Counter::Done);
-            if seq > acked && !open {
-                result.errors.push(Finding { kind, seq, offset });
-            }
+        self.records(self.present()).filter_map(control).collect()
+    }
+
+    /// Incarnation of the ring itself; that of `state.json` without one.
+    pub fn ring_incarnation(&self) -> u32 {
+        self.ring.as_ref().map_or(self.state.incarnation, Ring::incarnation)
+    }
+
+    /// Name of the volume that a record names, if it touches one.
+    pub fn volume_name(&self, record: &Record) -> Option<String> {
+        let touches = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim | Kind::Barrier);
+        self.volume_names().into_iter().nth(record.volume.index()).filter(|_| touches)
+    }
+
+    /// Names of the ring's volumes; those of `state.json` without a ring.
+    pub fn volume_names(&self) -> Vec<String> {
+        match &self.ring {
+            Some(ring) => ring.volumes.iter().map(|v| crate::format::name_of(&v.name)).collect(),
+            None => self.state.volumes.iter().map(|v| v.name.to_string()).collect(),
         }
-        result
+    }
+
+    /// Size of a volume; 0 when there is none of that number.
+    pub fn volume_size_bytes(&self, volume: usize) -> u64 {
+        match &self.ring {
+            Some(ring) => ring.volumes.get(volume).map_or(0, |v| v.size_bytes.get()),
+            None => self.state.volumes.get(volume).map_or(0, |v| v.size_bytes),
+        }
+    }
+
+    fn volume_blocks(&self, volume: usize) -> BlockRange {
+        BlockRange::of_volume(self.volume_size_bytes(volume))
     }
 }
 
-/// What [`GroupView::verify`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verification {
-    pub records: u64,
-    /// Payload bytes verified.
-    pub bytes: u64,
-    pub first_seq: u64,
-    pub last_seq: u64,
-    pub errors: Vec<Finding>,
-}
-
-impl Verification {
-    fn see(&mut self, record: &Record) {
-        self.records += 1;
-        if record.has_payload() {
-            self.bytes += record.extent.len;
-        }
-        if self.first_seq == 0 {
-            self.first_seq = record.seq;
-        }
-        self.last_seq = record.seq;
+/// The number in the commit word of slot `index`, when that number belongs there.
+impl Ring {
+    fn named_in_slot(&self, index: u64) -> u64 {
+        let (seq, _) = crate::format::commit_parts(
+            self.commit(index).load(std::sync::atomic::Ordering::Acquire),
+        );
+        if seq % self.slots() == index { seq } else { 0 }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub kind: &'static str,
-    pub seq: u64,
-    /// Byte offset in the volume, where the record tells.
-    pub offset: u64,
-}
+#[cfg(test)]
+mod tests;

@@ -1,23 +1,31 @@
 //! The journal as its owner, the proxy, holds it: opening and recovery.
 
+use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
 use crate::append::Cursor;
 use crate::attach::Resync;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
 use crate::map::{Bits, VolumeMap, runs_of};
 use crate::record::{Record, SlotFault};
-use crate::recover::{self, Decision, RingFound, SavedFound, SourceFound, StateFound};
+use crate::recover::{
+    self, ActivityFound, Decision, RingFound, SavedFound, SourceFound, StateFound,
+};
 use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::spill::layout::SEGMENT_BYTES;
 use crate::spill::{self, Durability, Owner, Persister, Scanned, Spill, SpillOptions};
 use crate::state::*;
 use crate::sys::shm_free_bytes;
+use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, atomic::Ordering};
-use towline_block::{BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use towline_block::{
+    BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
+};
 
 pub use crate::recover::AttachPolicy;
 
@@ -76,6 +84,8 @@ pub struct Journal {
     pub(crate) group: GroupName,
     pub(crate) dir: GroupDir,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) activity: Arc<Activity>,
+    cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
     pub(crate) cursor: Arc<Mutex<Cursor>>,
     pub(crate) spill: Option<Arc<Spill>>,
@@ -84,8 +94,8 @@ pub struct Journal {
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
     /// Ends before the lock is given up.
-    _persister: Option<Persister>,
-    _lock: File,
+    pub(crate) _persister: Option<Persister>,
+    pub(crate) _lock: File,
 }
 
 /// min(256 MiB, 1/8 of memory, half of what is free where rings live).
@@ -133,6 +143,7 @@ impl Journal {
             if stored.is_some() { StateFound::Present } else { StateFound::Absent },
             found.ring_found,
             found.saved_found,
+            if found.activity.is_some() { ActivityFound::Sound } else { ActivityFound::Unusable },
             found.source,
             options.attach,
         );
@@ -143,7 +154,7 @@ impl Journal {
                 summary: format!("everything will be compared with the target: {why}"),
                 ..OpenReport::default()
             };
-            new_incarnation(&dir, &options, stored.as_ref(), None)
+            new_incarnation(&dir, &options, stored.as_ref(), &Content::Unknown)
         };
         let (ring, ring_file, state, cursor) = match decision {
             Decision::Refuse(why) => {
@@ -171,21 +182,36 @@ impl Journal {
             Decision::Create => {
                 report.created = true;
                 report.summary = "new group: everything will be sent".into();
-                new_incarnation(&dir, &options, None, None)?
+                new_incarnation(&dir, &options, None, &Content::New)?
             }
             Decision::RestoreSaved => {
                 report.summary = "journal restored from the orderly stop".into();
-                new_incarnation(&dir, &options, stored.as_ref(), found.saved.as_ref())?
+                let saved = found.saved.as_ref().expect("a valid map was read");
+                let content = Content::Saved(saved, found.activity.as_ref());
+                new_incarnation(&dir, &options, stored.as_ref(), &content)?
+            }
+            Decision::CompareHot => {
+                let hot = found.activity.as_ref().expect("a sound map was read");
+                report.restarted = true;
+                report.summary = "the ring is lost: what was active then will be compared".into();
+                new_incarnation(&dir, &options, stored.as_ref(), &Content::Active(hot))?
             }
             Decision::Restart(why) => restart(why, &mut report)?,
         };
         report.seal = state.seal.clone();
+        let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
+        let activity =
+            Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
+        let (ring, activity) = (Arc::new(ring), Arc::new(activity));
         let (spill, spill_is_lost) = open_spill(&dir, &ring, &options.spill)?;
-        let (ring, cursor) = (Arc::new(ring), Arc::new(Mutex::new(cursor)));
+        let cursor = Arc::new(Mutex::new(cursor));
+        let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
             group: options.group,
             dir,
             ring,
+            activity,
+            cooler: Some(cooler),
             ring_file,
             cursor,
             spill,
@@ -257,6 +283,17 @@ impl Journal {
         Ok(())
     }
 
+    /// Bytes of extents that a power loss now would compare.
+    pub fn hot_bytes(&self) -> u64 {
+        self.activity.hot_extents() * EXTENT_BYTES
+    }
+
+    /// Lets extents go cold that nothing holds open, now instead of at the cooler's
+    /// next round. Two calls make a whole round.
+    pub fn cool_now(&self) {
+        self.activity.cool_now();
+    }
+
     pub fn group(&self) -> &GroupName {
         &self.group
     }
@@ -315,6 +352,7 @@ struct Found {
     ring_found: RingFound,
     saved: Option<Saved>,
     saved_found: SavedFound,
+    activity: Option<activity::Found>,
     source: SourceFound,
 }
 
@@ -325,6 +363,7 @@ impl Found {
             ring_found: RingFound::Absent,
             saved: None,
             saved_found: SavedFound::Absent,
+            activity: None,
             source: SourceFound::Same,
         };
         let Some(state) = state else { return Ok(found) };
@@ -334,7 +373,10 @@ impl Found {
             Ok(file) => match Ring::open(&file, true) {
                 Ok(ring)
                     if ring.superblock.ring_id == state.ring.id.0
-                        && ring.superblock.group_uuid == state.group_uuid.0 =>
+                        && ring.superblock.group_uuid == state.group_uuid.0
+                        // A ring directory on disk: what came through a boot is not
+                        // what was in memory.
+                        && ring.superblock.boot_id == boot_id() =>
                 {
                     found.ring_found = RingFound::Intact;
                     found.ring = Some((ring, file));
@@ -363,6 +405,9 @@ impl Found {
                 found.saved_found = SavedFound::Unusable;
             }
         }
+        let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
+        found.activity =
+            activity::find(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         found.source = sources_found(state, found.ring.as_ref().map(|(r, _)| r), &options.sources)?;
         Ok(found)
     }
@@ -386,7 +431,14 @@ fn sources_found(
         let changed = match (&state.stopped, ring) {
             (Some(stopped), _) => stopped.stamps.get(index).copied().flatten() != Some(now),
             (None, Some(ring)) => is_later_than_journal(now, ring),
-            (None, None) => false, // decided by the lost ring already
+            // The ring went with its boot: since then nobody may have written.
+            (None, None) if state.ring.boot_id.0 != boot_id() => {
+                boot_unix_ns().is_none_or(|boot| now.modified_ns > boot + STAMP_SLACK_NS)
+            }
+            (None, None) => {
+                result = SourceFound::Unknown;
+                continue;
+            }
         };
         if changed {
             tracing::warn!(volume = %source.name, "the source was changed while no proxy ran");
@@ -535,13 +587,113 @@ fn close_record(ring: &Ring, record: &Record, options: &Options, report: &mut Op
     ring.commit(seq).store(commit_word(seq, state), Ordering::SeqCst);
 }
 
+/// What is known of the target's content when an incarnation begins.
+enum Content<'a> {
+    /// The target has nothing.
+    New,
+    /// The target may have anything.
+    Unknown,
+    /// All but these blocks is there; the activity map, if it is sound.
+    Saved(&'a Saved, Option<&'a activity::Found>),
+    /// All but what was active.
+    Active(&'a activity::Found),
+}
+
+impl Content<'_> {
+    /// Where a target must stand for this to be true of it.
+    fn base(&self) -> Base {
+        match self {
+            Content::New | Content::Unknown => Base::default(),
+            Content::Saved(saved, _) => Base {
+                incarnation: saved.incarnation,
+                seq: saved.acked_seq,
+                claims: saved.acked_claims,
+            },
+            Content::Active(found) => found.base,
+        }
+    }
+
+    /// The activity map to begin with. What is dirty in the change map is hot here.
+    fn activity(&self) -> (Base, Hot) {
+        match self {
+            Content::New | Content::Unknown | Content::Saved(_, None) => {
+                (Base::default(), Hot::All)
+            }
+            Content::Saved(_, Some(found)) | Content::Active(found) => {
+                (found.base, Hot::Words(found.hot.clone()))
+            }
+        }
+    }
+
+    /// Sets a volume's bits of the new change map.
+    fn mark(&self, volume: usize, map: VolumeMap<'_>) {
+        let all = map.all();
+        match self {
+            Content::New => {
+                map.set(Bits::Dirty, all);
+            }
+            Content::Unknown => {
+                map.set(Bits::Suspect, all);
+                map.set(Bits::Dirty, all);
+            }
+            Content::Saved(saved, _) => {
+                let words = saved.words.get(volume).map_or(&[][..], Vec::as_slice);
+                for run in runs_of(words, all.count) {
+                    map.set(Bits::Dirty, run);
+                }
+            }
+            Content::Active(found) => {
+                let hot = Hot::Words(found.hot.clone());
+                let blocks = EXTENT_BYTES / BLOCK_BYTES;
+                for extent in (0..all.count.div_ceil(blocks)).filter(|e| hot.has(volume, *e)) {
+                    let first = extent * blocks;
+                    let run = BlockRange::new(first, blocks.min(all.count - first));
+                    map.set(Bits::Suspect, run);
+                    map.set(Bits::Dirty, run);
+                }
+            }
+        }
+    }
+}
+
+/// The activity map's thread, with descriptors of its own.
+fn start_cooler(
+    sources: &[Source],
+    ring: &Arc<Ring>,
+    activity: &Arc<Activity>,
+) -> Result<JoinHandle<()>> {
+    let mut files = Vec::new();
+    for source in sources {
+        let path = source.disk.path();
+        let file = File::open(path)
+            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+        files.push(file);
+    }
+    let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
+    std::thread::Builder::new()
+        .name("activity".into())
+        .spawn(move || activity.serve(&ring, &CoolerContext { sources: files }))
+        .map_err(|e| Error::io("cannot start the activity map's thread", e))
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.activity.stop();
+        if let Some(cooler) = self.cooler.take()
+            && cooler.join().is_err()
+        {
+            tracing::error!("the activity map's thread panicked");
+        }
+    }
+}
+
 /// Makes a ring for the next incarnation and names it in `state.json`; the change
 /// map is everything, or what an orderly stop saved.
 fn new_incarnation(
     dir: &GroupDir,
     options: &Options,
     old: Option<&GroupState>,
-    saved: Option<&Saved>,
+    content: &Content<'_>,
 ) -> Result<(Ring, File, GroupState, Cursor)> {
     let ring_id = Hex16::random();
     let name = format!("towline-{}-{}.ring", options.group, &ring_id.to_string()[..12]);
@@ -569,7 +721,7 @@ fn new_incarnation(
         group_uuid: old.map_or_else(Hex16::random, |old| old.group_uuid),
         epoch: old.map_or(1, |old| old.epoch),
         incarnation: old.map_or(1, |old| old.incarnation + 1),
-        ring: RingPlace { path: ring_path.clone(), id: ring_id },
+        ring: RingPlace { path: ring_path.clone(), id: ring_id, boot_id: Hex16(boot_id()) },
         volumes,
         seal: old.and_then(|old| old.seal.clone()),
         stopped: None,
@@ -581,9 +733,9 @@ fn new_incarnation(
         boot_id: boot_id(),
         epoch: state.epoch,
         incarnation: state.incarnation,
-        base_incarnation: saved.map_or(0, |s| s.incarnation),
-        base_seq: saved.map_or(0, |s| s.acked_seq),
-        base_claims: saved.map_or(0, |s| s.acked_claims),
+        base_incarnation: content.base().incarnation,
+        base_seq: content.base().seq,
+        base_claims: content.base().claims,
         payload_bytes,
         created_unix_ns: (options.clock)(),
         volumes: options
@@ -595,22 +747,9 @@ fn new_incarnation(
     let (ring, file) = Ring::create(&ring_path, &spec)?;
     for index in 0..options.sources.len() {
         let map = VolumeMap::new(&ring, VolumeId(index as u16));
-        match saved {
-            None => {
-                // A target may have most of it already, unless the group is new.
-                if old.is_some() {
-                    map.set(Bits::Suspect, map.all());
-                }
-                map.set(Bits::Dirty, map.all());
-            }
-            Some(saved) => {
-                let words = saved.words.get(index).map_or(&[][..], Vec::as_slice);
-                for run in runs_of(words, map.all().count) {
-                    map.set(Bits::Dirty, run);
-                }
-            }
-        }
+        content.mark(index, map);
     }
+    let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
     ring.set(Counter::NextClaim, 1);
     let nothing = Extent::new(0, 0);
     let mut slot = Slot::new(Kind::Control, VolumeId(0), nothing, spec.created_unix_ns);
@@ -618,13 +757,23 @@ fn new_incarnation(
     ring.publish(1, &mut slot, SlotState::Done);
     ring.set(Counter::Head, 1);
     ring.set(Counter::Done, 1);
-    if let Err(error) = dir.store(&state) {
-        let _ = std::fs::remove_file(&ring_path);
+    let (activity_base, hot) = content.activity();
+    let stored = Activity::create(
+        &dir.activity_path(),
+        state.group_uuid.0,
+        state.incarnation,
+        activity_base,
+        &sizes,
+        &hot,
+    )
+    .and_then(|_| dir.store(&state));
+    if let Err(error) = stored {
+        durable::remove_ring(&ring_path);
         return Err(error);
     }
     // Only now is the new ring the group's; the old one is garbage.
     if let Some(old) = old {
-        let _ = std::fs::remove_file(&old.ring.path);
+        durable::remove_ring(&old.ring.path);
     }
     let cursor = Cursor {
         next_seq: 2,

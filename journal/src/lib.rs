@@ -8,14 +8,19 @@
 //! Promises: an acknowledged change is in the ring or dirty in the map, whatever
 //! process is killed; nothing here ever fails or delays a guest's request.
 
+pub mod activity;
 mod append;
 mod attach;
+#[doc(hidden)]
+pub mod durable;
 pub mod error;
 pub mod format;
 pub mod inspect;
 mod journal;
 pub mod link;
 pub mod map;
+#[cfg(loom)]
+pub mod model;
 pub mod progress;
 mod reader;
 mod record;

@@ -8,7 +8,7 @@
 
 use crate::format::Counter;
 use crate::ring::Ring;
-use std::sync::atomic::Ordering;
+use crate::sys::sync::{AtomicU64, Ordering};
 use towline_block::{BlockRange, VolumeId};
 
 /// Which of a volume's bitmaps.
@@ -45,7 +45,7 @@ impl<'a> VolumeMap<'a> {
         BlockRange::new(0, self.ring.blocks(self.volume))
     }
 
-    fn word_at(self, bits: Bits, index: u64) -> &'a std::sync::atomic::AtomicU64 {
+    fn word_at(self, bits: Bits, index: u64) -> &'a AtomicU64 {
         let entry = &self.ring.volumes[self.volume];
         let base = match bits {
             Bits::Dirty => entry.dirty_offset.get(),
@@ -60,6 +60,15 @@ impl<'a> VolumeMap<'a> {
     pub fn all_set(self, bits: Bits, blocks: BlockRange) -> bool {
         words(blocks)
             .all(|(index, mask)| self.word_at(bits, index).load(Ordering::Acquire) & mask == mask)
+    }
+
+    /// Whether any block of the range is dirty or claimed.
+    pub fn is_pending(self, blocks: BlockRange) -> bool {
+        words(blocks).any(|(index, mask)| {
+            let dirty = self.word_at(Bits::Dirty, index).load(Ordering::Acquire);
+            let claimed = self.word_at(Bits::Claimed, index).load(Ordering::Acquire);
+            (dirty | claimed) & mask != 0
+        })
     }
 
     /// Sets the bit; returns how many blocks did not have it.

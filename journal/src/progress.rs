@@ -3,10 +3,10 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::Mapping;
+use crate::sys::sync::Ordering;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 const PAGE_BYTES: u64 = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"TWLPROG1");

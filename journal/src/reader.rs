@@ -34,6 +34,16 @@ impl RingReader {
         self.spill.is_some() && seq <= self.ring.get(Counter::Spilled)
     }
 
+    #[cfg(loom)]
+    pub(crate) fn model(ring: Ring) -> RingReader {
+        RingReader { ring }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn model_ring(&self) -> &Ring {
+        &self.ring
+    }
+
     pub fn incarnation(&self) -> u32 {
         self.ring.incarnation()
     }

@@ -29,6 +29,14 @@ pub enum SavedFound {
     Unusable,
 }
 
+/// What the activity map can say after the ring is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivityFound {
+    /// Of this incarnation, sound: exactly its hot extents may differ.
+    Sound,
+    Unusable,
+}
+
 /// Whether the sources are what the journal last saw (R10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceFound {
@@ -61,6 +69,8 @@ pub enum Decision {
     UseRing,
     /// New incarnation whose change map is the saved one.
     RestoreSaved,
+    /// New incarnation; what was active when the ring was lost is compared.
+    CompareHot,
     /// New incarnation, everything dirty; the reason is for the operator.
     Restart(&'static str),
     /// Touch nothing; the reason is for the operator.
@@ -71,6 +81,7 @@ pub fn decide(
     state: StateFound,
     ring: RingFound,
     saved: SavedFound,
+    activity: ActivityFound,
     source: SourceFound,
     policy: AttachPolicy,
 ) -> Decision {
@@ -90,19 +101,13 @@ pub fn decide(
     }
     match (ring, saved) {
         (RingFound::Intact, _) => Decision::UseRing,
-        (_, SavedFound::Valid)
-            if source == SourceFound::Unknown && policy == AttachPolicy::Auto =>
-        {
-            Decision::Restart(
-                "a block device does not tell whether it was changed while no proxy ran \
-                 (--attach trust overrules this)",
-            )
-        }
+        _ if source == SourceFound::Unknown && policy == AttachPolicy::Auto => Decision::Restart(
+            "the ring is lost, and nothing tells whether a source was changed while no proxy ran \
+             (--attach trust overrules this)",
+        ),
         (_, SavedFound::Valid) => Decision::RestoreSaved,
-        (_, SavedFound::Unusable) => Decision::Restart("the ring and the saved map are lost"),
-        (_, SavedFound::Absent) => {
-            Decision::Restart("the ring is lost and there was no orderly stop (power loss?)")
-        }
+        _ if activity == ActivityFound::Sound => Decision::CompareHot,
+        _ => Decision::Restart("the ring is lost (power loss?), and with it what was active"),
     }
 }
 
@@ -113,21 +118,25 @@ mod tests {
     const RINGS: [RingFound; 4] =
         [RingFound::Absent, RingFound::Intact, RingFound::Unusable, RingFound::Newer];
     const SAVED: [SavedFound; 3] = [SavedFound::Absent, SavedFound::Valid, SavedFound::Unusable];
+    const ACTIVITIES: [ActivityFound; 2] = [ActivityFound::Sound, ActivityFound::Unusable];
     const SOURCES: [SourceFound; 3] =
         [SourceFound::Same, SourceFound::Unknown, SourceFound::Changed];
     const POLICIES: [AttachPolicy; 3] =
         [AttachPolicy::Auto, AttachPolicy::Trust, AttachPolicy::Resync];
 
-    /// Walks all 216 combinations and states what must hold, not what the code says.
+    /// Walks all 432 combinations and states what must hold, not what the code says.
     #[test]
     fn every_combination_keeps_the_promises() {
         for state in [StateFound::Absent, StateFound::Present] {
             for ring in RINGS {
                 for saved in SAVED {
-                    for source in SOURCES {
-                        for policy in POLICIES {
-                            let found = (state, ring, saved, source, policy);
-                            check(found, decide(state, ring, saved, source, policy));
+                    for activity in ACTIVITIES {
+                        for source in SOURCES {
+                            for policy in POLICIES {
+                                let found = (state, ring, saved, activity, source, policy);
+                                let decision = decide(state, ring, saved, activity, source, policy);
+                                check(found, decision);
+                            }
                         }
                     }
                 }
@@ -135,17 +144,18 @@ mod tests {
         }
     }
 
-    type Found = (StateFound, RingFound, SavedFound, SourceFound, AttachPolicy);
+    type Found = (StateFound, RingFound, SavedFound, ActivityFound, SourceFound, AttachPolicy);
 
     fn check(found: Found, decision: Decision) {
-        let (state, ring, saved, source, policy) = found;
+        let (state, ring, saved, activity, source, policy) = found;
         let ctx = format!("{found:?} -> {decision:?}");
         assert_eq!(decision == Decision::Create, state == StateFound::Absent, "{ctx}");
         if state == StateFound::Absent {
             return;
         }
         assert_eq!(matches!(decision, Decision::Refuse(_)), ring == RingFound::Newer, "{ctx}");
-        let continues = matches!(decision, Decision::UseRing | Decision::RestoreSaved);
+        let continues =
+            matches!(decision, Decision::UseRing | Decision::RestoreSaved | Decision::CompareHot);
         if continues {
             assert_ne!(policy, AttachPolicy::Resync, "{ctx}");
             let vouched = policy == AttachPolicy::Trust;
@@ -156,6 +166,11 @@ mod tests {
         }
         if decision == Decision::RestoreSaved {
             assert!(ring != RingFound::Intact && saved == SavedFound::Valid, "{ctx}");
+            assert!(source == SourceFound::Same || policy == AttachPolicy::Trust, "{ctx}");
+        }
+        if decision == Decision::CompareHot {
+            assert!(ring != RingFound::Intact && saved != SavedFound::Valid, "{ctx}");
+            assert_eq!(activity, ActivityFound::Sound, "{ctx}");
             assert!(source == SourceFound::Same || policy == AttachPolicy::Trust, "{ctx}");
         }
         // Never start over without need: an intact ring under an unchanged source goes on.

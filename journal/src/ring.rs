@@ -3,11 +3,11 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
 use crate::record::{Record, SlotFault};
+use crate::sys::sync::{AtomicU64, Ordering, fence};
 use crate::sys::{Mapping, allocate};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use towline_block::{BLOCK_BYTES, BlockRange, crc32c};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -91,6 +91,24 @@ impl Ring {
         Ring { map, superblock, volumes, slots, payload_bytes, payload_offset }
     }
 
+    /// A small ring in the model's memory, twice: for the appender and for a reader.
+    #[cfg(loom)]
+    pub fn model(spec: &RingSpec, slots: u64, payload_bytes: u64) -> (Ring, Ring) {
+        let (mut superblock, volumes) = layout(spec);
+        (superblock.slots, superblock.payload_bytes) = (slots.into(), payload_bytes.into());
+        let slot_lines = (0..slots).map(|slot| SLOTS_OFFSET + slot * SLOT_BYTES);
+        let payload_lines = (0..payload_bytes / PAYLOAD_ALIGN)
+            .map(|line| superblock.payload_offset.get() + line * PAYLOAD_ALIGN);
+        let lines: Vec<u64> = slot_lines.clone().chain(payload_lines).collect();
+        let maps =
+            volumes.iter().flat_map(|v| [&v.dirty_offset, &v.claimed_offset, &v.suspect_offset]);
+        let counters = (0..PAGE_BYTES / 64).map(|counter| COUNTERS_OFFSET + counter * 64);
+        let words: Vec<u64> = slot_lines.chain(maps.map(|at| at.get())).chain(counters).collect();
+        let map = Mapping::model(&words, &lines);
+        let reader = Ring::new(map.clone(), superblock.clone(), volumes.clone());
+        (Ring::new(map, superblock, volumes), reader)
+    }
+
     pub fn slots(&self) -> u64 {
         self.slots
     }
@@ -148,7 +166,7 @@ impl Ring {
         let mut bytes = [0; SLOT_BYTES as usize];
         self.map.read(self.slot_offset(seq), &mut bytes);
         bytes[..8].copy_from_slice(&before.to_le_bytes());
-        std::sync::atomic::fence(Ordering::Acquire);
+        fence(Ordering::Acquire);
         let (after, _) = commit_parts(self.commit(seq).load(Ordering::Acquire));
         if after != seq {
             return Err(SlotFault::OtherRecord { found: after });

@@ -1,9 +1,9 @@
 //! `saved.map`: the change map of an orderly stop, for when shared memory is gone
 //! at the next start (a reboot). Format: `docs/formats/journal.md`.
 
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::VOLUMES_MAX;
-use crate::state::{remove_durably, replace_durably};
 use std::path::Path;
 use towline_block::crc32c;
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -68,7 +68,7 @@ impl Saved {
         header.crc = crc32c(&header.as_bytes()[..HEADER_BYTES - 4]).into();
         let mut bytes = header.as_bytes().to_vec();
         bytes.extend_from_slice(&body);
-        replace_durably(path, &bytes)
+        durable::replace(path, &bytes)
     }
 
     /// `None` when there is no such file.
@@ -83,11 +83,11 @@ impl Saved {
     }
 
     pub fn remove(path: &Path) -> Result<()> {
-        remove_durably(path)
+        durable::remove(path)
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Saved> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Saved> {
     let damaged = |what: &str| Error::new(ErrorKind::Damaged, format!("saved map: {what}"));
     let (header, body) =
         SavedHeader::read_from_prefix(bytes).map_err(|_| damaged("header is short"))?;

@@ -2,10 +2,10 @@
 //! group is, where its ring lies, how it was last stopped, whether it is sealed.
 //! Replaced atomically; never on a guest's write path.
 
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use towline_block::{GroupName, Identity, Stamp, VolumeName};
@@ -86,6 +86,10 @@ impl GroupDir {
         self.path.join("spill")
     }
 
+    pub fn activity_path(&self) -> PathBuf {
+        self.path.join("activity.map")
+    }
+
     pub fn proxy_socket(&self) -> PathBuf {
         self.path.join("proxy.sock")
     }
@@ -139,75 +143,13 @@ impl GroupDir {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("cannot read {}", path.display()), e)),
         };
-        parse(&path, &text).map(Some)
+        GroupState::parse(&path, &text).map(Some)
     }
 
     /// Replaces the state, durably.
     pub fn store(&self, state: &GroupState) -> Result<()> {
-        let text = serde_json::to_vec_pretty(state).expect("a state is plain data");
-        replace_durably(&self.state_path(), &text)
+        durable::replace(&self.state_path(), &state.to_json())
     }
-}
-
-fn parse(path: &Path, text: &[u8]) -> Result<GroupState> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let damaged = |e: serde_json::Error| {
-        Error::new(
-            ErrorKind::Damaged,
-            format!(
-                "{} is damaged ({e}): move its folder away to start over; the target then gets \
-                 everything again",
-                path.display()
-            ),
-        )
-    };
-    let version = serde_json::from_slice::<Versioned>(text).map_err(damaged)?.version;
-    if version > STATE_VERSION {
-        return Err(Error::new(
-            ErrorKind::Newer,
-            format!(
-                "{} has version {version}, this program knows {STATE_VERSION}: use the newer \
-                 Towline that wrote it",
-                path.display()
-            ),
-        ));
-    }
-    serde_json::from_slice(text).map_err(damaged)
-}
-
-/// Writes a file so that after any crash the old or the new content is there.
-pub fn replace_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let what = |e| Error::io(format!("cannot write {}", path.display()), e);
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(what)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(what)?;
-    fs::rename(&temporary, path).map_err(what)?;
-    sync_parent(path)
-}
-
-/// Removes a file, durably; nothing to do when it is not there.
-pub fn remove_durably(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_parent(path),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io(format!("cannot remove {}", path.display()), e)),
-    }
-}
-
-fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| Error::io(format!("cannot sync {}", parent.display()), e))
 }
 
 /// Content of `state.json`.
@@ -226,10 +168,51 @@ pub struct GroupState {
     pub stopped: Option<Stopped>,
 }
 
+impl GroupState {
+    /// The content of the file at `path`, which the error names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Newer`] for a later version, [`ErrorKind::Damaged`] otherwise.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<GroupState> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let damaged = |e: serde_json::Error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "{} is damaged ({e}): move its folder away to start over; the target then gets \
+                     everything again",
+                    path.display()
+                ),
+            )
+        };
+        let version = serde_json::from_slice::<Versioned>(text).map_err(damaged)?.version;
+        if version > STATE_VERSION {
+            return Err(Error::new(
+                ErrorKind::Newer,
+                format!(
+                    "{} has version {version}, this program knows {STATE_VERSION}: use the newer \
+                     Towline that wrote it",
+                    path.display()
+                ),
+            ));
+        }
+        serde_json::from_slice(text).map_err(damaged)
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a state is plain data")
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingPlace {
     pub path: PathBuf,
     pub id: Hex16,
+    /// The boot in which it was made: shared memory does not outlive it.
+    pub boot_id: Hex16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,6 +288,13 @@ impl TryFrom<String> for Hex16 {
         }
         Ok(Hex16(bytes))
     }
+}
+
+/// When the kernel booted, Unix time in nanoseconds; `None` where it does not tell.
+pub fn boot_unix_ns() -> Option<i128> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = text.lines().find_map(|line| line.strip_prefix("btime "))?;
+    seconds.trim().parse::<i128>().ok().map(|seconds| seconds * 1_000_000_000)
 }
 
 /// The kernel's boot id; zeroes where it does not tell.

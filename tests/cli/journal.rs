@@ -1,6 +1,13 @@
 //! `towline journal`: on a live group and on its files.
 
+mod extract;
+mod files;
+mod show;
+
 use crate::DISK_BYTES;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use towline_bench::nbd_client::{Client, Request};
 use towline_tests::rig::Process;
 use towline_tests::{Rig, args};
 
@@ -17,6 +24,30 @@ fn with_records() -> Rig {
     }
     client.flush().unwrap();
     rig
+}
+
+/// Where the group's ring lies.
+#[track_caller]
+fn ring_of(rig: &Rig) -> PathBuf {
+    let prefix = format!("towline-{}-", rig.group);
+    let is_ring = |name: OsString| name.to_string_lossy().starts_with(&prefix);
+    let mut entries = std::fs::read_dir("/dev/shm").unwrap().flatten();
+    entries.find(|entry| is_ring(entry.file_name())).unwrap().path()
+}
+
+fn zero(client: &mut Client, offset: u64, len: u32) {
+    client.roundtrip(Request::WriteZeroes { offset, len, fua: false, no_hole: false }).unwrap();
+}
+
+fn trim(client: &mut Client, offset: u64, len: u32) {
+    client.roundtrip(Request::Trim { offset, len, fua: false }).unwrap();
+}
+
+/// `towline journal WORD...` on a group's state directory.
+fn journal(dir: &std::path::Path, command: &str, options: &[&str]) -> Vec<OsString> {
+    let mut all = args!["journal", command, dir];
+    all.extend(options.iter().map(OsString::from));
+    all
 }
 
 #[track_caller]
@@ -66,13 +97,7 @@ fn the_files_of_a_dead_group_are_shown_and_verified() {
 fn a_flipped_byte_in_a_payload_is_found_with_its_record() {
     let mut rig = with_records();
     rig.kill(Process::Proxy);
-    let prefix = format!("towline-{}-", rig.group);
-    let ring = std::fs::read_dir("/dev/shm")
-        .unwrap()
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .unwrap()
-        .path();
+    let ring = ring_of(&rig);
     let mut bytes = std::fs::read(&ring).unwrap();
     // The payload of the seventh write is the only place with a run of sevens.
     let at = bytes.windows(4096).position(|window| window.iter().all(|byte| *byte == 7)).unwrap();

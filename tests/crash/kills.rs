@@ -3,8 +3,8 @@
 use crate::{DISK_BYTES, number, plan};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use towline_tests::rig::{Process, Side, WINDOW_BYTES};
-use towline_tests::{PATIENCE, Rig};
+use towline_tests::rig::{Process, WINDOW_BYTES};
+use towline_tests::{PATIENCE, Rig, Side};
 
 /// Kills of a run in CI; `TOWLINE_KILLS=50` for the long one.
 const KILLS_DEFAULT: u64 = 6;

@@ -1,5 +1,6 @@
 //! `kill -9` of the real processes under a guest that knows every write it made.
 
+mod controls;
 mod kills;
 mod overflow;
 mod recovery;

@@ -2,8 +2,8 @@
 
 use crate::{DISK_BYTES, plan};
 use towline_bench::stamp::{Pattern, Plan};
-use towline_tests::rig::{Process, Side};
-use towline_tests::{PATIENCE, Rig};
+use towline_tests::rig::Process;
+use towline_tests::{PATIENCE, Rig, Side};
 
 const RING: &str = "4M";
 /// Several times the ring, in distinct blocks.

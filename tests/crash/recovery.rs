@@ -5,8 +5,8 @@ use crate::{DISK_BYTES, number, plan};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use towline_bench::stamp::Pattern;
-use towline_tests::rig::{Process, Side};
-use towline_tests::{PATIENCE, Rig};
+use towline_tests::rig::Process;
+use towline_tests::{PATIENCE, Rig, Side};
 
 const ROUNDS_DEFAULT: u64 = 4;
 

@@ -2,8 +2,8 @@
 
 use crate::{DISK_BYTES, Running, assert_aborted, cutover, plan};
 use towline_bench::stamp::Guest;
-use towline_tests::rig::{Process, Side};
-use towline_tests::{PATIENCE, Rig};
+use towline_tests::rig::Process;
+use towline_tests::{PATIENCE, Rig, Side};
 
 /// The guest goes on at the source, unharmed, and the next cutover can work.
 #[track_caller]

@@ -1,6 +1,7 @@
 //! The guest changes over from source to target, or goes on at the source; never both.
 
 mod abort;
+mod demo;
 mod promote;
 mod seal;
 

@@ -1,8 +1,8 @@
 //! The cutover that works.
 
 use crate::{DISK_BYTES, assert_promoted, assert_refuses_writes, cutover, plan};
-use towline_tests::rig::{Process, Side};
-use towline_tests::{PATIENCE, Rig};
+use towline_tests::rig::Process;
+use towline_tests::{PATIENCE, Rig, Side};
 
 #[test]
 fn a_running_guest_goes_on_at_the_target_with_every_acknowledged_write() {

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use towline_tests::relay::{FRAME_DECISION, FRAME_PROMOTE, free_port};
-use towline_tests::rig::{Process, Side};
-use towline_tests::{PATIENCE, Relay, Rig};
+use towline_tests::rig::Process;
+use towline_tests::{PATIENCE, Relay, Rig, Side};
 
 /// A rig whose network swallows frames of one kind while the switch is on.
 fn swallowing(kind: u16) -> (Rig, Arc<AtomicBool>) {

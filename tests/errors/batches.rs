@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use towline_bench::stamp::Plan;
 use towline_tests::relay::{FRAME_BATCH, free_port};
-use towline_tests::rig::Side;
-use towline_tests::{Direction, PATIENCE, Relay, Rig};
+use towline_tests::{Direction, PATIENCE, Relay, Rig, Side};
 
 /// Batches that pass before the next one is tampered with.
 const EVERY: u64 = 7;

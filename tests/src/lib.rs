@@ -8,6 +8,7 @@
 
 pub mod binary;
 pub mod daemon;
+pub mod judge;
 pub mod program;
 pub mod relay;
 pub mod rig;
@@ -16,6 +17,7 @@ pub mod status;
 
 pub use binary::towline;
 pub use daemon::Daemon;
+pub use judge::Side;
 pub use program::{Finished, run};
 pub use relay::{Direction, Relay};
 pub use rig::Rig;

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use towline_bench::check::{self, Prefix, Report};
 use towline_bench::nbd_client::{Client, NbdUri, Options};
-use towline_bench::stamp::{Guest, GuestVolume, History, Order, Plan, VolumeHistory};
+use towline_bench::stamp::{Guest, GuestVolume, Order, Plan, VolumeHistory};
 
 /// How often a status is asked for while one is awaited.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
@@ -321,45 +320,6 @@ impl Rig {
         self.start_receive();
         self.terminate(Process::Receive);
     }
-
-    #[track_caller]
-    pub fn assert_identical(&self) {
-        for volume in &self.volumes {
-            let comparison = check::identical(&self.source(volume), &self.target(volume))
-                .unwrap_or_else(|e| panic!("{e}"));
-            assert!(comparison.is_good(), "{volume}: {comparison}");
-        }
-    }
-
-    /// Every acknowledged write is at the given side.
-    #[track_caller]
-    pub fn assert_acknowledged(&self, history: &History, side: Side) -> Report {
-        let mut sum = Report::default();
-        for volume in &history.volumes {
-            let image = self.image(&volume.name, side);
-            sum.add(check::acknowledged(volume, &image).unwrap_or_else(|e| panic!("{e}")));
-        }
-        assert!(sum.is_good(), "{side:?}: {sum}");
-        sum
-    }
-
-    /// The given side is one moment of the history.
-    #[track_caller]
-    pub fn assert_prefix(&self, history: &History, side: Side) -> Prefix {
-        let images: Vec<PathBuf> =
-            history.volumes.iter().map(|volume| self.image(&volume.name, side)).collect();
-        let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
-        let prefix = check::prefix(history, &images).unwrap_or_else(|e| panic!("{e}"));
-        assert!(prefix.report.is_good(), "{side:?}: {}", prefix.report);
-        prefix
-    }
-
-    fn image(&self, volume: &str, side: Side) -> PathBuf {
-        match side {
-            Side::Source => self.source(volume),
-            Side::Target => self.target(volume),
-        }
-    }
 }
 
 impl Drop for Rig {
@@ -383,12 +343,6 @@ pub enum Process {
     Proxy,
     Ship,
     Receive,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    Source,
-    Target,
 }
 
 fn unix(path: &Path) -> OsString {

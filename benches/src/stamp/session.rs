@@ -6,7 +6,8 @@
 use super::choose::Chooser;
 use super::guest::{Plan, Shared, VolumeLog, VolumeState, lock, wait};
 use super::history::{FlushPoint, Kind, Op, Order, Outcome, fill};
-use super::{STAMP_BYTES, Seen, read};
+use super::known::Known;
+use super::{STAMP_BYTES, read};
 use crate::error::Result;
 use crate::nbd_client::{Client, Completion, Cookie, NbdUri, Options, ReplyError, Request};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -34,22 +35,13 @@ pub(super) struct Session {
     probing: bool,
     volume: u32,
     chooser: Chooser,
-    known: Vec<Known>,
+    known: Known,
     reserved: HashSet<u64>,
     flights: HashMap<Cookie, Flight>,
     again: VecDeque<(Kind, Range<u64>)>,
     writes_since_flush: u32,
     due: Instant,
     buf: Vec<u8>,
-}
-
-/// What a read of a block must show at least.
-#[derive(Clone, Copy, Default)]
-struct Known {
-    acked_id: u64,
-    /// Zero is right: the last acknowledged write was zeroes, or an unknown one
-    /// since may have been.
-    may_be_zero: bool,
 }
 
 struct Flight {
@@ -81,18 +73,13 @@ impl Session {
         source: NbdUri,
         target: Option<NbdUri>,
     ) -> Session {
-        let (volume, block_count, known) = {
+        let (volume, known) = {
             let log = lock(&state.log);
-            let mut known =
-                vec![Known { acked_id: 0, may_be_zero: true }; log.history.block_count as usize];
-            for op in &log.history.ops {
-                note_known(&mut known, op);
-            }
-            (log.history.volume, log.history.block_count, known)
+            (log.history.volume, Known::of(&log.history))
         };
         let seed = plan.seed ^ u64::from(volume).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Session {
-            chooser: Chooser::new(seed, block_count, plan.pattern),
+            chooser: Chooser::new(seed, known.block_count(), plan.pattern),
             buf: vec![0; plan.write_blocks_max.max(1) as usize * STAMP_BYTES],
             plan,
             order,
@@ -269,7 +256,7 @@ impl Session {
                 true => u64::from(self.chooser.many(self.plan.write_blocks_max)),
                 false => 1,
             };
-            let blocks = first..(first + count).min(self.known.len() as u64);
+            let blocks = first..(first + count).min(self.known.block_count());
             if !self.is_free(&blocks) {
                 continue;
             }
@@ -340,7 +327,7 @@ impl Session {
                 if refused {
                     self.again.push_back((op.kind, op.blocks()));
                 } else {
-                    note_unknown(&mut self.known, &op);
+                    self.known.note_unknown(&op);
                 }
                 self.log(|log| {
                     if refused {
@@ -374,7 +361,7 @@ impl Session {
         self.free(&op);
         self.probing = false;
         let op = Op { outcome: Outcome::Acked(self.order.tick()), ..op };
-        note_known(&mut self.known, &op);
+        self.known.note_acked(&op);
         let at_target = self.current > 0;
         self.log(|log| {
             log.history.ops[index].outcome = op.outcome;
@@ -402,23 +389,12 @@ impl Session {
     }
 
     fn check_read(&self, block: u64, bytes: &[u8]) {
-        let known = self.known[block as usize];
-        let seen = read(bytes);
-        let good = match seen {
-            Seen::Zero => known.may_be_zero,
-            Seen::Stamp(stamp) => {
-                stamp.volume == self.volume && stamp.block == block && stamp.id >= known.acked_id
-            }
-            Seen::Torn => false,
-        };
+        let verdict = self.known.judge(block, read(bytes));
         self.log(|log| {
             log.progress.checked_reads += 1;
-            if !good {
+            if let Err(what) = verdict {
                 log.progress.bad_reads += 1;
-                log.progress.last_error = Some(format!(
-                    "block {block} read as {seen:?}, but write {} is acknowledged",
-                    known.acked_id
-                ));
+                log.progress.last_error = Some(what);
             }
         });
     }
@@ -428,7 +404,7 @@ impl Session {
         let mut lost: Vec<Op> = Vec::new();
         for flight in std::mem::take(&mut self.flights).into_values() {
             if let Sent::Write(_, op) = flight.what {
-                note_unknown(&mut self.known, &op);
+                self.known.note_unknown(&op);
                 lost.push(op);
             }
         }
@@ -445,23 +421,6 @@ impl Session {
 
     fn log(&self, note: impl FnOnce(&mut VolumeLog)) {
         note(&mut lock(&self.state.log));
-    }
-}
-
-fn note_known(known: &mut [Known], op: &Op) {
-    if op.acked_at().is_some() {
-        for block in op.blocks() {
-            let may_be_zero = op.kind == Kind::Zero;
-            known[block as usize] = Known { acked_id: op.id, may_be_zero };
-        }
-    }
-}
-
-fn note_unknown(known: &mut [Known], op: &Op) {
-    if op.kind == Kind::Zero {
-        for block in op.blocks() {
-            known[block as usize].may_be_zero = true;
-        }
     }
 }
 

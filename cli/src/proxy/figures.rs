@@ -174,9 +174,19 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             (get(Counter::DirtyBlocks) * block) as f64,
         ),
         Sample::gauge(
+            "towline_map_suspect_bytes",
+            "Blocks that are compared with the target before they are sent.",
+            (get(Counter::SuspectBlocks) * block) as f64,
+        ),
+        Sample::gauge(
             "towline_map_claimed_bytes",
             "Blocks on their way.",
             (get(Counter::ClaimedBlocks) * block) as f64,
+        ),
+        Sample::gauge(
+            "towline_active_bytes",
+            "Extents that a power loss now would compare.",
+            journal.hot_bytes() as f64,
         ),
         Sample::gauge(
             "towline_whole",

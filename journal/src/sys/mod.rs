@@ -3,7 +3,16 @@
 #![allow(unsafe_code)]
 
 mod fds;
+#[cfg(not(loom))]
 mod mapping;
+#[cfg(loom)]
+pub(crate) mod model;
+mod shm;
+pub(crate) mod sync;
 
 pub(crate) use fds::{recv_with_fds, send_with_fds};
-pub(crate) use mapping::{Mapping, allocate, shm_free_bytes};
+#[cfg(not(loom))]
+pub(crate) use mapping::Mapping;
+#[cfg(loom)]
+pub(crate) use model::Mapping;
+pub(crate) use shm::{allocate, shm_free_bytes};

@@ -2,18 +2,18 @@
 
 use std::mem::{offset_of, size_of};
 use towline_block::{Extent, VolumeId, crc32c};
+use towline_journal::activity::file::{ActivityHeader, ActivitySector};
 use towline_journal::format::*;
 use towline_journal::spill::layout::*;
 use zerocopy::IntoBytes;
 
-const DOC: &str = concat!(
-    include_str!("../../../docs/formats/journal.md"),
-    include_str!("../../../docs/formats/spill.md"),
-);
+const SPILL_DOC: &str = include_str!("../../../docs/formats/spill.md");
+const DOC: &str = include_str!("../../../docs/formats/journal.md");
+const ACTIVITY_DOC: &str = include_str!("../../../docs/formats/activity.md");
 
 /// Rows (offset, size, name) of the table under a heading.
-fn table(heading: &str) -> Vec<(usize, usize, String)> {
-    let section = DOC.split(&format!("## {heading}\n")).nth(1).expect("the section exists");
+fn table(doc: &str, heading: &str) -> Vec<(usize, usize, String)> {
+    let section = doc.split(&format!("## {heading}\n")).nth(1).expect("the section exists");
     let section = section.split("\n## ").next().unwrap();
     let cells = |line: &str| -> Vec<String> {
         line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
@@ -27,8 +27,8 @@ fn table(heading: &str) -> Vec<(usize, usize, String)> {
 }
 
 macro_rules! compare {
-    ($heading:literal, $type:ty, [$($field:ident),* $(,)?]) => {{
-        let rows = table($heading);
+    ($doc:expr, $heading:literal, $type:ty, [$($field:ident),* $(,)?]) => {{
+        let rows = table($doc, $heading);
         let mut fields = vec![$((offset_of!($type, $field), stringify!($field).to_owned())),*];
         fields.sort();
         let mut end = 0;
@@ -45,6 +45,7 @@ macro_rules! compare {
 #[test]
 fn the_document_describes_the_structs() {
     compare!(
+        DOC,
         "Superblock",
         Superblock,
         [
@@ -73,11 +74,13 @@ fn the_document_describes_the_structs() {
         ]
     );
     compare!(
+        DOC,
         "VolumeEntry",
         VolumeEntry,
         [size_bytes, dirty_offset, claimed_offset, suspect_offset, words, name, reserved, crc,]
     );
     compare!(
+        DOC,
         "Slot",
         Slot,
         [
@@ -97,6 +100,7 @@ fn the_document_describes_the_structs() {
         ]
     );
     compare!(
+        SPILL_DOC,
         "SpanHeader",
         SpanHeader,
         [
@@ -120,7 +124,7 @@ fn the_document_describes_the_structs() {
             crc,
         ]
     );
-    compare!("TouchedEntry", TouchedEntry, [first_block, blocks, volume, reserved]);
+    compare!(SPILL_DOC, "TouchedEntry", TouchedEntry, [first_block, blocks, volume, reserved]);
 }
 
 #[test]
@@ -160,8 +164,32 @@ fn the_worked_example_of_a_span_is_what_the_code_writes() {
             .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
             .collect();
         let row = format!("{:04x}  {}", index * 32, words.join(" "));
-        assert!(DOC.contains(&row), "the document lacks\n{row}");
+        assert!(SPILL_DOC.contains(&row), "the document lacks\n{row}");
     }
+}
+
+#[test]
+fn the_activity_document_describes_its_structs() {
+    compare!(
+        ACTIVITY_DOC,
+        "ActivityHeader",
+        ActivityHeader,
+        [
+            magic,
+            version,
+            incarnation,
+            group_uuid,
+            base_incarnation,
+            volume_count,
+            base_seq,
+            base_claims,
+            extent_bytes,
+            sectors,
+            reserved,
+            crc,
+        ]
+    );
+    compare!(ACTIVITY_DOC, "ActivitySector", ActivitySector, [words, number, incarnation, crc]);
 }
 
 #[test]

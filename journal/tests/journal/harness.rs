@@ -27,6 +27,7 @@ pub struct Lab {
     pub from_spill: u64,
     /// Damaged stretches of the spill that were passed over.
     pub skipped: u64,
+    pub size: u64,
 }
 
 /// What the target durably has.
@@ -41,21 +42,36 @@ pub struct Target {
 
 impl Lab {
     pub fn new(ring_bytes: u64) -> Lab {
+        Lab::with_size(ring_bytes, SIZE)
+    }
+
+    pub fn with_size(ring_bytes: u64, size: u64) -> Lab {
         let dir = tempfile::tempdir().unwrap();
         for volume in 0..VOLUMES {
             let file = File::create(dir.path().join(format!("v{volume}"))).unwrap();
-            file.set_len(SIZE).unwrap();
+            file.set_len(size).unwrap();
             file.write_all_at(&[volume as u8 + 1; 5000], 1000).unwrap();
         }
         let target = Target {
-            images: vec![vec![0xee; SIZE as usize]; VOLUMES],
+            images: vec![vec![0xee; size as usize]; VOLUMES],
             durable: Durable::default(),
             whole: false,
             has_point: false,
         };
         let (attach, spill) = (AttachPolicy::Auto, SpillOptions::OFF);
         let (history, from_spill, skipped) = (Vec::new(), 0, 0);
-        Lab { dir, journal: None, target, ring_bytes, attach, spill, history, from_spill, skipped }
+        Lab {
+            dir,
+            journal: None,
+            target,
+            ring_bytes,
+            attach,
+            spill,
+            history,
+            from_spill,
+            skipped,
+            size,
+        }
     }
 
     pub fn source_path(&self, volume: usize) -> PathBuf {
@@ -160,13 +176,18 @@ impl Lab {
                 self.cut(&reader, records_max, &mut cut, &mut claims);
             } else {
                 let volume = VolumeId((step / 2 % VOLUMES) as u16);
-                if let Some(claim) = journal.claim(volume, (step as u64 / 4) % BLOCKS, 2) {
+                let blocks = self.size.div_ceil(BLOCK_BYTES);
+                let (from, count) = match blocks {
+                    BLOCKS => ((step as u64 / 4) % BLOCKS, 2),
+                    _ => (0, 512),
+                };
+                if let Some(claim) = journal.claim(volume, from, count) {
                     let done = reader.done_seq();
                     if done < claim.granted_at {
                         continue; // an open record of another volume: not now, P is not reached
                     }
                     self.cut(&reader, u64::MAX, &mut cut, &mut claims);
-                    let extent = claim.range().extent(SIZE);
+                    let extent = claim.range().extent(self.size);
                     let mut bytes = vec![0; extent.len as usize];
                     journal.sources()[volume.index()]
                         .disk
@@ -267,6 +288,13 @@ impl Lab {
             },
             _ => {}
         }
+    }
+
+    /// A whole round of the cooler.
+    pub fn cool(&self) {
+        self.journal().cool_now();
+        self.journal().cool_now();
+        self.journal().cool_now();
     }
 
     /// Ships until the target is whole and has everything.

@@ -1,5 +1,6 @@
 //! The journal, black box: its format, its start, and its promise under kills.
 
+mod crash;
 mod formats;
 mod harness;
 mod model;

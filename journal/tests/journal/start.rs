@@ -3,9 +3,11 @@
 use crate::harness::{End, Lab, SIZE};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use towline_block::BLOCK_BYTES;
+use towline_journal::activity::EXTENT_BYTES;
 use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::inspect::GroupView;
-use towline_journal::{AttachPolicy, ErrorKind};
+use towline_journal::{AttachPolicy, Durable, ErrorKind};
 
 fn patch(path: &std::path::Path, offset: u64, bytes: &[u8]) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
@@ -69,15 +71,114 @@ fn an_orderly_stop_survives_the_loss_of_the_ring() {
 }
 
 #[test]
-fn a_lost_ring_sends_everything_again_and_says_so() {
+fn a_lost_ring_compares_everything_and_says_so() {
     let mut lab = Lab::new(RING_BYTES_MIN);
     lab.open();
     lab.drain();
     std::fs::remove_file(lab.ring_path()).unwrap();
     let report = lab.open();
-    assert!(report.restarted && report.summary.contains("power loss"), "{report:?}");
+    assert!(
+        report.restarted && report.summary.contains("everything will be compared"),
+        "{report:?}"
+    );
     lab.drain();
     lab.assert_identical();
+}
+
+/// Two volumes of several extents, drained and cooled down.
+fn cold_lab() -> Lab {
+    let mut lab = Lab::with_size(RING_BYTES_MIN, 5 * EXTENT_BYTES + 4096);
+    lab.attach = AttachPolicy::Trust;
+    lab.open();
+    lab.drain();
+    lab.cool();
+    assert_eq!(lab.journal().hot_bytes(), 0, "nothing is open: nothing is hot");
+    lab
+}
+
+#[test]
+fn after_the_loss_of_the_ring_exactly_the_hot_extents_are_compared() {
+    let mut lab = cold_lab();
+    let _ = lab.write(1, 2 * EXTENT_BYTES + 5, &[9; 100], End::Done);
+    let hot = lab.journal().hot_bytes();
+    assert!((EXTENT_BYTES..=4 * EXTENT_BYTES).contains(&hot), "{hot}");
+    std::fs::remove_file(lab.ring_path()).unwrap();
+    let report = lab.open();
+    assert!(report.summary.contains("what was active"), "{report:?}");
+    let suspect = lab.journal().get(Counter::SuspectBlocks) * BLOCK_BYTES;
+    assert_eq!(suspect, lab.journal().get(Counter::DirtyBlocks) * BLOCK_BYTES);
+    assert!(suspect <= hot && suspect >= EXTENT_BYTES, "{suspect} of {hot}");
+    lab.drain();
+    lab.assert_identical();
+    lab.cool();
+    assert_eq!(lab.journal().hot_bytes(), 0);
+}
+
+#[test]
+fn a_cold_map_and_a_lost_ring_compare_nothing() {
+    let mut lab = cold_lab();
+    std::fs::remove_file(lab.ring_path()).unwrap();
+    lab.open();
+    assert_eq!(lab.journal().get(Counter::DirtyBlocks), 0);
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn an_extent_stays_hot_until_the_target_has_its_records() {
+    let mut lab = cold_lab();
+    let _ = lab.write(0, 0, &[1; 10], End::Done);
+    lab.cool();
+    assert!(lab.journal().hot_bytes() > 0, "the record is not shipped");
+    lab.drain();
+    lab.cool();
+    assert_eq!(lab.journal().hot_bytes(), 0);
+}
+
+#[test]
+fn a_target_that_fell_behind_the_cold_extents_is_compared_whole() {
+    let mut lab = cold_lab();
+    let _ = lab.write(0, 0, &[1; 10], End::Done);
+    lab.drain();
+    let early = Durable { seq: 1, ..lab.target.durable };
+    lab.cool();
+    std::fs::remove_file(lab.ring_path()).unwrap();
+    lab.open();
+    let attached = lab.journal().attach(early).unwrap();
+    assert!(attached.resync.is_some(), "{attached:?}");
+}
+
+#[test]
+fn a_damaged_or_missing_activity_map_compares_everything() {
+    for damage in [true, false] {
+        let mut lab = cold_lab();
+        let path = lab.group_dir().path().join("activity.map");
+        lab.journal = None;
+        match damage {
+            true => patch(&path, 600, b"x"),
+            false => std::fs::remove_file(&path).unwrap(),
+        }
+        std::fs::remove_file(lab.ring_path()).unwrap();
+        let report = lab.open();
+        assert!(report.summary.contains("everything will be compared"), "{report:?}");
+        lab.drain();
+        lab.assert_identical();
+    }
+}
+
+#[test]
+fn a_ring_that_came_through_a_boot_is_not_believed() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    lab.journal = None;
+    let path = lab.ring_path();
+    let mut page = std::fs::read(&path).unwrap()[..4096].to_vec();
+    page[56..72].fill(7);
+    let crc = towline_block::crc32c(&page[..4092]).to_le_bytes();
+    page[4092..].copy_from_slice(&crc);
+    patch(&path, 0, &page);
+    assert!(lab.open().restarted);
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Engine {
         })
     }
 
-    /// Serves until [`Command::Stop`]; then every source write is on the medium, or
+    /// Serves until [`super::command::Command::Stop`]; then every source write is on the medium, or
     /// the error says why not.
     pub fn run(mut self) -> Result<()> {
         let result = self.serve();

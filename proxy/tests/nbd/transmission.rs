@@ -238,6 +238,7 @@ fn replies_still_due_come_before_the_end() {
 fn an_orderly_stop_answers_what_was_received() {
     let rig = Rig::plain(&[4 * MIB]);
     let mut client = rig.simple();
+    assert_eq!(client.flush(), 0, "the volume's thread has the connection");
     let mut script = Vec::new();
     for cookie in 0..100 {
         script.extend(request_bytes(command::WRITE, 0, cookie, cookie * 512, 512));

@@ -75,6 +75,11 @@ impl Driver {
         self.running.is_some() || self.catching_up.is_some()
     }
 
+    /// Guests are held, or about to be.
+    pub fn is_under_way(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// After the seal nothing is walked: there is nothing dirty, by R4.
     pub fn is_sealed(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.promote.is_some())
@@ -187,7 +192,7 @@ impl Driver {
     fn begin_when_caught_up(&mut self, cut: Option<u64>, stream: &Stream, meter: &Meter) {
         let Some((since, order)) = &self.catching_up else { return };
         let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
-        let caught_up = stream.is_drained() && backlog <= CAUGHT_UP_BYTES;
+        let caught_up = backlog <= CAUGHT_UP_BYTES && stream.is_nearly_applied();
         if !caught_up && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
             let phase = "catching up".to_owned();
             let _ = order.replies.send(ControlReply::Progress { phase, backlog_bytes: backlog });
@@ -197,9 +202,9 @@ impl Driver {
         let forecast = forecast_pause_ms(&PauseInput {
             backlog_bytes: backlog,
             drain_bytes_per_s: meter.durable_rate as u64,
-            round_trip: ROUND_TRIP_ASSUMED,
+            round_trip: stream.round_trip().unwrap_or(ROUND_TRIP_ASSUMED),
             source_flush: FLUSH_ASSUMED,
-            target_flush: FLUSH_ASSUMED,
+            target_flush: stream.apply_time().unwrap_or(FLUSH_ASSUMED),
         });
         let attempt = Attempt(rand::random());
         let (machine, actions) = Cutover::start(Duration::ZERO, attempt, order.max_pause);

@@ -35,6 +35,9 @@ const POLL_MISSING: Duration = Duration::from_millis(50);
 /// Longest wait for an answer of the proxy. It answers from its I/O threads, which a
 /// slow disk can hold up.
 pub(crate) const LINK_ANSWER_MAX: Duration = Duration::from_secs(20);
+/// An idle link is asked so often whether the proxy still lives, and still has the
+/// ring that is mapped here.
+const LINK_PULSE: Duration = Duration::from_millis(500);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
@@ -64,6 +67,7 @@ pub(crate) struct Feed {
     claims_upto: u64,
     /// What the proxy was last told.
     told: (u64, u64),
+    told_at: Instant,
     scratch: Vec<u8>,
 }
 
@@ -258,6 +262,7 @@ impl Drain {
             cut: attached.start_seq - 1,
             claims_upto: attached.claims_upto,
             told: (0, 0),
+            told_at: Instant::now(),
             scratch: Vec::new(),
         });
         if let Some(seal) = seal {
@@ -294,7 +299,7 @@ impl Drain {
         self.published = now;
         let progress = self.stream.progress();
         progress.set(Figure::HeartbeatNs, unix_now_ns());
-        progress.set(Figure::CutoverRunning, u64::from(self.driver.is_running()));
+        progress.set(Figure::CutoverRunning, u64::from(self.driver.is_under_way()));
         let Some(feed) = &self.feed else {
             self.meter.last = None;
             return;
@@ -307,13 +312,14 @@ impl Feed {
     /// Tells the proxy what the target durably has.
     fn acknowledge(&mut self, stream: &Stream) -> Result<()> {
         let ack = stream.ack();
-        if ack.position.incarnation.0 != self.reader.incarnation() {
+        let upto = match ack.position.incarnation.0 == self.reader.incarnation() {
+            true => (ack.position.seq.0, ack.claims_upto),
+            false => self.told,
+        };
+        if upto == self.told && self.told_at.elapsed() < LINK_PULSE {
             return Ok(());
         }
-        let upto = (ack.position.seq.0, ack.claims_upto);
-        if upto == self.told {
-            return Ok(());
-        }
+        self.told_at = Instant::now();
         self.ask(&Request::Ack { seq: upto.0, claims: upto.1 })?;
         self.told = upto;
         Ok(())

@@ -6,9 +6,14 @@ use crate::ids::{BatchHash, SessionId};
 use crate::wire::{Ack, Compared, Decision, Message, Welcome};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use towline_journal::progress::{Figure, Progress};
+
+/// Batches whose times are kept; more in flight are not timed.
+const TIMED_MAX: usize = 4096;
+/// Batches that may be unapplied when a cutover begins: the pause pays for them.
+const NEARLY_BATCHES: u64 = 2;
 
 /// What the session tells the drain.
 #[derive(Debug)]
@@ -37,6 +42,11 @@ struct Inner {
     /// What the target said when it was last connected, until the drain takes it.
     welcome: Option<Welcome>,
     ack: Ack,
+    /// When batches were cut, until they are applied.
+    cut_at: VecDeque<(u64, Instant)>,
+    /// Smoothed times from the cut to durable and to applied, seconds.
+    durable_s: Option<f64>,
+    applied_s: Option<f64>,
     /// Frames that follow all batches of the window.
     messages: VecDeque<Message>,
     news: VecDeque<News>,
@@ -131,8 +141,28 @@ impl Stream {
     }
 
     /// Nothing is on its way.
+    #[cfg(test)]
     pub fn is_drained(&self) -> bool {
         self.lock().window.is_empty()
+    }
+
+    /// The target has written all but the last few batches to its disks.
+    pub fn is_nearly_applied(&self) -> bool {
+        let inner = self.lock();
+        let cut = inner.window.back().map_or(inner.ack.number, |newest| newest.number);
+        cut - inner.ack.applied.min(cut) <= NEARLY_BATCHES
+    }
+
+    /// From the cut of a batch to its durable acknowledgement, as of late.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.lock().durable_s.map(Duration::from_secs_f64)
+    }
+
+    /// From durable to applied, as of late.
+    pub fn apply_time(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let beyond = inner.applied_s? - inner.durable_s?;
+        Some(Duration::from_secs_f64(beyond.max(0.0)))
     }
 
     /// Whether the window takes another batch.
@@ -185,6 +215,9 @@ impl Stream {
             return;
         }
         inner.window_bytes += sealed.bytes.len() as u64;
+        if inner.cut_at.len() < TIMED_MAX {
+            inner.cut_at.push_back((sealed.number, Instant::now()));
+        }
         inner.window.push_back(Arc::new(sealed));
         drop(inner);
         self.ready.notify_one();
@@ -220,6 +253,7 @@ impl Stream {
             inner.drop_durable(welcome.number);
         } else {
             inner.window.clear();
+            inner.cut_at.clear();
             inner.window_bytes = 0;
             inner.established = false;
         }
@@ -272,6 +306,7 @@ impl Stream {
             return;
         }
         inner.drop_durable(ack.number);
+        inner.time(&ack);
         inner.ack = ack;
         self.publish(&inner);
         drop(inner);
@@ -301,6 +336,31 @@ impl Stream {
 }
 
 impl Inner {
+    /// Learns how long batches take, from the newest that this ack covers.
+    fn time(&mut self, ack: &Ack) {
+        let now = Instant::now();
+        let age = |cut_at: &VecDeque<(u64, Instant)>, number: u64| {
+            let newest = cut_at.iter().rev().find(|(cut, _)| *cut <= number)?;
+            Some(now.duration_since(newest.1).as_secs_f64())
+        };
+        let blend = |old: &mut Option<f64>, new: f64| {
+            *old = Some(old.map_or(new, |old| old * 0.8 + new * 0.2));
+        };
+        if ack.number > self.ack.number
+            && let Some(seconds) = age(&self.cut_at, ack.number)
+        {
+            blend(&mut self.durable_s, seconds);
+        }
+        if ack.applied > self.ack.applied
+            && let Some(seconds) = age(&self.cut_at, ack.applied)
+        {
+            blend(&mut self.applied_s, seconds);
+        }
+        while self.cut_at.front().is_some_and(|(number, _)| *number <= ack.applied) {
+            self.cut_at.pop_front();
+        }
+    }
+
     fn drop_durable(&mut self, number: u64) {
         while let Some(front) = self.window.front()
             && front.number <= number

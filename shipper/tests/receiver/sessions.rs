@@ -406,3 +406,33 @@ fn insecure_receivers_listen_on_loopback_only() {
     assert_eq!(error.kind(), ErrorKind::NotAuthorised);
     assert!(error.to_string().contains("--pki"), "{error}");
 }
+
+#[tokio::test]
+async fn comparisons_are_judged_in_stream_order_against_what_the_target_holds() {
+    let lab = Lab::new();
+    let receiver = lab.start();
+    let mut sender = Sender::connect(&lab, &receiver).await;
+    sender.ship(&[(0, 0, &[1; 4096]), (0, 4096, &[2; 4096])], &[Control::Resync]).await;
+    let digest = |byte: u8| *blake3::hash(&[byte; 4096]).as_bytes();
+    let mut asked = BatchBuilder::blocks(crate::lab::at(3), 1, 0);
+    asked.compare(VolumeId(0), Extent::new(0, 4096), &digest(1)).unwrap();
+    asked.compare(VolumeId(0), Extent::new(4096, 4096), &digest(9)).unwrap();
+    let sealed = asked.encode(&sender.chain, 0);
+    sender.chain.advance(&sealed);
+    sender.send(&Message::Batch(sealed.bytes)).await;
+    // What comes behind the question does not change the answer.
+    sender.ship(&[(0, 0, &[7; 4096])], &[]).await;
+    let verdict = loop {
+        match sender.answer().await.expect("the receiver stays") {
+            Message::Compared(verdict) => break verdict,
+            Message::Ack(_) | Message::KeepAlive => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((verdict.number, verdict.claim), (2, 1));
+    let ranges: Vec<_> = verdict.differs.iter().map(|d| (d.volume, d.offset, d.len)).collect();
+    assert_eq!(ranges, [(0, 4096, 4096)]);
+    sender.applied(3).await;
+    assert_eq!(&lab.contents(0)[..4096], &[7; 4096], "comparing changed nothing else");
+    receiver.stop();
+}

@@ -1,0 +1,191 @@
+//! Writes the seeds of the corpora: `cargo run --example seeds` in this folder.
+
+use std::path::Path;
+use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
+use towline_journal::Durable;
+use towline_journal::format::{Counter, SLOT_BYTES, SLOTS_OFFSET, VOLUME_TABLE_OFFSET};
+use towline_journal::link::{LINK_VERSION, Reply, Request};
+use towline_shipper::batch::{BatchBuilder, Chain, Control};
+use towline_shipper::wire::{FrameKind, write_frame};
+use towline_shipper::{BatchHash, GroupUuid, SessionId};
+
+fn put(target: &str, name: &str, parts: &[&[u8]]) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(name), parts.concat()).unwrap();
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let len = data.len() as u32;
+    [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
+}
+
+fn named(name: &str, rest: &[u8]) -> Vec<u8> {
+    [&(name.len() as u32).to_be_bytes(), name.as_bytes(), rest].concat()
+}
+
+fn handshake() {
+    let flags = [0, 0, 0, 3];
+    let context = [&1u32.to_be_bytes()[..], &named("base:allocation", &[])].concat();
+    let go = option(7, &named("disk0", &[0, 1, 0, 3]));
+    let set = option(10, &named("disk0", &context));
+    put("nbd_handshake", "go", &[&flags, &option(8, &[]), &set, &go]);
+    put("nbd_handshake", "list", &[&flags, &option(3, &[]), &option(9, &named("", &[0; 4]))]);
+    put("nbd_handshake", "export-name", &[&[0, 0, 0, 1], &option(1, b"disk0")]);
+    put(
+        "nbd_handshake",
+        "info-abort",
+        &[&flags, &option(6, &named("none", &[0, 0])), &option(2, &[])],
+    );
+    put("nbd_handshake", "tls-unknown", &[&flags, &option(5, &[]), &option(99, b"?")]);
+}
+
+fn requests() {
+    let request = |flags: u16, command: u16, offset: u64, len: u32| {
+        let magic = 0x2560_9513u32.to_be_bytes();
+        [
+            &magic[..],
+            &flags.to_be_bytes(),
+            &command.to_be_bytes(),
+            &[7; 8],
+            &offset.to_be_bytes(),
+            &len.to_be_bytes(),
+        ]
+        .concat()
+    };
+    let all: Vec<u8> = [
+        request(0, 0, 4096, 4096),
+        [request(1, 1, 0, 4), b"data".to_vec()].concat(),
+        request(0, 3, 0, 0),
+        request(0, 4, 8192, 65536),
+        request(2, 6, 512, 512),
+        request(8, 7, 0, 1 << 20),
+        request(0, 2, 0, 0),
+    ]
+    .concat();
+    put("nbd_request", "all", &[&[6], &all]);
+    put("nbd_request", "read-only", &[&[1], &all]);
+    put("nbd_request", "past-the-end", &[&[0], &request(0, 0, u64::MAX - 5, 4096)]);
+}
+
+fn one_batch() -> Vec<u8> {
+    let at = Position::new(Epoch(1), Incarnation(1), Seq(5));
+    let mut batch = BatchBuilder::records(at, 2);
+    batch.write(Seq(5), VolumeId(0), 512, b"hello", crc32c(b"hello")).unwrap();
+    batch.zero(Seq(6), VolumeId(1), Extent::new(0, 4096), true).unwrap();
+    batch.trim(Seq(7), VolumeId(1), Extent::new(4096, 8192)).unwrap();
+    batch.barrier(Seq(8)).unwrap();
+    batch.mark(Seq(9), b"before upgrade").unwrap();
+    batch.control(Seq(10), Control::Seal, b"attempt-1").unwrap();
+    batch.encode(&chain(), 77).bytes
+}
+
+fn chain() -> Chain {
+    let (group, session) = (GroupUuid([1; 16]), SessionId([2; 16]));
+    Chain { group, session, number: 0, hash: BatchHash::NONE, stream_bytes: 0 }
+}
+
+fn batches() {
+    let at = Position::new(Epoch(1), Incarnation(1), Seq(4));
+    let mut blocks = BatchBuilder::blocks(at, 1, 1);
+    blocks.write(Seq::NONE, VolumeId(0), 0, &[9; 600], crc32c(&[9; 600])).unwrap();
+    blocks.compare(VolumeId(0), Extent::new(65536, 65536), &[3; 32]).unwrap();
+    let blocks = blocks.encode(&chain(), 78).bytes;
+    put("batch", "records", &[&[0], &one_batch()]);
+    put("batch", "records-resealed", &[&[1], &one_batch()]);
+    put("batch", "blocks-resealed", &[&[1], &blocks]);
+}
+
+fn frames() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut stream = Vec::new();
+    runtime.block_on(async {
+        let hello = br#"{"version":1}"#;
+        write_frame(&mut stream, FrameKind::Hello, hello).await.unwrap();
+        write_frame(&mut stream, FrameKind::KeepAlive, &[]).await.unwrap();
+        write_frame(&mut stream, FrameKind::Batch, &one_batch()).await.unwrap();
+    });
+    put("wire_frame", "three", &[&[0], &stream]);
+    put("wire_frame", "three-resealed", &[&[1], &stream]);
+}
+
+fn rings() {
+    let patch =
+        |at: u64, bytes: &[u8]| [&at.to_le_bytes()[..3], &[bytes.len() as u8], bytes].concat();
+    let slot = |seq: u64| SLOTS_OFFSET + seq * SLOT_BYTES;
+    put("ring_open", "sound", &[&[0]]);
+    put("ring_open", "empty-file", &[&[2]]);
+    put("ring_open", "newer", &[&[1], &patch(8, &[99])]);
+    put("ring_open", "volume", &[&[1], &patch(VOLUME_TABLE_OFFSET, &[0xff; 8])]);
+    put("ring_open", "head-far-away", &[&[1], &patch(Counter::Head.offset(), &[0xff; 8])]);
+    let acked = patch(Counter::Acked.offset(), &[0xff; 8]);
+    put("ring_open", "acked-far-away", &[&[1], &patch(Counter::Head.offset(), &[0xff; 8]), &acked]);
+    let write = [0u64.to_le_bytes(), 4096u64.to_le_bytes()].concat();
+    let rest = [&64u32.to_le_bytes()[..], &[0, 0, 1, 0]].concat();
+    let commit = (2u64 << 2 | 2).to_le_bytes();
+    let head = patch(Counter::Head.offset(), &[2]);
+    put(
+        "ring_open",
+        "write",
+        &[&[1], &patch(slot(2), &[&commit[..], &write, &rest].concat()), &head],
+    );
+    put("ring_open", "slots", &[&[1], &patch(80, &[0xff; 8])]);
+}
+
+fn link() {
+    let line = |message: Vec<u8>| [message, b"\n".to_vec()].concat();
+    let request = |request: &Request| line(serde_json(request));
+    let target = Durable { epoch: 1, incarnation: 1, seq: 5, claims: 2 };
+    put(
+        "link_line",
+        "attach",
+        &[&request(&Request::Attach { version: LINK_VERSION, target }), &request(&Request::Heal)],
+    );
+    let commit = Request::Commit { attempt: 1, epoch: 2, exports: vec!["nbd://host".into()] };
+    put("link_line", "commit", &[&request(&commit)]);
+    put(
+        "link_line",
+        "replies",
+        &[&line(serde_json(&Reply::Ok)), &line(serde_json(&Reply::Healed(Some(3))))],
+    );
+    put("link_line", "no-end", &[b"{\"ack\":{\"seq\":1"]);
+}
+
+fn serde_json<T: serde::Serialize>(message: &T) -> Vec<u8> {
+    ::serde_json::to_vec(message).unwrap()
+}
+
+fn saved_map() {
+    let words = [2u64.to_le_bytes(), u64::MAX.to_le_bytes(), 1u64.to_le_bytes()].concat();
+    let mut header =
+        [&b"TWLSAVED"[..], &1u32.to_le_bytes(), &3u32.to_le_bytes(), &[1; 16], &[2; 16]].concat();
+    header.extend_from_slice(&[4u64.to_le_bytes(), 5u64.to_le_bytes()].concat());
+    header.extend_from_slice(&1u32.to_le_bytes());
+    header.extend_from_slice(&[0; 20]);
+    put("saved_map", "one-volume", &[&[1], &header, &words]);
+    put("saved_map", "unsealed", &[&[0], &header, &words]);
+    put("saved_map", "short-volume", &[&[1], &header, &u64::MAX.to_le_bytes()]);
+}
+
+fn state_json() {
+    let id = "02".repeat(16);
+    let state = |version: u32, seal: &str| {
+        format!(
+            r#"{{"version":{version},"group":"g","group_uuid":"{id}","epoch":1,"incarnation":2,"ring":{{"path":"/r","id":"{id}"}},"volumes":[{{"name":"v","path":"/v","size_bytes":512,"identity":{{"kind":"file","device":1,"inode":2,"size_bytes":512}},"exports":["nbd://h"]}}],"seal":{seal},"stopped":{{"stamps":[null]}}}}"#
+        )
+    };
+    put("state_json", "whole", &[state(1, r#"{"attempt":1,"seq":2,"promoted":null}"#).as_bytes()]);
+    put("state_json", "newer", &[state(9, "null").as_bytes()]);
+    put("state_json", "cut-off", &[&state(1, "null").as_bytes()[..100]]);
+}
+
+fn main() {
+    handshake();
+    requests();
+    batches();
+    frames();
+    rings();
+    link();
+    saved_map();
+    state_json();
+}

@@ -1,0 +1,70 @@
+//! Puts checksums (and sizes) right after a fuzzer changed what they cover, or it
+//! would never get past them.
+
+use std::mem::offset_of;
+use towline_block::crc32c;
+use towline_journal::format::{Slot, Superblock, VolumeEntry};
+use towline_shipper::batch::{HEADER_BYTES, Header, OP_BYTES, OpEntry};
+use towline_shipper::wire::{FRAME_HEADER_BYTES, FrameHeader};
+use zerocopy::{FromBytes, IntoBytes};
+
+pub fn batch(bytes: &mut [u8]) {
+    let Some((head, body)) = bytes.split_first_chunk_mut::<HEADER_BYTES>() else { return };
+    let Ok(header) = Header::mut_from_bytes(head) else { return };
+    let count = (header.op_count.get() as usize).min(body.len() / OP_BYTES);
+    let (table, data) = body.split_at_mut(count * OP_BYTES);
+    for entry in table.chunks_exact_mut(OP_BYTES) {
+        let Ok(entry) = OpEntry::mut_from_bytes(entry) else { continue };
+        let start = entry.data_offset.get() as usize;
+        let len = entry.len.get() as usize;
+        if let Some(covered) = start.checked_add(len).and_then(|end| data.get(start..end)) {
+            entry.data_crc32c = crc32c(covered).into();
+        }
+    }
+    header.op_count = (count as u32).into();
+    header.data_bytes = (data.len() as u32).into();
+    header.table_crc32c = crc32c(table).into();
+    let covered = offset_of!(Header, header_crc32c);
+    header.header_crc32c = crc32c(&header.as_bytes()[..covered]).into();
+}
+
+/// All frames of a stream.
+pub fn frame(mut bytes: &mut [u8]) {
+    while let Some((head, rest)) = bytes.split_first_chunk_mut::<FRAME_HEADER_BYTES>() {
+        let Ok(header) = FrameHeader::mut_from_bytes(head) else { return };
+        let covered = offset_of!(FrameHeader, crc32c);
+        header.crc32c = crc32c(&header.as_bytes()[..covered]).into();
+        let len = header.len.get() as usize;
+        let Some((_, after)) = rest.split_at_mut_checked(len) else { return };
+        bytes = after;
+    }
+}
+
+/// Header of `docs/formats/journal.md`: size and checksums are its last 16 bytes.
+pub fn saved_map(bytes: &mut [u8]) {
+    const HEADER: usize = 88;
+    let Some((head, body)) = bytes.split_first_chunk_mut::<HEADER>() else { return };
+    head[72..80].copy_from_slice(&(body.len() as u64).to_le_bytes());
+    head[80..84].copy_from_slice(&crc32c(body).to_le_bytes());
+    let crc = crc32c(&head[..84]);
+    head[84..88].copy_from_slice(&crc.to_le_bytes());
+}
+
+pub fn superblock(bytes: &mut [u8]) {
+    if let Ok((block, _)) = Superblock::mut_from_prefix(bytes) {
+        block.crc = block.checksum().into();
+    }
+}
+
+pub fn volume(bytes: &mut [u8]) {
+    if let Ok(entry) = VolumeEntry::mut_from_bytes(bytes) {
+        entry.crc = entry.checksum().into();
+    }
+}
+
+/// A slot's checksum covers the number in its commit word.
+pub fn slot(bytes: &mut [u8]) {
+    if let Ok(slot) = Slot::mut_from_bytes(bytes) {
+        slot.header_crc = slot.checksum(slot.commit.get() >> 2).into();
+    }
+}

@@ -1,0 +1,92 @@
+//! Opening a group's files to look at them: those of a living group, or copies.
+
+use super::GroupView;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::ring::Ring;
+use crate::spill::SpillReader;
+use crate::state::{GroupDir, GroupState};
+use std::cell::RefCell;
+use std::fs::File;
+use std::path::Path;
+
+impl GroupView {
+    /// # Errors
+    /// When `state.json` is missing, damaged or newer. A missing or damaged ring is
+    /// not an error here: see [`GroupView::ring_error`].
+    pub fn open(dir: &GroupDir) -> Result<GroupView> {
+        GroupView::open_with(dir, None)
+    }
+
+    /// As [`GroupView::open`], with the ring in a file of its own. Without one, a
+    /// ring beside `state.json` counts before the place recorded there: beside it,
+    /// rings lie in copies only.
+    ///
+    /// # Errors
+    /// As [`GroupView::open`].
+    pub fn open_with(dir: &GroupDir, ring_file: Option<&Path>) -> Result<GroupView> {
+        let mut state = dir.load()?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Missing,
+                format!("{} holds no group: state.json is missing", dir.path().display()),
+            )
+        })?;
+        let (ring, ring_error) = match find_ring(dir, &mut state, ring_file) {
+            Ok(ring) => (Some(ring), None),
+            Err(e) => (None, Some(e)),
+        };
+        // The shipper's figures say nothing of the journal: without them it is shown
+        // all the same.
+        let progress = match Progress::view(&dir.progress_path()) {
+            Err(e) if e.kind() == ErrorKind::Damaged => None,
+            other => other?,
+        };
+        let spill = ring.as_ref().map(|ring| {
+            let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
+            RefCell::new(SpillReader::new(dir.spill_path(), uuid, id))
+        });
+        Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
+    }
+}
+
+/// The ring, and its real place in `state`.
+fn find_ring(dir: &GroupDir, state: &mut GroupState, given: Option<&Path>) -> Result<Ring> {
+    if let Some(path) = given {
+        state.ring.path = path.to_owned();
+        return open_ring(path, state);
+    }
+    let beside = state.ring.path.file_name().map(|name| dir.path().join(name));
+    if let Some(beside) = beside.filter(|path| path.is_file()) {
+        let found = open_ring(&beside, state);
+        let recorded = &state.ring.path;
+        if found.is_ok() || !recorded.exists() {
+            state.ring.path = beside;
+            return found;
+        }
+    }
+    open_ring(&state.ring.path, state)
+}
+
+fn open_ring(path: &Path, state: &GroupState) -> Result<Ring> {
+    let what = |e| Error::io(format!("cannot open {}", path.display()), e);
+    let missing = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => what(e).with_kind(ErrorKind::Missing),
+        _ => what(e),
+    };
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+        let what = format!("{} is not a regular file", path.display());
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    let ring = Ring::open(&File::open(path).map_err(what)?, false)?;
+    if ring.superblock.ring_id != state.ring.id.0 {
+        let name = crate::format::name_of(&ring.superblock.group_name);
+        let what = format!(
+            "another ring lies in its place: it is of group {name}, incarnation {}, and not the \
+             one that state.json names",
+            ring.incarnation()
+        );
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
+    Ok(ring)
+}
