@@ -8,6 +8,7 @@
 //! makes a guest wait unless `durability` asks for it. Must not touch a source or
 //! the change map: damage is reported, the journal makes it dirty.
 
+mod files;
 mod index;
 mod ladder;
 pub mod layout;

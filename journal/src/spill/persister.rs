@@ -6,36 +6,32 @@
 //! broken disk the ring overflows into the change map, as without a spill.
 
 use super::Durability;
-use super::index::{Room, Segment, SpanFigures, Spill, segment_path, step_reason};
+use super::files::{driver, wait_all};
+use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
-use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX};
+use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
 use super::span::{Built, Place, SpanBuilder};
 use crate::append::{Cursor, free_up_to};
 use crate::error::{Error, Result};
-use crate::format::{Counter, PAGE_BYTES, SlotState};
+use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
-use crate::sys::allocate;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use crate::sys::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
-use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window};
+use towline_block::sys::uring::{Driver, Fd, Op, Window};
 
 /// Spans written at a time. Four of 1 MiB keep any disk busy.
-const SPANS_AT_ONCE: usize = 4;
+pub(super) const SPANS_AT_ONCE: usize = 4;
 /// After a fault the spill is tried again so much later.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// While there is something on disk, how often the ladder is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Pause when records are wanted that have no outcome yet.
 const UNFINISHED_PAUSE: Duration = Duration::from_micros(200);
-/// Free segments kept when the ladder is back in memory; the disk gets the rest.
-const SEGMENTS_KEPT: usize = 4;
 
 /// Runs until dropped.
 pub struct Persister {
@@ -94,31 +90,31 @@ impl Drop for Persister {
     }
 }
 
-struct Run {
-    spill: Arc<Spill>,
-    owner: Owner,
+pub(super) struct Run {
+    pub spill: Arc<Spill>,
+    pub owner: Owner,
     /// Made at the first write: a group that never spills needs no io_uring for it.
-    driver: Option<Driver>,
+    pub driver: Option<Driver>,
     /// Memory of former spans.
-    memory: Vec<Vec<u8>>,
-    current: Option<Current>,
+    pub memory: Vec<Vec<u8>>,
+    pub current: Option<Current>,
     /// Files with spans that are not durable yet.
-    unsynced: Vec<Fd>,
+    pub unsynced: Vec<Fd>,
     /// Records up to here may have been lost by a failed sync.
-    lost_upto: u64,
-    ladder: Ladder,
-    retry_at: Option<Instant>,
-    full: bool,
+    pub lost_upto: u64,
+    pub ladder: Ladder,
+    pub retry_at: Option<Instant>,
+    pub full: bool,
     /// The next segment, made ahead so that no commit waits for its zeroes.
-    spare: Option<(u32, Fd)>,
+    pub spare: Option<(u32, Fd)>,
 }
 
 /// The segment that is being filled.
-struct Current {
-    file: u32,
-    serial: u64,
-    fd: Fd,
-    offset: u64,
+pub(super) struct Current {
+    pub file: u32,
+    pub serial: u64,
+    pub fd: Fd,
+    pub offset: u64,
 }
 
 /// What one look led to.
@@ -146,7 +142,7 @@ impl Run {
         }
     }
 
-    fn fault(&mut self, error: &Error) {
+    pub(super) fn fault(&mut self, error: &Error) {
         if self.retry_at.is_none() {
             tracing::error!(
                 group = %self.owner.group,
@@ -420,178 +416,9 @@ impl Run {
         self.spill.progressed();
         Ok(())
     }
-
-    /// Sees to it that the current segment has room for a span. False: there is none.
-    fn open_segment(&mut self) -> Result<bool> {
-        let has_room = |c: &Current| c.offset + SPAN_BYTES_MAX <= SEGMENT_BYTES;
-        if self.current.as_ref().is_some_and(has_room) {
-            return Ok(true);
-        }
-        self.close_segment();
-        if let Some((file, fd)) = self.spare.take() {
-            self.begin_segment(file, fd);
-            return Ok(true);
-        }
-        let room = self.spill.room();
-        let (file, fresh) = match room {
-            Room::Full => {
-                if !self.full {
-                    self.full = true;
-                    self.owner.ring.set(Counter::SpillFault, 2);
-                    self.spill.progressed();
-                    tracing::warn!(
-                        group = %self.owner.group,
-                        spill_bytes = self.spill.capacity_bytes(),
-                        "the spill is full: changes that the ring cannot hold go to the change map"
-                    );
-                }
-                return Ok(false);
-            }
-            Room::Make(file) => (file, true),
-            Room::Reuse(file) => (file, false),
-        };
-        match self.open_file(file, fresh) {
-            Ok(fd) => {
-                self.begin_segment(file, fd);
-                Ok(true)
-            }
-            Err(error) => {
-                self.spill.give_back(room);
-                Err(error)
-            }
-        }
-    }
-
-    fn begin_segment(&mut self, file: u32, fd: Fd) {
-        let mut segments = self.spill.segments();
-        let serial = segments.next_serial.max(1);
-        segments.next_serial = serial + 1;
-        segments.current = Some(serial);
-        drop(segments);
-        self.current = Some(Current { file, serial, fd, offset: 0 });
-    }
-
-    /// Makes the next segment while nobody waits.
-    fn prepare(&mut self) {
-        let is_soon = self.current.as_ref().is_none_or(|c| c.offset > SEGMENT_BYTES / 2);
-        if self.spill.durability == Durability::Process || self.spare.is_some() || !is_soon {
-            return;
-        }
-        let room = self.spill.room();
-        let (Room::Make(file) | Room::Reuse(file)) = room else { return };
-        match self.open_file(file, matches!(room, Room::Make(_))) {
-            Ok(fd) => self.spare = Some((file, fd)),
-            Err(error) => {
-                self.spill.give_back(room);
-                self.fault(&error);
-            }
-        }
-    }
-
-    /// Nothing more is written to the current segment.
-    fn close_segment(&mut self) {
-        self.current = None;
-        let mut segments = self.spill.segments();
-        segments.current = None;
-        segments.release(self.owner.ring.get(Counter::Acked));
-    }
-
-    /// Opens a segment's file for O_DIRECT, its room reserved.
-    fn open_file(&mut self, file: u32, fresh: bool) -> Result<Fd> {
-        let spill = self.spill.clone();
-        let dir = &spill.dir;
-        let path = segment_path(dir, file);
-        let failed = |e| Error::io(format!("cannot make the spill's {}", path.display()), e);
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let opened = open_direct(&path).map_err(failed)?;
-        let is_short = opened.metadata().map_err(failed)?.len() < SEGMENT_BYTES;
-        let fd: Fd = Arc::new(opened.try_clone().map_err(failed)?.into());
-        if fresh || is_short {
-            allocate(&opened, SEGMENT_BYTES).map_err(failed)?;
-            // Only a commit gains by it: writing into reserved extents converts them,
-            // which a sync then has to journal.
-            if self.spill.durability != Durability::Process {
-                self.zero_fill(&fd).map_err(failed)?;
-                opened.sync_all().map_err(failed)?;
-                std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-            }
-        }
-        Ok(fd)
-    }
-
-    fn zero_fill(&mut self, fd: &Fd) -> std::io::Result<()> {
-        let piece = SPAN_BYTES_MAX / SPAN_ALIGN * SPAN_ALIGN;
-        let driver = driver(&mut self.driver).map_err(std::io::Error::other)?;
-        let mut offset = 0;
-        while offset < SEGMENT_BYTES {
-            for token in 0..SPANS_AT_ONCE as u64 {
-                let bytes = piece.min(SEGMENT_BYTES - offset);
-                if bytes == 0 {
-                    break;
-                }
-                let storage = vec![0; (bytes + PAGE_BYTES) as usize];
-                let address = storage.as_ptr().addr();
-                let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
-                let window = Window::new(storage, start, bytes as usize);
-                driver.push(token, Op::Write(fd.clone(), offset, window))?;
-                offset += bytes;
-            }
-            for completion in wait_all(driver, "zero-filling").map_err(std::io::Error::other)? {
-                let wanted = completion.window.len;
-                if completion.result? != wanted {
-                    return Err(std::io::ErrorKind::WriteZero.into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Back in memory: all but a few free segments are removed, from the last file on.
-    fn give_disk_back(&mut self) {
-        let mut segments = self.spill.segments();
-        while segments.free.len() > SEGMENTS_KEPT
-            && let last = segments.files.saturating_sub(1)
-            && let Some(at) = segments.free.iter().position(|file| *file == last)
-        {
-            let path = segment_path(&self.spill.dir, last);
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!("cannot remove {}: {error}", path.display());
-                return;
-            }
-            segments.free.swap_remove(at);
-            segments.files = last;
-        }
-    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]
 fn now() -> Instant {
     Instant::now()
-}
-
-fn driver(driver: &mut Option<Driver>) -> Result<&mut Driver> {
-    if driver.is_none() {
-        let made = Driver::new(2 * SPANS_AT_ONCE as u32)
-            .map_err(|e| Error::io("the spill's io_uring", e))?;
-        *driver = Some(made);
-    }
-    Ok(driver.as_mut().expect("just made"))
-}
-
-fn wait_all(driver: &mut Driver, what: &str) -> Result<Vec<Completion>> {
-    let mut done = Vec::new();
-    while driver.pending() > 0 {
-        driver.wait(1, None, &mut done).map_err(|e| Error::io(what, e))?;
-    }
-    Ok(done)
-}
-
-/// Opens for O_DIRECT where the file system knows it.
-fn open_direct(path: &Path) -> std::io::Result<std::fs::File> {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(0o600);
-    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path),
-        opened => opened,
-    }
 }

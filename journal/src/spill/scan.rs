@@ -144,3 +144,83 @@ fn read_file(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Kind, RECORD_PAYLOAD_BYTES_MAX, Slot, SlotState, commit_word};
+    use crate::record::Record;
+    use crate::spill::span::{Place, SpanBuilder};
+    use towline_block::{Extent, VolumeId};
+
+    const UUID: [u8; 16] = [1; 16];
+    const RING: [u8; 16] = [2; 16];
+
+    /// One record of 1 MiB a span, of which only the header's page is written.
+    fn span(seq: u64, serial: u64, offset: u64) -> (Vec<u8>, u64) {
+        let extent = Extent::new(seq << 20, RECORD_PAYLOAD_BYTES_MAX);
+        let mut slot = Slot::new(Kind::Write, VolumeId(0), extent, seq);
+        slot.payload_position = 0.into();
+        slot.header_crc = slot.checksum(seq).into();
+        slot.commit = commit_word(seq, SlotState::Done).into();
+        let record = Record::decode(seq, &slot).unwrap();
+        let mut builder = SpanBuilder::new(Vec::new());
+        assert!(builder.push(&record, &slot, |_| {}));
+        let (group_uuid, ring_id) = (UUID, RING);
+        let place = Place { group_uuid, ring_id, incarnation: 1, epoch: 1, serial, offset };
+        let built = builder.finish(&place);
+        let page = built.storage[built.start..built.start + SPAN_ALIGN as usize].to_vec();
+        (page, built.bytes as u64)
+    }
+
+    /// Fills segments; returns records and spans, one each.
+    fn fill(dir: &Path, segments: u32) -> u64 {
+        let mut seq = 0;
+        for number in 0..segments {
+            let file = File::create(segment_path(dir, number)).unwrap();
+            file.set_len(SEGMENT_BYTES).unwrap();
+            let mut offset = 0;
+            while offset + crate::spill::layout::SPAN_BYTES_MAX <= SEGMENT_BYTES {
+                let (page, bytes) = span(seq + 1, u64::from(number) + 1, offset);
+                file.write_all_at(&page, offset).unwrap();
+                (seq, offset) = (seq + 1, offset + bytes);
+            }
+            file.sync_all().unwrap();
+        }
+        seq
+    }
+
+    /// TOWLINE_SCAN_SEGMENTS=256 measures a spill of 16 GiB.
+    #[test]
+    fn headers_alone_tell_what_a_spill_holds() {
+        let count = std::env::var("TOWLINE_SCAN_SEGMENTS").map_or(3, |n| n.parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let records = fill(dir.path(), count);
+        let scanned = scan(dir.path(), &UUID, &RING, 0).unwrap();
+        assert_eq!((scanned.spans, scanned.segments.files), (records, count));
+        assert!(scanned.covers(0, records) && !scanned.covers(0, records + 1));
+        assert_eq!(scanned.segments.next_serial, u64::from(count) + 1);
+        let in_first = scanned.segments.live[0].last_seq;
+        let later = scan(dir.path(), &UUID, &RING, in_first).unwrap();
+        assert_eq!(later.segments.free, [0]);
+        assert!(later.covers(in_first, records) && !later.covers(in_first - 1, records));
+        let other = scan(dir.path(), &UUID, &[9; 16], 0).unwrap();
+        assert_eq!((other.segments.live.len(), other.segments.free.len()), (0, count as usize));
+    }
+
+    #[test]
+    fn a_damaged_header_ends_its_segment_and_a_newer_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = fill(dir.path(), 2);
+        let (_, bytes) = span(1, 1, 0);
+        let first = std::fs::OpenOptions::new().write(true).open(segment_path(dir.path(), 0));
+        let first = first.unwrap();
+        first.write_all_at(&[0xff], 5 * bytes + 40).unwrap();
+        let scanned = scan(dir.path(), &UUID, &RING, 0).unwrap();
+        assert_eq!(scanned.segments.live[0].last_seq, 5);
+        assert!(scanned.covers(0, 5) && !scanned.covers(0, records));
+        first.write_all_at(&[2], 8).unwrap();
+        let refused = scan(dir.path(), &UUID, &RING, 0).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Newer);
+    }
+}
