@@ -13,6 +13,7 @@ use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Bytes of one write in the model: its payload is one cache line.
@@ -53,15 +54,19 @@ impl Journal {
         let journal = Journal {
             group: "model".parse().expect("a name"),
             dir: GroupDir::of(Path::new("/nonexistent"), &"model".parse().expect("a name")),
-            ring,
+            ring: Arc::new(ring),
             ring_file: file(),
-            cursor: Mutex::new(Cursor {
+            cursor: Arc::new(Mutex::new(Cursor {
                 next_seq: 1,
                 payload_head: 0,
                 payload_tail: 0,
                 freed_seq: 0,
                 whole: start.whole,
-            }),
+                wake_payload: u64::MAX,
+                wake_seq: u64::MAX,
+            })),
+            spill: None,
+            _persister: None,
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(GroupState {
                 version: STATE_VERSION,

@@ -5,13 +5,13 @@ use crate::format::{Counter, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
 use crate::spill::SpillReader;
-use std::cell::RefCell;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 pub struct RingReader {
     ring: Ring,
-    spill: Option<RefCell<SpillReader>>,
+    spill: Option<Mutex<SpillReader>>,
 }
 
 impl RingReader {
@@ -25,7 +25,7 @@ impl RingReader {
     pub fn with_spill(mut self, folder: PathBuf) -> RingReader {
         let superblock = &self.ring.superblock;
         let spill = SpillReader::new(folder, superblock.group_uuid, superblock.ring_id);
-        self.spill = Some(RefCell::new(spill));
+        self.spill = Some(Mutex::new(spill));
         self
     }
 
@@ -36,7 +36,7 @@ impl RingReader {
 
     #[cfg(loom)]
     pub(crate) fn model(ring: Ring) -> RingReader {
-        RingReader { ring }
+        RingReader { ring, spill: None }
     }
 
     #[cfg(loom)]
@@ -88,7 +88,8 @@ impl RingReader {
             // Looked at after the ring: a slot that was reused was spilled before.
             Some(spill) if in_ring.is_err() && self.is_spilled(seq) => {
                 payload.truncate(start);
-                let read = spill.borrow_mut().read(seq, payload);
+                let mut spill = spill.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = spill.read(seq, payload);
                 read.map_err(|error| error.with_kind(ErrorKind::Damaged))
             }
             _ => in_ring,

@@ -20,8 +20,6 @@ pub struct SpillReader {
     dir: PathBuf,
     group_uuid: [u8; 16],
     ring_id: [u8; 16],
-    /// Bound to the thread that reads.
-    direct: Option<DirectReader>,
     segment: Option<OpenSegment>,
     span: Option<OpenSpan>,
 }
@@ -42,7 +40,7 @@ struct OpenSpan {
 
 impl SpillReader {
     pub fn new(dir: PathBuf, group_uuid: [u8; 16], ring_id: [u8; 16]) -> SpillReader {
-        SpillReader { dir, group_uuid, ring_id, direct: None, segment: None, span: None }
+        SpillReader { dir, group_uuid, ring_id, segment: None, span: None }
     }
 
     /// Record `seq`, its payload appended to `payload`.
@@ -109,25 +107,11 @@ impl SpillReader {
             if head.header.last_seq.get() >= seq {
                 let extent = Extent::new(offset, segment.next - offset);
                 let fd = segment.fd.clone();
-                self.load(&fd, extent, head)?;
+                self.span = Some(load(&fd, extent, head)?);
                 return Ok(true);
             }
         }
         Ok(false)
-    }
-
-    fn load(&mut self, fd: &Fd, extent: Extent, head: SpanHead) -> Result<()> {
-        let direct = match &mut self.direct {
-            Some(direct) => direct,
-            None => self.direct.insert(DirectReader::new().map_err(|e| unreadable(&e))?),
-        };
-        let pieces: Vec<Extent> = extent.pieces(BLOCK_BYTES).collect();
-        let read = direct.read(fd, &pieces).map_err(|e| unreadable(&e))?;
-        let mut bytes = Vec::with_capacity(extent.len as usize);
-        read.iter().for_each(|piece| bytes.extend_from_slice(piece.as_slice()));
-        let entries = entries(&bytes, &head.header);
-        self.span = Some(OpenSpan { head, bytes, entries });
-        Ok(())
     }
 
     /// Opens the newest segment that begins at or before `seq`.
@@ -158,6 +142,17 @@ impl SpillReader {
         self.segment = best;
         Ok(())
     }
+}
+
+/// One io_uring a span of 1 MiB: made here, as it belongs to the reading thread.
+fn load(fd: &Fd, extent: Extent, head: SpanHead) -> Result<OpenSpan> {
+    let mut direct = DirectReader::new().map_err(|e| unreadable(&e))?;
+    let pieces: Vec<Extent> = extent.pieces(BLOCK_BYTES).collect();
+    let read = direct.read(fd, &pieces).map_err(|e| unreadable(&e))?;
+    let mut bytes = Vec::with_capacity(extent.len as usize);
+    read.iter().for_each(|piece| bytes.extend_from_slice(piece.as_slice()));
+    let entries = entries(&bytes, &head.header);
+    Ok(OpenSpan { head, bytes, entries })
 }
 
 impl OpenSpan {
