@@ -36,7 +36,7 @@ pub fn ring_open(data: &[u8]) {
     }
     let state = format!(
         r#"{{"version":1,"group":"g","group_uuid":"{RING_ID}","epoch":1,"incarnation":1,
-            "ring":{{"path":{ring:?},"id":"{RING_ID}"}},"volumes":[],"seal":null,"stopped":null}}"#
+            "ring":{{"path":{ring:?},"id":"{RING_ID}","boot_id":"{RING_ID}"}},"volumes":[],"seal":null,"stopped":null}}"#
     );
     std::fs::create_dir(dir.path().join("g")).expect("a folder");
     std::fs::write(dir.path().join("g/state.json"), state).expect("room");

@@ -109,6 +109,10 @@ impl Cursor {
 /// held for microseconds at most.
 const FREED_AT_ONCE_MAX: u64 = 64;
 
+/// How far the time of the last change may lag. Written by every change, its line
+/// would travel between the producers; start allows for two seconds anyway.
+const LAST_CHANGE_GRAIN_NS: u64 = 1_000_000;
+
 impl Journal {
     /// Takes a change into the journal or, where it cannot, into the change map.
     /// Must be followed by the source operation and, for a record, [`Self::finish`].
@@ -116,7 +120,10 @@ impl Journal {
         let extent = change.extent();
         let ring = &self.ring;
         let now_ns = (self.clock)();
-        ring.counter(Counter::LastChangeNs).fetch_max(now_ns, Ordering::Relaxed);
+        let last_change = ring.counter(Counter::LastChangeNs);
+        if now_ns > last_change.load(Ordering::Relaxed).saturating_add(LAST_CHANGE_GRAIN_NS) {
+            last_change.fetch_max(now_ns, Ordering::Relaxed);
+        }
         let is_barrier = matches!(change, Change::Barrier);
         if !is_barrier {
             if extent.is_empty() {

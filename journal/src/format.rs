@@ -142,7 +142,7 @@ pub enum Counter {
     PayloadHead = 8,
     /// Monotonic start of the payloads still needed.
     PayloadTail = 9,
-    /// Unix time of the last change begun, in nanoseconds.
+    /// Unix time of the last change begun, in nanoseconds; at most 1 ms behind.
     LastChangeNs = 10,
     /// Process id of the proxy.
     OwnerPid = 11,
@@ -265,6 +265,9 @@ impl SlotState {
         matches!(self, SlotState::Done | SlotState::Failed)
     }
 }
+
+/// Last number of a record: a commit word has two bits less than a word.
+pub const SEQ_MAX: u64 = u64::MAX >> 2;
 
 /// The commit word.
 pub const fn commit_word(seq: u64, state: SlotState) -> u64 {

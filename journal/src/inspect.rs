@@ -268,8 +268,8 @@ impl GroupView {
     }
 }
 
-/// The number in the commit word of slot `index`, when that number belongs there.
 impl Ring {
+    /// The number in the commit word of slot `index`; 0 when it does not belong there.
     fn named_in_slot(&self, index: u64) -> u64 {
         let (seq, _) = crate::format::commit_parts(
             self.commit(index).load(std::sync::atomic::Ordering::Acquire),

@@ -490,6 +490,11 @@ fn close_open_records(ring: &Ring, options: &Options, report: &mut OpenReport) -
     let acked = ring.get(Counter::Acked);
     let kept = acked.max(ring.get(Counter::Spilled));
     let slots = ring.slots();
+    let spilled_too_far = kept > acked && kept > ring.get(Counter::Done);
+    if kept > SEQ_MAX - slots || spilled_too_far {
+        let what = format!("the ring of group {} counts {kept} records", options.group);
+        return Err(Error::new(ErrorKind::Damaged, what));
+    }
     let head = (kept + 1..=kept + slots)
         .rev()
         .find(|seq| commit_parts(ring.commit(*seq).load(Ordering::Acquire)).0 == *seq)

@@ -11,6 +11,13 @@ use std::path::{Path, PathBuf};
 use towline_block::{GroupName, Identity, Stamp, VolumeName};
 
 pub const STATE_VERSION: u32 = 1;
+/// A lock is tried so often, 5 ms apart, before its holder counts as a process.
+const LOCK_TRIES: u32 = 20;
+
+#[expect(clippy::disallowed_methods, reason = "at start only, never beside a guest")]
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(5));
+}
 
 /// Paths of one group's files: `DIR/<group>/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,16 +124,18 @@ impl GroupDir {
             .mode(0o600)
             .open(&path)
             .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("another {who} runs for this group (it holds {})", path.display()),
-            )),
-            Err(TryLockError::Error(e)) => {
-                Err(Error::io(format!("cannot lock {}", path.display()), e))
+        // A tool that looks whether somebody holds it does so for an instant.
+        for _ in 0..LOCK_TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => pause(),
+                Err(TryLockError::Error(e)) => {
+                    return Err(Error::io(format!("cannot lock {}", path.display()), e));
+                }
             }
         }
+        let what = format!("another {who} runs for this group (it holds {})", path.display());
+        Err(Error::new(ErrorKind::Busy, what))
     }
 
     /// Whether a process holds the named lock now.

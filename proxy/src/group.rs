@@ -92,6 +92,10 @@ impl Group {
             let what = format!("attempt {attempt} holds nothing: hold the group first");
             Error::new(ErrorKind::Lapsed, what)
         })?;
+        if Instant::now() >= hold.until {
+            let what = format!("the hold of attempt {attempt} is over: start the cutover again");
+            return Err(Error::new(ErrorKind::Lapsed, what));
+        }
         let sealed =
             self.ask_all(hold.until, |done| Command::Seal { attempt, done }).and_then(|()| {
                 journal.seal(attempt).map_err(|error| {

@@ -79,7 +79,7 @@ impl Shade {
             Shade::Dirty => "the target lacks it, the journal does not hold it",
             Shade::Claimed => "on its way to the target",
             Shade::Journaled => "changed by records that the target lacks",
-            Shade::Hot => "the target has it; written lately, so compared after a power loss",
+            Shade::Hot => "the target has it; compared with it after a power loss",
             Shade::Clean => "the target has it",
         }
     }

@@ -332,6 +332,7 @@ fn the_map_shows_bits_and_undrained_records_cell_by_cell() {
     lab.write(0, 8 * BLOCK_BYTES, &[1; 512], SlotState::Done);
     lab.write(1, 0, &[1; 512], SlotState::Done);
     let map = lab.view().changes(0, 100);
+    assert!(!map.activity_known);
     assert_eq!((map.cell_blocks, map.cells.len()), (1, 9));
     let total =
         Cell { blocks: 9, journaled: 1, dirty: 2, claimed: 2, suspect: 1, pending: 4, hot: 0 };
@@ -340,6 +341,13 @@ fn the_map_shows_bits_and_undrained_records_cell_by_cell() {
         map.cells[1],
         Cell { blocks: 1, dirty: 1, claimed: 1, pending: 1, ..Cell::default() }
     );
+    let path = lab.group_dir().activity_path();
+    let sizes = [VOLUME_BYTES; 2];
+    let (base, all) = (crate::activity::Base::default(), crate::activity::Hot::All);
+    crate::activity::Activity::create(&path, [1; 16], 1, base, &sizes, &all).unwrap();
+    let hot = lab.view().changes(0, 100);
+    assert_eq!((hot.activity_known, hot.total), (true, Cell { hot: 9, ..total }));
+    std::fs::write(&path, "short").unwrap();
     let coarse = lab.view().changes(0, 2);
     assert_eq!((coarse.cell_blocks, coarse.cells.len(), coarse.total), (5, 2, total));
     assert_eq!(coarse.cells[1].blocks, 4);

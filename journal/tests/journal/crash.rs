@@ -3,7 +3,7 @@
 //! decides by what is true, and the target ends up identical.
 
 use crate::harness::{End, Lab};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -243,7 +243,12 @@ fn stop_and_start(fault: Fault, ring_survives: bool) {
         lab.journal = None;
     });
     survive(&mut lab, &stop.kills, goes_on);
-    survive(&mut lab, &stop.power_cuts, anything);
+    let restored = Cell::new(0);
+    survive(&mut lab, &stop.power_cuts, |report| {
+        restored.set(restored.get() + usize::from(!report.restarted));
+    });
+    let cuts = stop.power_cuts.len();
+    assert!((1..cuts).contains(&restored.get()), "{} of {cuts} are restored", restored.get());
     if !ring_survives {
         let ring = lab.ring_path();
         fs::remove_file(ring).unwrap();

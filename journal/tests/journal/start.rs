@@ -253,6 +253,18 @@ fn damage_in_the_ring_restarts_and_never_stops_the_guest() {
 }
 
 #[test]
+fn an_impossible_acknowledgement_in_the_ring_restarts() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    lab.journal = None;
+    patch(&lab.ring_path(), Counter::Acked.offset(), &[0xff; 8]);
+    assert!(lab.open().restarted);
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
 fn a_damaged_payload_goes_to_the_map() {
     let mut lab = Lab::new(RING_BYTES_MIN);
     lab.open();

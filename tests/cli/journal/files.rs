@@ -139,6 +139,21 @@ fn a_ring_without_a_write_is_shown_as_such() {
 }
 
 #[test]
+fn a_ring_that_outlived_its_proxies_has_no_fault() {
+    let mut rig = with_records();
+    for round in 1..=3u8 {
+        rig.kill(Process::Proxy);
+        rig.start_proxy();
+        rig.client("disk0").write(u64::from(round) * 65_536, &[round; 9000]).unwrap();
+        let dir = rig.state().join(&rig.group);
+        let verify = rig.towline(journal(&dir, "verify", &["--all", "--json"])).exits(0).json();
+        assert_eq!(verify["ok"], true, "{verify}");
+        let inspect = rig.towline(journal(&dir, "inspect", &["--json"])).exits(0).json();
+        assert_eq!(inspect["counters_sound"], true, "{inspect}");
+    }
+}
+
+#[test]
 fn another_groups_ring_and_what_is_no_file_are_refused() {
     let copy = Copy::new();
     let mut other = Rig::new(1, crate::DISK_BYTES);

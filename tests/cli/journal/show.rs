@@ -1,9 +1,12 @@
 //! What is shown is what was written: filters, following, figures, the picture.
 
-use super::{journal, trim, with_records, zero};
+use super::{journal, ring_of, trim, with_records, zero};
 use crate::DISK_BYTES;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use towline_tests::rig::Process;
 use towline_tests::{Daemon, Rig, run};
 
@@ -78,38 +81,76 @@ fn what_cannot_be_asked_for_exits_with_64() {
     }
 }
 
+/// `tail -f`, line by line. It ends by itself if the test does not end it.
+struct Follower {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Follower {
+    #[track_caller]
+    fn start(rig: &Rig, options: &[&str]) -> Follower {
+        let mut child = Command::new(towline_tests::towline())
+            .args(journal(&dir(rig), "tail", &["-f", "--for", "600"]))
+            .args(options)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, lines) = mpsc::channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|l| to.send(l)));
+        Follower { child, lines }
+    }
+
+    /// Waits for a line with the text; gives how many came, it included.
+    #[track_caller]
+    fn wait_for(&self, text: &str) -> usize {
+        let mut count = 0;
+        loop {
+            let line = self.lines.recv_timeout(towline_tests::PATIENCE);
+            count += 1;
+            if line.unwrap_or_else(|e| panic!("{text:?} is not shown: {e}")).contains(text) {
+                return count;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn end(mut self, signal: &str) {
+        // The process is our child and not yet waited for: the id is its own.
+        let asked = run("kill", [signal, &self.child.id().to_string()], towline_tests::PATIENCE);
+        assert_eq!(asked.code(), 0, "{asked}");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
 #[test]
 fn tail_follows_until_its_time_is_over_or_it_is_asked_to_end() {
     let rig = with_records();
     let last = rig.towline(journal(&dir(&rig), "tail", &["-n", "3", "--json"])).exits(0).json();
     assert_eq!(last["records"].as_array().map(Vec::len), Some(3), "{last}");
     assert_eq!(last["records"][2]["kind"], "barrier", "{last}");
-    // Its process writes to a file: a line there shows that it follows.
-    let shown = rig.path("tail.txt");
-    let script = "exec \"$0\" journal tail \"$1\" -f -n 1 --kind write > \"$2\"";
-    let mut child = std::process::Command::new("sh")
-        .args(["-c", script])
-        .args([towline_tests::towline(), dir(&rig), shown.clone()])
-        .spawn()
-        .unwrap();
-    let wait_for = |text: &str| {
-        let deadline = std::time::Instant::now() + towline_tests::PATIENCE;
-        while !std::fs::read_to_string(&shown).unwrap_or_default().contains(text) {
-            assert!(std::time::Instant::now() < deadline, "{text:?} is not shown");
-            std::thread::yield_now();
-        }
-    };
-    wait_for("+4096");
+    let follower = Follower::start(&rig, &["-n", "1", "--kind", "write"]);
+    assert_eq!(follower.wait_for("+4096"), 1);
     rig.client("disk0").write(77_824, b"just now").unwrap();
-    wait_for("77824 +8");
-    // ^C is SIGINT; the process is our child and not yet waited for.
-    let asked = run("kill", ["-INT", &child.id().to_string()], towline_tests::PATIENCE);
-    assert_eq!(asked.code(), 0, "{asked}");
-    assert!(child.wait().unwrap().success());
-    let text = std::fs::read_to_string(&shown).unwrap();
-    assert_eq!(text.lines().count(), 2, "{text}");
+    assert_eq!(follower.wait_for("77824 +8"), 1);
+    // As ^C.
+    follower.end("-INT");
     let timed = rig.towline(journal(&dir(&rig), "tail", &["-f", "--for", "0.3", "--json"]));
     assert_eq!(timed.exits(0).json()["lost"], 0);
+}
+
+#[test]
+fn following_goes_on_in_the_groups_new_ring() {
+    let mut rig = with_records();
+    let follower = Follower::start(&rig, &[]);
+    follower.wait_for("barrier");
+    rig.kill(Process::Proxy);
+    std::fs::remove_file(ring_of(&rig)).unwrap();
+    rig.start_proxy();
+    follower.wait_for("a new ring: incarnation 2");
+    follower.wait_for("resync");
+    follower.end("-TERM");
 }
 
 #[test]
