@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use towline_block::{Access, FileDisk, VolumeId};
 use towline_journal::format::Counter;
 use towline_journal::{
-    AttachPolicy, Begun, Change, Journal, Options, Outcome, Resync, Source, unix_now_ns,
+    AttachPolicy, Begun, Change, Journal, Options, Outcome, Resync, Source, SpillOptions,
+    unix_now_ns,
 };
 
 const VOLUMES: usize = 2;
@@ -49,6 +50,7 @@ impl Group {
             ring_bytes: Some(RING_BYTES),
             sources: sources.collect(),
             attach: AttachPolicy::Auto,
+            spill: SpillOptions::OFF,
             clock: unix_now_ns,
         };
         let (journal, _) = Journal::open(options).expect("a new group");

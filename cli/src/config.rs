@@ -35,6 +35,8 @@ pub struct ProxyConfig {
     pub ring_dir: Option<PathBuf>,
     #[serde(default)]
     pub durability: Durability,
+    #[serde(default, deserialize_with = "size")]
+    pub spill: Option<u64>,
     #[serde(default)]
     pub attach: Attach,
     #[serde(default, deserialize_with = "socket_addr")]
@@ -85,6 +87,10 @@ pub enum Durability {
     /// Nothing: the journal survives the death of every process, not a power cut.
     #[default]
     Process,
+    /// A flush waits until the journal is on disk, too: it survives a power cut.
+    Flush,
+    /// Every write waits until its record is on disk.
+    Write,
 }
 
 /// What to make of sources that may have changed while no proxy ran.
@@ -100,6 +106,16 @@ pub enum Attach {
     Resync,
 }
 
+impl From<Durability> for towline_journal::Durability {
+    fn from(durability: Durability) -> towline_journal::Durability {
+        match durability {
+            Durability::Process => towline_journal::Durability::Process,
+            Durability::Flush => towline_journal::Durability::Flush,
+            Durability::Write => towline_journal::Durability::Write,
+        }
+    }
+}
+
 impl From<Attach> for AttachPolicy {
     fn from(attach: Attach) -> AttachPolicy {
         match attach {
@@ -113,6 +129,12 @@ impl From<Attach> for AttachPolicy {
 impl ProxyConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.sources, "source")?;
+        if self.durability != Durability::Process && self.spill == Some(0) {
+            return Err(usage(
+                "durability flush and write put the journal on disk: they need a spill, give a \
+                 larger --spill or none",
+            ));
+        }
         check_listens(&self.nbd)
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use towline_block::{Access, FileDisk, GroupName, VolumeId};
 use towline_journal::state::Seal;
-use towline_journal::{Journal, Options, Source, unix_now_ns};
+use towline_journal::{Journal, Options, Source, SpillOptions, unix_now_ns};
 use towline_proxy::{ExportConfig, Journaled, LinkServer, ListenAddr, Server, StartGate};
 
 /// Where rings live unless told otherwise: memory that outlives a process.
@@ -50,6 +50,9 @@ pub struct Args {
     /// What a flush waits for besides the source.
     #[arg(long, value_enum, default_value_t)]
     durability: Durability,
+    /// Disk for changes that the journal in memory cannot hold; 0: none [default: 16G or 1/4 of what is free in the state directory, the least].
+    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    spill: Option<u64>,
     /// What to make of sources that may have changed while no proxy ran.
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
@@ -73,6 +76,7 @@ impl Args {
                 ring: self.ring,
                 ring_dir: self.ring_dir,
                 durability: self.durability,
+                spill: self.spill,
                 attach: self.attach,
                 metrics: self.metrics,
             },
@@ -85,7 +89,6 @@ impl Args {
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
-    let Durability::Process = config.durability;
     let daemon = Daemon::prepare("proxy")?;
     let (journal, seal) = open_journal(&config)?;
     let server = start_server(&config, &journal, seal)?;
@@ -119,6 +122,7 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
         ring_bytes: config.ring,
         sources,
         attach: config.attach.into(),
+        spill: SpillOptions { bytes: config.spill, durability: config.durability.into() },
         clock: unix_now_ns,
     })?;
     if report.restarted {

@@ -30,6 +30,11 @@ pub struct GroupStatus {
     pub ring_bytes: u64,
     pub ring_used_bytes: u64,
     pub spill_used_bytes: u64,
+    pub spill_bytes: u64,
+    /// Payload written to the spill since the ring was made; none in the steady state.
+    pub spill_written_bytes: u64,
+    /// Steps between ring, spill and change map since the ring was made.
+    pub ladder_steps: u64,
     pub map_set_bytes: u64,
     /// The part of `map_set_bytes` that is compared with the target before it is sent.
     pub map_suspect_bytes: u64,

@@ -116,6 +116,16 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         "ring",
         format!("{} of {} used", format_size(group.ring_used_bytes), format_size(group.ring_bytes)),
     );
+    if group.spill_used_bytes > 0 || group.spill_written_bytes > 0 {
+        lines.row(
+            "spill",
+            format!(
+                "{} on disk for the target, {} of payload written so far",
+                format_size(group.spill_used_bytes),
+                format_size(group.spill_written_bytes)
+            ),
+        );
+    }
     lines.row(
         "to copy",
         format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)),

@@ -10,6 +10,7 @@ use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
 use towline_journal::inspect::GroupView;
 use towline_journal::progress::{Figure, Progress};
+use towline_journal::spill::Rung;
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
 
@@ -85,11 +86,14 @@ fn source_status(view: &GroupView) -> GroupStatus {
         durable_seq: view.get(Counter::Acked),
         acked_seq: view.get(Counter::Acked),
         point_seq: (figure(Figure::HasPoint) == 1).then(|| figure(Figure::PointSeq)),
-        lag_bytes: ring_used_bytes + map_set_bytes,
+        lag_bytes: ring_used_bytes + view.get(Counter::SpillUsedBytes) + map_set_bytes,
         lag_s: lag_s(view, map_set_bytes),
         ring_bytes: view.ring_payload_bytes(),
         ring_used_bytes,
-        spill_used_bytes: 0,
+        spill_used_bytes: view.get(Counter::SpillUsedBytes),
+        spill_bytes: view.get(Counter::SpillBytes),
+        spill_written_bytes: view.get(Counter::SpillPayloadBytes),
+        ladder_steps: view.get(Counter::LadderSteps),
         map_set_bytes,
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
@@ -118,7 +122,8 @@ fn state_word(view: &GroupView) -> &'static str {
         return "cutover";
     }
     if view.get(Counter::Whole) == 1 {
-        return "live";
+        let spills = Rung::from_code(view.get(Counter::Rung)) == Rung::Spill;
+        return if spills { "spill" } else { "live" };
     }
     let had_point = view.get(Counter::HealedSeq) > 0 || figure(Figure::HasPoint) == 1;
     match (had_point, view.shipper_runs()) {
@@ -155,6 +160,10 @@ fn lag_s(view: &GroupView, map_set_bytes: u64) -> f64 {
 }
 
 fn oldest_age_s(view: &GroupView) -> Option<f64> {
+    let spilled = view.get(Counter::SpillOldestNs);
+    if spilled > 0 {
+        return Some(seconds_since(spilled));
+    }
     let mut pending = view.pending();
     let oldest = pending.next().filter(|_| view.has_ring())?;
     // On a live group the oldest may be gone by now: then the next one is close.

@@ -4,7 +4,8 @@
 use crate::format::*;
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
-use crate::sys::sync::{Ordering, fence};
+use crate::ring::Ring;
+use crate::sys::sync::{Mutex, Ordering, fence};
 use towline_block::{BlockRange, Extent, VolumeId, crc32c, is_zero};
 
 /// A change that a client asked for, checked against the volume's size.
@@ -75,9 +76,17 @@ pub(crate) struct Cursor {
     pub freed_seq: u64,
     /// R5: the stream holds every change.
     pub whole: bool,
+    /// The spill's thread wants to know when the ring is filled beyond these.
+    pub wake_payload: u64,
+    pub wake_seq: u64,
 }
 
 impl Cursor {
+    /// Whether the spill's thread waits for this fill.
+    pub(crate) fn is_wake_due(&self) -> bool {
+        self.payload_head >= self.wake_payload || self.next_seq >= self.wake_seq
+    }
+
     pub(crate) fn free_slots(&self, slots: u64) -> u64 {
         slots - (self.next_seq - 1 - self.freed_seq)
     }
@@ -177,6 +186,9 @@ impl Journal {
                 self.ring.set(Counter::PayloadHead, cursor.payload_head);
             }
             self.ring.set(Counter::Head, cursor.next_seq - 1);
+            if cursor.is_wake_due() {
+                self.wake_spill(&mut cursor);
+            }
             return Some((first, position));
         }
         if !extent.is_empty() {
@@ -205,6 +217,15 @@ impl Journal {
             slot.payload_position = at.into();
             slot.payload_crc = crc32c(bytes).into();
             self.ring.publish(first + index as u64, &mut slot, SlotState::Intent);
+        }
+    }
+
+    /// The ring is filled beyond the threshold: once, then armed anew by the spill.
+    #[cold]
+    fn wake_spill(&self, cursor: &mut Cursor) {
+        (cursor.wake_payload, cursor.wake_seq) = (u64::MAX, u64::MAX);
+        if let Some(spill) = &self.spill {
+            spill.wake();
         }
     }
 
@@ -286,25 +307,26 @@ impl Journal {
             let _ = done.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
         }
     }
+}
 
-    /// Frees the ring space of records up to `acked` (R11), a few at a time.
-    pub(crate) fn free_up_to(&self, acked: u64) {
-        loop {
-            let mut cursor = self.cursor.lock().expect("the append lock's owner never panics");
-            let end = acked.min(cursor.freed_seq + FREED_AT_ONCE_MAX);
-            for seq in cursor.freed_seq + 1..=end {
-                if let Ok(record) = self.ring.record(seq)
-                    && let Some(position) = record.payload_position
-                {
-                    let bytes = record.extent.len.next_multiple_of(PAYLOAD_ALIGN);
-                    cursor.payload_tail = position + bytes;
-                }
+/// Frees the ring space of records up to `upto`, which are acknowledged or spilled
+/// (R11), a few at a time.
+pub(crate) fn free_up_to(ring: &Ring, cursor: &Mutex<Cursor>, upto: u64) {
+    loop {
+        let mut cursor = cursor.lock().expect("the append lock's owner never panics");
+        let end = upto.min(cursor.freed_seq + FREED_AT_ONCE_MAX);
+        for seq in cursor.freed_seq + 1..=end {
+            if let Ok(record) = ring.record(seq)
+                && let Some(position) = record.payload_position
+            {
+                let bytes = record.extent.len.next_multiple_of(PAYLOAD_ALIGN);
+                cursor.payload_tail = position + bytes;
             }
-            cursor.freed_seq = cursor.freed_seq.max(end);
-            self.ring.set(Counter::PayloadTail, cursor.payload_tail);
-            if end >= acked {
-                return;
-            }
+        }
+        cursor.freed_seq = cursor.freed_seq.max(end);
+        ring.set(Counter::PayloadTail, cursor.payload_tail);
+        if end >= upto {
+            return;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The shipper's requests, served on the proxy's side: attach, claim, ack, heal.
 
-use crate::append::Cursor;
+use crate::append::{Cursor, free_up_to};
 use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
@@ -132,7 +132,9 @@ impl Journal {
         // What is final is covered by the dirty blocks. What is in flight keeps its
         // slot until it ends, and is skipped: its blocks are dirty, too.
         self.ack(self.ring.get(Counter::Done), self.ring.get(Counter::AckedClaims));
-        self.append_control(&mut self.lock_cursor(), Control::Resync, 0)
+        let seq = self.append_control(&mut self.lock_cursor(), Control::Resync, 0);
+        self.ring.set(Counter::ResyncSeq, seq);
+        seq
     }
 
     /// Claims a run of dirty blocks at or after `from_block`. Only on the volume's
@@ -165,7 +167,10 @@ impl Journal {
             rises
         };
         if rises {
-            self.free_up_to(seq);
+            free_up_to(&self.ring, &self.cursor, seq);
+            if let Some(spill) = &self.spill {
+                spill.acked(seq, &self.ring);
+            }
         }
     }
 
@@ -176,7 +181,13 @@ impl Journal {
         let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
         let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
-        if cursor.whole || pending > 0 || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS {
+        // Hysteresis of the ladder: with a spill still full, the next BREAK would be near.
+        let spill_is_full = self.spill.as_ref().is_some_and(|spill| !spill.is_half_free());
+        if cursor.whole
+            || pending > 0
+            || spill_is_full
+            || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS
+        {
             return None;
         }
         let seq = self.append_control(&mut cursor, Control::Heal, 0);

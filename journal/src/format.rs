@@ -119,8 +119,8 @@ const _: () = assert!(RECORD_PAYLOAD_BYTES_MAX <= u32::MAX as u64);
 const _: () = assert!(PAYLOAD_ALIGN.is_power_of_two());
 
 /// Counters in the page behind the volume table, one to a cache line. Written by
-/// the proxy only. After a crash none of them is trusted but `Acked*`, `NextClaim`
-/// and `Whole`, which change by single stores.
+/// the proxy only. After a crash none of them is trusted but `Acked*`, `Spilled`,
+/// `NextClaim` and `Whole`, which change by single stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Counter {
@@ -163,6 +163,27 @@ pub enum Counter {
     GuestWrittenBytes = 19,
     /// Dirty or claimed blocks that are compared before they are sent.
     SuspectBlocks = 20,
+    /// All records up to here, that the target lacks, are in the spill. Trusted after a
+    /// crash as `Acked`.
+    Spilled = 32,
+    /// All records up to here are in the spill and synced.
+    SpillDurable = 33,
+    /// Bytes of the spill that hold records the target lacks, and its size.
+    SpillUsedBytes = 34,
+    SpillBytes = 35,
+    /// Bytes written to the spill since the ring was made, and the payload among them.
+    SpillWrittenBytes = 36,
+    SpillPayloadBytes = 37,
+    /// About the time of the oldest record in the spill that the target lacks; 0: none.
+    SpillOldestNs = 38,
+    /// Where changes go: [`crate::spill::Rung`].
+    Rung = 39,
+    /// Steps of the ladder since the ring was made.
+    LadderSteps = 40,
+    /// 1 while the spill cannot be written, 2 while it is full.
+    SpillFault = 41,
+    /// Number of the last RESYNC that a resync appended; 0: none.
+    ResyncSeq = 42,
 }
 
 impl Counter {

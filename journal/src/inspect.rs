@@ -18,7 +18,9 @@ use crate::format::{Control, Counter, Kind};
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::ring::Ring;
+use crate::spill::SpillReader;
 use crate::state::{GroupDir, GroupState};
+use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use towline_block::BlockRange;
 
@@ -45,6 +47,7 @@ pub struct GroupView {
     pub dir: GroupDir,
     pub state: GroupState,
     ring: Option<Ring>,
+    spill: Option<RefCell<SpillReader>>,
     /// Why there is no ring, when there is none.
     pub ring_error: Option<Error>,
     pub progress: Option<Progress>,
@@ -57,6 +60,8 @@ pub struct Marks {
     pub head: u64,
     pub done: u64,
     pub acked: u64,
+    /// Up to here the spill has what the target lacks.
+    pub spilled: u64,
     /// The counters fit together and into the ring.
     pub sound: bool,
 }
@@ -94,11 +99,12 @@ impl GroupView {
     /// The counters, checked.
     pub fn marks(&self) -> Marks {
         let Some(ring) = &self.ring else {
-            return Marks { head: 0, done: 0, acked: 0, sound: true };
+            return Marks { head: 0, done: 0, acked: 0, spilled: 0, sound: true };
         };
         // The ack is read once more behind the head: until then it may have moved
         // and made room that the head has taken.
         let before = ring.get(Counter::Acked);
+        let spilled = ring.get(Counter::Spilled);
         let done = ring.get(Counter::Done);
         let mut head = ring.get(Counter::Head);
         let acked = ring.get(Counter::Acked);
@@ -112,14 +118,16 @@ impl GroupView {
             && done <= head.max(acked)
             && head <= SEQ_MAX
             && acked <= SEQ_MAX
-            && head.saturating_sub(acked) <= ring.slots()
+            && spilled <= done.max(acked)
+            && spilled.saturating_sub(acked) <= self.spill_records_max()
+            && head.saturating_sub(acked.max(spilled)) <= ring.slots()
             && (acked <= head || ring.get(Counter::Head) >= acked);
         if sound {
             // Head and done lag when the ack overtook them between two reads.
-            return Marks { head: head.max(acked), done: done.max(acked), acked, sound };
+            return Marks { head: head.max(acked), done: done.max(acked), acked, spilled, sound };
         }
         let head = self.highest_in_slots(ring);
-        Marks { head, done: head, acked: head.saturating_sub(ring.slots()), sound }
+        Marks { head, done: head, acked: head.saturating_sub(ring.slots()), spilled: 0, sound }
     }
 
     /// The highest number whose slot parses.
@@ -142,7 +150,7 @@ impl GroupView {
         let marks = self.marks();
         Fill {
             slots: self.ring.as_ref().map_or(0, Ring::slots),
-            slots_used: marks.head - marks.acked,
+            slots_used: marks.head - marks.acked.max(marks.spilled).min(marks.head),
             payload_bytes: self.ring_payload_bytes(),
             payload_used_bytes: self.ring_used_bytes(),
         }
@@ -156,8 +164,14 @@ impl GroupView {
         self.dir.is_locked("ship.lock")
     }
 
+    /// Records that the spill's files have room for.
+    fn spill_records_max(&self) -> u64 {
+        let files = std::fs::read_dir(self.dir.spill_path()).map_or(0, |files| files.count());
+        files as u64 * (crate::spill::layout::SEGMENT_BYTES / crate::format::SLOT_BYTES)
+    }
+
     /// Numbers of the records that the target lacks, oldest first; never more than
-    /// the ring has slots. On a live group both ends move on; a record may be gone
+    /// ring and spill have room for. On a live group both ends move on; a record may be gone
     /// when it is asked for.
     pub fn pending(&self) -> RangeInclusive<u64> {
         let marks = self.marks();
@@ -173,7 +187,8 @@ impl GroupView {
 
     /// Record `seq`, with its payload where it still holds.
     pub fn record(&self, seq: u64) -> Option<Record> {
-        self.read(seq)?.ok()
+        let in_ring = self.read(seq)?.ok();
+        in_ring.or_else(|| self.spilled(seq).map(|(record, _)| record))
     }
 
     /// Record `seq`, or why its slot does not show it; `None` without a ring.
@@ -189,7 +204,20 @@ impl GroupView {
     /// The payload of a record, when it passes its checksum.
     pub fn payload(&self, record: &Record) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.ring.as_ref()?.read_payload(record, &mut bytes).then_some(bytes)
+        if self.ring.as_ref()?.read_payload(record, &mut bytes) {
+            return Some(bytes);
+        }
+        self.spilled(record.seq).map(|(_, payload)| payload)
+    }
+
+    /// Record `seq` with its payload, where the spill holds it.
+    fn spilled(&self, seq: u64) -> Option<(Record, Vec<u8>)> {
+        if seq > self.get(Counter::Spilled) {
+            return None;
+        }
+        let mut payload = Vec::new();
+        let record = self.spill.as_ref()?.borrow_mut().read(seq, &mut payload).ok()?;
+        Some((record, payload))
     }
 
     /// Whether the payload's room was not given to a later record meanwhile. Only

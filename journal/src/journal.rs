@@ -2,6 +2,7 @@
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
 use crate::append::Cursor;
+use crate::attach::Resync;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
@@ -12,6 +13,8 @@ use crate::recover::{
 };
 use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
+use crate::spill::layout::SEGMENT_BYTES;
+use crate::spill::{self, Durability, Owner, Persister, Scanned, Spill, SpillOptions};
 use crate::state::*;
 use crate::sys::shm_free_bytes;
 use crate::sys::sync::{Mutex, Ordering};
@@ -51,6 +54,7 @@ pub struct Options {
     pub ring_bytes: Option<u64>,
     pub sources: Vec<Source>,
     pub attach: AttachPolicy,
+    pub spill: SpillOptions,
     /// Unix time in nanoseconds.
     pub clock: fn() -> u64,
 }
@@ -70,6 +74,8 @@ pub struct OpenReport {
     pub dirtied: u64,
     /// Source bytes read (only those of records with open outcome).
     pub source_bytes_read: u64,
+    /// Records that the target lacks were on disk and are not any more.
+    pub spill_lost: bool,
     /// Set when the group was sealed by a cutover.
     pub seal: Option<Seal>,
 }
@@ -81,11 +87,14 @@ pub struct Journal {
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
-    pub(crate) cursor: Mutex<Cursor>,
+    pub(crate) cursor: Arc<Mutex<Cursor>>,
+    pub(crate) spill: Option<Arc<Spill>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
     pub(crate) state: Mutex<GroupState>,
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
+    /// Ends before the lock is given up.
+    pub(crate) _persister: Option<Persister>,
     pub(crate) _lock: File,
 }
 
@@ -194,22 +203,43 @@ impl Journal {
         let activity =
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
+        let (spill, spill_is_lost) = open_spill(&dir, &ring, &options.spill)?;
+        let cursor = Arc::new(Mutex::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
-        let journal = Journal {
+        let mut journal = Journal {
             group: options.group,
             dir,
             ring,
             activity,
             cooler: Some(cooler),
             ring_file,
-            cursor: Mutex::new(cursor),
+            cursor,
+            spill,
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
             sources: options.sources,
             clock: options.clock,
+            _persister: None,
             _lock: lock,
         };
         journal.start(&mut report)?;
+        if spill_is_lost {
+            report.summary = "part of the spill is lost or damaged: everything will be compared \
+                              with the target"
+                .into();
+            tracing::error!(group = %journal.group, "{}", report.summary);
+            report.spill_lost = true;
+            journal.resync_all(Resync::Compare);
+        }
+        if let Some(spill) = &journal.spill {
+            spill.publish(&journal.ring);
+            let owner = Owner {
+                group: journal.group.clone(),
+                ring: journal.ring.clone(),
+                cursor: journal.cursor.clone(),
+            };
+            journal._persister = Some(Persister::start(spill.clone(), owner)?);
+        }
         Ok((Arc::new(journal), report))
     }
 
@@ -236,7 +266,8 @@ impl Journal {
             self.make_dirty(&mut cursor, VolumeId(0), nothing);
         }
         let head = cursor.next_seq - 1;
-        for seq in self.ring.get(Counter::Acked) + 1..=head {
+        let kept = self.ring.get(Counter::Acked).max(self.ring.get(Counter::Spilled));
+        for seq in kept + 1..=head {
             let Ok(record) = self.ring.record(seq) else { continue };
             if record.state == SlotState::Failed && !record.extent.is_empty() {
                 let blocks = BlockRange::touching(record.extent);
@@ -422,29 +453,64 @@ fn is_later_than_journal(stamp: Stamp, ring: &Ring) -> bool {
     stamp.modified_ns > i128::from(last) + STAMP_SLACK_NS
 }
 
+/// Looks through the spill: what it holds of this ring, and whether anything that it
+/// should hold is missing.
+fn open_spill(
+    dir: &GroupDir,
+    ring: &Ring,
+    options: &SpillOptions,
+) -> Result<(Option<Arc<Spill>>, bool)> {
+    let folder = dir.spill_path();
+    let (acked, spilled) = (ring.get(Counter::Acked), ring.get(Counter::Spilled));
+    let found: Scanned =
+        spill::scan(&folder, &ring.superblock.group_uuid, &ring.superblock.ring_id, acked)?;
+    let is_lost = !found.covers(acked, spilled);
+    let bytes = options.bytes.unwrap_or_else(|| spill::default_bytes(dir.path()));
+    if bytes == 0 && found.segments.live.is_empty() && found.segments.files > 0 {
+        // Nothing needs them any more.
+        std::fs::remove_dir_all(&folder)
+            .map_err(|e| Error::io(format!("cannot remove {}", folder.display()), e))?;
+    }
+    if bytes < SEGMENT_BYTES && options.durability != Durability::Process {
+        let what = format!(
+            "durability \"flush\" and \"write\" need a spill of at least {SEGMENT_BYTES} bytes, and \
+             {bytes} are allowed: choose a larger --spill or make room in {}",
+            dir.path().display()
+        );
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
+    let spill = Spill::new(folder, bytes, options.durability, found.segments);
+    Ok((spill.map(Arc::new), is_lost))
+}
+
 /// Scans the slots behind the target's ack, closes every record without outcome
 /// (R1) and rebuilds the cursor from what the slots say.
 fn close_open_records(ring: &Ring, options: &Options, report: &mut OpenReport) -> Result<Cursor> {
+    // What is spilled no longer needs its slot.
     let acked = ring.get(Counter::Acked);
+    let kept = acked.max(ring.get(Counter::Spilled));
     let slots = ring.slots();
-    if acked > SEQ_MAX - slots {
-        let what = format!("the ring of group {} counts {acked} records", options.group);
+    let spilled_too_far = kept > acked && kept > ring.get(Counter::Done);
+    if kept > SEQ_MAX - slots || spilled_too_far {
+        let what = format!("the ring of group {} counts {kept} records", options.group);
         return Err(Error::new(ErrorKind::Damaged, what));
     }
-    let head = (acked + 1..=acked + slots)
+    let head = (kept + 1..=kept + slots)
         .rev()
         .find(|seq| commit_parts(ring.commit(*seq).load(Ordering::Acquire)).0 == *seq)
-        .unwrap_or(acked);
+        .unwrap_or(kept);
     let mut cursor = Cursor {
         next_seq: head + 1,
         payload_head: 0,
         payload_tail: u64::MAX,
-        freed_seq: acked,
+        freed_seq: kept,
         whole: ring.get(Counter::Whole) == 1,
+        wake_payload: u64::MAX,
+        wake_seq: u64::MAX,
     };
     report.records = head - acked;
     let mut payload = Vec::new();
-    for seq in acked + 1..=head {
+    for seq in kept + 1..=head {
         let record = match ring.record(seq) {
             Ok(record) => record,
             Err(SlotFault::OtherRecord { .. }) => {
@@ -460,7 +526,10 @@ fn close_open_records(ring: &Ring, options: &Options, report: &mut OpenReport) -
         };
         match record.control {
             Some(Control::Break | Control::Resync) => cursor.whole = false,
-            Some(Control::Heal) => cursor.whole = true,
+            Some(Control::Heal) => {
+                cursor.whole = true;
+                ring.counter(Counter::HealedSeq).fetch_max(seq, Ordering::SeqCst);
+            }
             _ => {}
         }
         if let Some(position) = record.payload_position {
@@ -711,7 +780,14 @@ fn new_incarnation(
     if let Some(old) = old {
         durable::remove_ring(&old.ring.path);
     }
-    let cursor =
-        Cursor { next_seq: 2, payload_head: 0, payload_tail: 0, freed_seq: 0, whole: false };
+    let cursor = Cursor {
+        next_seq: 2,
+        payload_head: 0,
+        payload_tail: 0,
+        freed_seq: 0,
+        whole: false,
+        wake_payload: u64::MAX,
+        wake_seq: u64::MAX,
+    };
     Ok((ring, file, state, cursor))
 }

@@ -31,6 +31,8 @@ pub enum Request {
     Ack { seq: u64, claims: u64 },
     /// The stream has passed every Q: append HEAL if nothing is dirty or claimed.
     Heal,
+    /// A record in the spill is lost or damaged: make dirty what it may have touched.
+    Damaged { seq: u64, reason: String },
     /// A record in the ring is damaged: make everything dirty.
     Resync { reason: String },
     /// Hold all writes of the group for at most this long.
@@ -65,6 +67,10 @@ pub enum Reply {
     Resynced {
         start_seq: u64,
         claims_upto: u64,
+    },
+    /// The stream breaks at the damaged record and passes all up to here.
+    Skipped {
+        upto: u64,
     },
     /// All writes wait; this is the last record.
     Held {

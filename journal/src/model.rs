@@ -55,17 +55,21 @@ impl Journal {
         let journal = Journal {
             group: "model".parse().expect("a name"),
             dir: GroupDir::of(Path::new("/nonexistent"), &"model".parse().expect("a name")),
-            ring: ring.into(),
+            ring: Arc::new(ring),
             activity: activity(),
             cooler: None,
             ring_file: file(),
-            cursor: Mutex::new(Cursor {
+            cursor: Arc::new(Mutex::new(Cursor {
                 next_seq: 1,
                 payload_head: 0,
                 payload_tail: 0,
                 freed_seq: 0,
                 whole: start.whole,
-            }),
+                wake_payload: u64::MAX,
+                wake_seq: u64::MAX,
+            })),
+            spill: None,
+            _persister: None,
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(GroupState {
                 version: STATE_VERSION,

@@ -4,21 +4,39 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
+use crate::spill::SpillReader;
 use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 pub struct RingReader {
     ring: Ring,
+    spill: Option<Mutex<SpillReader>>,
 }
 
 impl RingReader {
     /// Maps a ring read-only.
     pub fn open(file: &File) -> Result<RingReader> {
-        Ok(RingReader { ring: Ring::open(file, false)? })
+        Ok(RingReader { ring: Ring::open(file, false)?, spill: None })
+    }
+
+    /// Also reads what the ring no longer holds, from the group's spill folder.
+    #[must_use]
+    pub fn with_spill(mut self, folder: PathBuf) -> RingReader {
+        let superblock = &self.ring.superblock;
+        let spill = SpillReader::new(folder, superblock.group_uuid, superblock.ring_id);
+        self.spill = Some(Mutex::new(spill));
+        self
+    }
+
+    /// Whether the record's place may be the spill alone.
+    pub fn is_spilled(&self, seq: u64) -> bool {
+        self.spill.is_some() && seq <= self.ring.get(Counter::Spilled)
     }
 
     #[cfg(loom)]
     pub(crate) fn model(ring: Ring) -> RingReader {
-        RingReader { ring }
+        RingReader { ring, spill: None }
     }
 
     #[cfg(loom)]
@@ -61,8 +79,24 @@ impl RingReader {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] when the record or its payload fails a check: shared
-    /// memory was overwritten by somebody else. The caller asks for a resync.
+    /// memory was overwritten by somebody else, or the spill's disk lost it. The caller
+    /// asks for a resync, or says that the spill is damaged ([`Self::is_spilled`]).
     pub fn read(&self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
+        let start = payload.len();
+        let in_ring = self.read_ring(seq, payload);
+        match &self.spill {
+            // Looked at after the ring: a slot that was reused was spilled before.
+            Some(spill) if in_ring.is_err() && self.is_spilled(seq) => {
+                payload.truncate(start);
+                let mut spill = spill.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = spill.read(seq, payload);
+                read.map_err(|error| error.with_kind(ErrorKind::Damaged))
+            }
+            _ => in_ring,
+        }
+    }
+
+    fn read_ring(&self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
         let record = self.ring.record(seq).map_err(|fault| {
             Error::new(ErrorKind::Damaged, format!("record {seq} of the ring: {fault:?}"))
         })?;

@@ -153,6 +153,11 @@ impl Ring {
     /// Reads and decodes record `seq`; re-checks that the slot was not reused
     /// while it was copied.
     pub fn record(&self, seq: u64) -> std::result::Result<Record, SlotFault> {
+        self.slot(seq).map(|(record, _)| record)
+    }
+
+    /// As [`Ring::record`], with the slot's bytes.
+    pub fn slot(&self, seq: u64) -> std::result::Result<(Record, Slot), SlotFault> {
         let before = self.commit(seq).load(Ordering::Acquire);
         let (found, state) = commit_parts(before);
         if found != seq || state == SlotState::Empty {
@@ -169,7 +174,7 @@ impl Ring {
         let slot = Slot::read_from_bytes(&bytes).expect("a slot is 64 bytes");
         let record = Record::decode(seq, &slot)?;
         self.check_bounds(&record)?;
-        Ok(record)
+        Ok((record, slot))
     }
 
     fn check_bounds(&self, record: &Record) -> std::result::Result<(), SlotFault> {
@@ -194,6 +199,13 @@ impl Ring {
 
     pub fn write_payload(&self, position: u64, bytes: &[u8]) {
         self.map.write(self.payload_offset + position % self.payload_bytes, bytes);
+    }
+
+    /// Copies the payload of a record out of the ring, unchecked.
+    pub fn copy_payload(&self, record: &Record, into: &mut [u8]) {
+        if let Some(position) = record.payload_position {
+            self.map.read(self.payload_offset + position % self.payload_bytes, into);
+        }
     }
 
     /// Copies the payload of a record out of the ring. `false` when what was copied

@@ -89,6 +89,10 @@ impl GroupDir {
         self.path.join("saved.map")
     }
 
+    pub fn spill_path(&self) -> PathBuf {
+        self.path.join("spill")
+    }
+
     pub fn activity_path(&self) -> PathBuf {
         self.path.join("activity.map")
     }

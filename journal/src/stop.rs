@@ -87,10 +87,13 @@ impl Journal {
             .map(|index| VolumeMap::new(&self.ring, VolumeId(index as u16)).pending_words())
             .collect();
         let head = self.lock_cursor().next_seq - 1;
-        for seq in acked_seq + 1..=head {
-            let Ok(record) = self.ring.record(seq) else { continue };
-            let Some(words) = words.get_mut(record.volume.index()) else { continue };
-            let blocks = BlockRange::touching(record.extent);
+        let spilled = self.spill.as_ref().map_or_else(Vec::new, |s| s.touched_above(acked_seq));
+        let in_ring = (acked_seq + 1..=head)
+            .filter_map(|seq| self.ring.record(seq).ok())
+            .map(|record| (record.volume, BlockRange::touching(record.extent)));
+        let touched = spilled.iter().map(|touched| (touched.volume, touched.range()));
+        for (volume, blocks) in touched.chain(in_ring) {
+            let Some(words) = words.get_mut(volume.index()) else { continue };
             for block in blocks.first..blocks.end() {
                 if let Some(word) = words.get_mut((block / 64) as usize) {
                     *word |= 1 << (block % 64);

@@ -136,6 +136,8 @@ pub struct Counters {
     pub syncs: Counter,
     /// Requests answered with an error of any cause.
     pub errors: Counter,
+    /// Answers that went out before the journal was durable, against the policy.
+    pub undurable: Counter,
     /// Connections taken into transmission.
     pub connections: Counter,
 }

@@ -21,7 +21,7 @@ use towline_block::sys::uring::Fd;
 use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::state::Promoted;
-use towline_journal::{Durable, Journal, Resync};
+use towline_journal::{Damage, Durable, Journal, Resync};
 
 /// Links open at a time: one shipper, its successor, and somebody looking.
 const LINKS_MAX: usize = 8;
@@ -171,6 +171,16 @@ impl Shared {
                 let start_seq = self.journal.resync_all(Resync::Compare);
                 let claims_upto = self.journal.get(Counter::NextClaim).saturating_sub(1);
                 Reply::Resynced { start_seq, claims_upto }
+            }
+            Request::Damaged { seq, reason } => {
+                let _session = self.session(number)?;
+                tracing::warn!(seq, reason, "the shipper cannot read a record of the spill");
+                match self.journal.spill_damaged(seq) {
+                    Damage::Skip { upto } => Reply::Skipped { upto },
+                    Damage::Resync { start_seq, claims_upto } => {
+                        Reply::Resynced { start_seq, claims_upto }
+                    }
+                }
             }
             // On any link: a cutover goes on when the session's link was lost. The group
             // orders the steps itself.

@@ -145,6 +145,13 @@ impl Server {
         };
         let (mailbox, inbox) = mailbox().map_err(failed)?;
         let (latency, counters) = (Arc::<Latency>::default(), Arc::<Counters>::default());
+        if let Some(journaled) = &export.journaled {
+            let bell = mailbox.clone();
+            journaled.journal.on_durable(move || {
+                // A volume that has ended waits for nothing.
+                let _ = bell.send(Command::Persisted);
+            });
+        }
         self.figures.push(VolumeFigures {
             name: name.clone(),
             latency: latency.clone(),

@@ -10,7 +10,8 @@ use crate::nbd::reply::Descriptor;
 use std::sync::Arc;
 use std::time::Instant;
 use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
-use towline_journal::{Begun, Change, Claim, Journal, Outcome, Ticket};
+use towline_journal::format::Counter;
+use towline_journal::{Begun, Change, Claim, Durability, Journal, Outcome, Ticket};
 
 /// A zero or trim is journaled and executed in pieces of at most this, so that no
 /// single step holds the volume's thread for long.
@@ -106,6 +107,52 @@ impl Volume {
             Some(Begun::Record(ticket)) => Some(ticket),
             _ => None,
         }
+    }
+
+    pub fn durability(&self) -> Durability {
+        self.journaled.as_ref().map_or(Durability::Process, |j| j.journal.durability())
+    }
+
+    /// Asks for everything acknowledged before the barrier on disk; up to which record.
+    pub fn persist_before(&self, barrier: Option<&Ticket>) -> u64 {
+        match barrier {
+            Some(ticket) => self.persist_upto(|_| ticket.first_seq() - 1),
+            None => self.persist(),
+        }
+    }
+
+    /// Asks for everything so far on disk; up to which record.
+    pub fn persist(&self) -> u64 {
+        self.persist_upto(|journal| journal.get(Counter::Head))
+    }
+
+    /// 0 where nothing waits for the journal's disk.
+    fn persist_upto(&self, seq: impl FnOnce(&Journal) -> u64) -> u64 {
+        let Some(Journaled { journal, .. }) = &self.journaled else { return 0 };
+        if journal.durability() == Durability::Process {
+            return 0;
+        }
+        let seq = seq(journal);
+        journal.persist(seq);
+        seq
+    }
+
+    /// Whether all records up to `needed` survive a power loss, or cannot be made to:
+    /// then `unable` is called.
+    pub fn is_durable(&self, needed: u64, unable: impl FnOnce()) -> bool {
+        let Some(Journaled { journal, .. }) = &self.journaled else { return true };
+        if needed == 0 || journal.durable_seq() >= needed {
+            return true;
+        }
+        if journal.can_persist() {
+            return false;
+        }
+        unable();
+        true
+    }
+
+    pub fn can_persist(&self) -> bool {
+        self.journaled.as_ref().is_none_or(|j| j.journal.can_persist())
     }
 
     /// The flush that [`Volume::begin_barrier`] preceded has ended.

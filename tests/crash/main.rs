@@ -4,6 +4,7 @@ mod controls;
 mod kills;
 mod overflow;
 mod recovery;
+mod spill;
 
 use std::time::Duration;
 use towline_bench::stamp::{Pattern, Plan};

@@ -1,4 +1,4 @@
-//! A ring smaller than the workload, and nobody who ships.
+//! A ring smaller than the workload, no spill, and nobody who ships.
 
 use crate::{DISK_BYTES, plan};
 use towline_bench::stamp::{Pattern, Plan};
@@ -17,6 +17,7 @@ fn flood(seed: u64) -> Plan {
 fn small_ring() -> Rig {
     let mut rig = Rig::new(2, DISK_BYTES);
     rig.ring = RING;
+    rig.spill = "0";
     rig
 }
 

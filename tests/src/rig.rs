@@ -29,6 +29,9 @@ pub struct Rig {
     pub group: String,
     pub volumes: Vec<String>,
     pub ring: &'static str,
+    /// Disk for what the ring cannot hold; "0": none.
+    pub spill: &'static str,
+    pub durability: &'static str,
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
@@ -63,6 +66,8 @@ impl Rig {
             volumes: (0..volumes).map(|n| format!("disk{n}")).collect(),
             // Small enough for a container's default of shared memory, several at once.
             ring: "16M",
+            spill: "1G",
+            durability: "process",
             receiver_address,
             pki: None,
             relay,
@@ -108,6 +113,7 @@ impl Rig {
     pub fn proxy_args(&self) -> Vec<OsString> {
         let mut all = args!["proxy", "--group", &self.group, "--state", self.state()];
         all.extend(args!["--ring", self.ring, "--nbd", unix(&self.path("proxy.nbd"))]);
+        all.extend(args!["--spill", self.spill, "--durability", self.durability]);
         for volume in &self.volumes {
             all.extend(args!["--source", named(volume, &self.source(volume))]);
         }

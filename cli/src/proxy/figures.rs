@@ -64,7 +64,7 @@ fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
 pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
     let mut samples = group_samples(journal);
     type Read = fn(&Counters) -> u64;
-    let counters: [(&str, &str, Read); 8] = [
+    let counters: [(&str, &str, Read); 9] = [
         ("towline_guest_reads", "Read requests.", |c| c.reads.get()),
         ("towline_guest_writes", "Write requests.", |c| c.writes.get()),
         ("towline_guest_flushes", "Flush requests.", |c| c.flushes.get()),
@@ -72,6 +72,11 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
         ("towline_guest_written_bytes", "Bytes written.", |c| c.written_bytes.get()),
         ("towline_guest_zeroed_bytes", "Bytes zeroed or trimmed.", |c| c.zeroed_bytes.get()),
         ("towline_guest_errors", "Requests answered with an error.", |c| c.errors.get()),
+        (
+            "towline_undurable_answers",
+            "Answers that went out before the journal was durable, against the policy.",
+            |c| c.undurable.get(),
+        ),
         ("towline_source_syncs", "fdatasyncs of sources.", |c| c.syncs.get()),
     ];
     for (name, help, read) in counters {
@@ -128,6 +133,41 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             get(Counter::Acked) as f64,
         ),
         Sample::gauge("towline_ring_used_bytes", "Payload the target lacks.", ring_used as f64),
+        Sample::counter(
+            "towline_spill_written_bytes",
+            "Bytes written to the spill since the ring was made.",
+            get(Counter::SpillWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_spill_payload_bytes",
+            "Payload among the bytes written to the spill.",
+            get(Counter::SpillPayloadBytes),
+        ),
+        Sample::gauge(
+            "towline_spill_used_bytes",
+            "Bytes of the spill that the target lacks.",
+            get(Counter::SpillUsedBytes) as f64,
+        ),
+        Sample::gauge(
+            "towline_spill_bytes",
+            "Size that the spill may reach.",
+            get(Counter::SpillBytes) as f64,
+        ),
+        Sample::gauge(
+            "towline_spill_fault",
+            "1 while the spill cannot be written.",
+            get(Counter::SpillFault) as f64,
+        ),
+        Sample::gauge(
+            "towline_ladder",
+            "Where changes go: 0 ring, 1 ring and spill, 2 change map.",
+            get(Counter::Rung) as f64,
+        ),
+        Sample::counter(
+            "towline_ladder_steps",
+            "Steps between ring, spill and change map.",
+            get(Counter::LadderSteps),
+        ),
         Sample::gauge(
             "towline_map_dirty_bytes",
             "Blocks waiting in the change map.",

@@ -4,7 +4,9 @@ use super::GroupView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::ring::Ring;
+use crate::spill::SpillReader;
 use crate::state::{GroupDir, GroupState};
+use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
 
@@ -39,7 +41,11 @@ impl GroupView {
             Err(e) if e.kind() == ErrorKind::Damaged => None,
             other => other?,
         };
-        Ok(GroupView { dir: dir.clone(), state, ring, ring_error, progress })
+        let spill = ring.as_ref().map(|ring| {
+            let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
+            RefCell::new(SpillReader::new(dir.spill_path(), uuid, id))
+        });
+        Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
     }
 }
 

@@ -153,7 +153,7 @@ fn a_whole_ring_is_found_beside_its_state_and_has_no_fault() {
     lab.write(0, 0, &[7; 4096], SlotState::Done);
     lab.zero(1, Extent::new(4096, 8192));
     let view = lab.view();
-    assert_eq!(view.marks(), Marks { head: 4, done: 4, acked: 0, sound: true });
+    assert_eq!(view.marks(), Marks { head: 4, done: 4, acked: 0, spilled: 0, sound: true });
     let found = view.verify();
     assert_eq!((found.records, found.bytes, found.first_seq, found.last_seq), (4, 4096, 1, 4));
     assert_eq!(found.errors, []);
@@ -214,7 +214,7 @@ fn a_head_that_was_not_moved_over_a_published_control_record_is_no_fault() {
     // Killed between the publication and the head; another thread saw it done.
     lab.control(Control::Break);
     lab.ring.set(Counter::Head, 3);
-    assert_eq!(lab.view().marks(), Marks { head: 4, done: 4, acked: 0, sound: true });
+    assert_eq!(lab.view().marks(), Marks { head: 4, done: 4, acked: 0, spilled: 0, sound: true });
     assert_eq!(lab.faults(), []);
     // Numbers given whose owner died before it published them.
     lab.ring.set(Counter::Head, 7);

@@ -86,7 +86,15 @@ impl GroupView {
                 Err(SlotFault::HeaderChecksum) => Some(("header_checksum", 0)),
                 Err(SlotFault::Field(_)) => Some(("header_field", 0)),
             };
-            let Some((kind, offset)) = finding else { continue };
+            let Some((mut kind, offset)) = finding else { continue };
+            if needed && seq <= marks.spilled {
+                if let Some((record, payload)) = self.spilled(seq) {
+                    result.see(&record);
+                    result.bytes += payload.len() as u64;
+                    continue;
+                }
+                kind = "spill";
+            }
             // On a live group the slot may have been freed and reused meanwhile, or
             // be on its way to its commit word: neither is a fault.
             let freed = needed && seq <= ring.get(Counter::Acked);

@@ -4,8 +4,10 @@ use std::mem::{offset_of, size_of};
 use towline_block::{Extent, VolumeId, crc32c};
 use towline_journal::activity::file::{ActivityHeader, ActivitySector};
 use towline_journal::format::*;
+use towline_journal::spill::layout::*;
 use zerocopy::IntoBytes;
 
+const SPILL_DOC: &str = include_str!("../../../docs/formats/spill.md");
 const DOC: &str = include_str!("../../../docs/formats/journal.md");
 const ACTIVITY_DOC: &str = include_str!("../../../docs/formats/activity.md");
 
@@ -97,6 +99,73 @@ fn the_document_describes_the_structs() {
             control,
         ]
     );
+    compare!(
+        SPILL_DOC,
+        "SpanHeader",
+        SpanHeader,
+        [
+            magic,
+            version,
+            header_bytes,
+            span_bytes,
+            body_bytes,
+            record_count,
+            touched_count,
+            group_uuid,
+            ring_id,
+            incarnation,
+            epoch,
+            serial,
+            offset,
+            first_seq,
+            last_seq,
+            unix_ns,
+            reserved,
+            crc,
+        ]
+    );
+    compare!(SPILL_DOC, "TouchedEntry", TouchedEntry, [first_block, blocks, volume, reserved]);
+}
+
+#[test]
+fn the_worked_example_of_a_span_is_what_the_code_writes() {
+    let mut header = SpanHeader {
+        magic: SPAN_MAGIC,
+        version: SPILL_VERSION.into(),
+        header_bytes: 144.into(),
+        span_bytes: 4096.into(),
+        body_bytes: 72.into(),
+        record_count: 1.into(),
+        touched_count: 1.into(),
+        group_uuid: [1; 16],
+        ring_id: [2; 16],
+        incarnation: 2.into(),
+        epoch: 1.into(),
+        serial: 7.into(),
+        offset: 4096.into(),
+        first_seq: 5.into(),
+        last_seq: 5.into(),
+        unix_ns: 1.into(),
+        reserved: [0; 12],
+        crc: 0.into(),
+    };
+    let range = TouchedEntry {
+        first_block: 0.into(),
+        blocks: 1.into(),
+        volume: 1.into(),
+        reserved: 0.into(),
+    };
+    let mut page = [header.as_bytes(), range.as_bytes()].concat();
+    header.crc = SpanHeader::checksum(&page, 1).into();
+    page[..SPAN_HEADER_BYTES].copy_from_slice(header.as_bytes());
+    for (index, line) in page.chunks(32).enumerate() {
+        let words: Vec<String> = line
+            .chunks(8)
+            .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        let row = format!("{:04x}  {}", index * 32, words.join(" "));
+        assert!(SPILL_DOC.contains(&row), "the document lacks\n{row}");
+    }
 }
 
 #[test]

@@ -20,6 +20,13 @@ pub struct Lab {
     pub target: Target,
     pub ring_bytes: u64,
     pub attach: AttachPolicy,
+    pub spill: SpillOptions,
+    /// Incarnation, record, and what the sources held there.
+    pub history: Vec<(u32, u64, Vec<Vec<u8>>)>,
+    /// Records that were shipped while the spill had them.
+    pub from_spill: u64,
+    /// Damaged stretches of the spill that were passed over.
+    pub skipped: u64,
     pub size: u64,
 }
 
@@ -51,7 +58,20 @@ impl Lab {
             whole: false,
             has_point: false,
         };
-        Lab { dir, journal: None, target, ring_bytes, attach: AttachPolicy::Auto, size }
+        let (attach, spill) = (AttachPolicy::Auto, SpillOptions::OFF);
+        let (history, from_spill, skipped) = (Vec::new(), 0, 0);
+        Lab {
+            dir,
+            journal: None,
+            target,
+            ring_bytes,
+            attach,
+            spill,
+            history,
+            from_spill,
+            skipped,
+            size,
+        }
     }
 
     pub fn source_path(&self, volume: usize) -> PathBuf {
@@ -73,6 +93,7 @@ impl Lab {
             ring_bytes: Some(self.ring_bytes),
             sources,
             attach: self.attach,
+            spill: self.spill,
             clock: unix_now_ns,
         }
     }
@@ -141,7 +162,8 @@ impl Lab {
     pub fn ship(&mut self, steps: usize) {
         let journal = self.journal().clone();
         let attached = journal.attach(self.target.durable).expect("same epoch");
-        let reader = RingReader::open(journal.ring_file()).unwrap();
+        let spill = journal.dir().spill_path();
+        let reader = RingReader::open(journal.ring_file()).unwrap().with_spill(spill);
         let durable = &mut self.target.durable;
         durable.epoch = attached.epoch;
         let mut cut = attached.start_seq - 1;
@@ -149,11 +171,9 @@ impl Lab {
         for step in 0..steps {
             if step % 2 == 0 {
                 // A contiguous batch of records; applied whole.
-                let done = reader.done_seq();
-                for seq in cut + 1..=done {
-                    self.apply_record(&reader, seq);
-                }
-                cut = cut.max(done);
+                // Some batches end anywhere.
+                let records_max = if step % 4 == 2 { 3 } else { u64::MAX };
+                self.cut(&reader, records_max, &mut cut, &mut claims);
             } else {
                 let volume = VolumeId((step / 2 % VOLUMES) as u16);
                 let blocks = self.size.div_ceil(BLOCK_BYTES);
@@ -166,10 +186,7 @@ impl Lab {
                     if done < claim.granted_at {
                         continue; // an open record of another volume: not now, P is not reached
                     }
-                    for seq in cut + 1..=done {
-                        self.apply_record(&reader, seq);
-                    }
-                    cut = cut.max(done);
+                    self.cut(&reader, u64::MAX, &mut cut, &mut claims);
                     let extent = claim.range().extent(self.size);
                     let mut bytes = vec![0; extent.len as usize];
                     journal.sources()[volume.index()]
@@ -193,16 +210,73 @@ impl Lab {
         }
     }
 
-    fn apply_record(&mut self, reader: &RingReader, seq: u64) {
-        let mut payload = Vec::new();
-        let record = reader.read(seq, &mut payload).unwrap();
+    /// Takes over all final records; what the spill has lost as the journal says.
+    fn cut(&mut self, reader: &RingReader, records_max: u64, cut: &mut u64, claims: &mut u64) {
+        let done = reader.done_seq().min(cut.saturating_add(records_max));
+        while *cut < done {
+            let seq = *cut + 1;
+            let mut payload = Vec::new();
+            match reader.read(seq, &mut payload) {
+                Ok(record) => {
+                    self.apply_record(&record, &payload);
+                    self.from_spill += u64::from(reader.is_spilled(seq));
+                    *cut = seq;
+                }
+                Err(error) => {
+                    assert!(reader.is_spilled(seq), "{error}");
+                    self.target.whole = false;
+                    match self.journal().spill_damaged(seq) {
+                        Damage::Skip { upto } => {
+                            self.skipped += 1;
+                            *cut = upto.max(seq);
+                        }
+                        Damage::Resync { start_seq, claims_upto } => {
+                            (*cut, *claims) = (start_seq - 1, claims_upto);
+                        }
+                    }
+                }
+            }
+        }
+        self.assert_point(*cut);
+    }
+
+    /// What the sources hold belongs to the newest record.
+    pub fn remember(&mut self) {
+        let journal = self.journal();
+        let incarnation = RingReader::open(journal.ring_file()).unwrap().incarnation();
+        let head = journal.get(Counter::Head);
+        let images = (0..VOLUMES).map(|v| std::fs::read(self.source_path(v)).unwrap()).collect();
+        self.history.retain(|known| known.0 == incarnation);
+        self.history.push((incarnation, head, images));
+    }
+
+    /// A target that counts as whole holds what the sources held at that record.
+    fn assert_point(&self, cut: u64) {
+        let at_cut = self.history.iter().rev().find(|known| known.1 <= cut);
+        if let Some((_, seq, images)) = at_cut.filter(|_| self.target.whole) {
+            assert!(self.target.images == *images, "the point at {cut} is not that of {seq}");
+        }
+    }
+
+    /// The ring forgets what it may forget: slots whose records are spilled.
+    pub fn forget_spilled(&self) {
+        let journal = self.journal();
+        let ring = std::fs::OpenOptions::new().write(true).open(self.ring_path()).unwrap();
+        let slots = self.ring_bytes / towline_journal::format::PAYLOAD_BYTES_PER_SLOT;
+        for seq in journal.get(Counter::Acked) + 1..=journal.get(Counter::Spilled) {
+            let at = towline_journal::format::SLOTS_OFFSET + seq % slots * 64;
+            ring.write_all_at(&[0; 8], at).unwrap();
+        }
+    }
+
+    fn apply_record(&mut self, record: &Record, payload: &[u8]) {
         if record.state != SlotState::Done {
             return;
         }
         let range = record.extent.offset as usize..record.extent.end() as usize;
         let image = &mut self.target.images[record.volume.index()];
         match record.kind {
-            Kind::Write => image[range].copy_from_slice(&payload),
+            Kind::Write => image[range].copy_from_slice(payload),
             Kind::Zero | Kind::Trim => image[range].fill(0),
             Kind::Control => match record.control {
                 Some(Control::Heal) => {

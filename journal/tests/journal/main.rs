@@ -4,4 +4,5 @@ mod crash;
 mod formats;
 mod harness;
 mod model;
+mod spill;
 mod start;

@@ -53,6 +53,8 @@ pub enum Command {
         blocks_max: u64,
         done: Sender<Result<Option<Claim>>>,
     },
+    /// More of the journal is durable.
+    Persisted,
     /// Ends the thread: answers what was received, flushes the source.
     Stop,
 }

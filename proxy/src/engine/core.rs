@@ -4,6 +4,7 @@
 use super::buffers::LargeMemory;
 use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause, Stamp};
+use super::durable::Waits;
 use super::slots::{Key, Purpose};
 use crate::error::Result;
 use crate::gate::Gate;
@@ -42,6 +43,7 @@ pub(super) struct Core {
     pub runs: Vec<Descriptor>,
     /// Barrier of the fdatasync in flight.
     pub barrier: Option<Ticket>,
+    pub waits: Waits,
     /// Connections that stand for a turn.
     pub ready: VecDeque<Key>,
     /// Time of the last wake-up.
@@ -67,6 +69,7 @@ impl Core {
             latency,
             runs: Vec::new(),
             barrier: None,
+            waits: Waits::default(),
             ready: VecDeque::new(),
             now,
         })
@@ -84,6 +87,7 @@ impl Core {
             return Ok(());
         }
         self.barrier = self.volume.begin_barrier();
+        self.waits.needed = self.volume.persist_before(self.barrier.as_ref());
         self.counters.syncs.add(1);
         let fd = self.volume.disk().fd().clone();
         self.driver.push(Purpose::Sync.token(), Op::Datasync(fd))

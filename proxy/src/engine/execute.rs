@@ -199,6 +199,7 @@ impl Core {
     ) {
         match result {
             Err(failure) => self.fail(connection, cookie, failure),
+            Ok(()) if !durable && self.waits_for_journal(key, cookie) => connection.syncs += 1,
             Ok(()) if !durable => connection.reply_done(cookie),
             Ok(()) if self.syncs.has_failed() => self.fail(connection, cookie, SYNC_FAILED),
             Ok(()) => {

@@ -17,6 +17,7 @@ mod buffers;
 mod command;
 mod connection;
 mod core;
+mod durable;
 mod execute;
 mod obey;
 mod run;

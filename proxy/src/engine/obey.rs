@@ -66,6 +66,8 @@ impl Engine {
             Command::Claim { from_block, blocks_max, done } => {
                 answer(&done, Ok(self.core.volume.claim(from_block, blocks_max)));
             }
+            // Whoever waits for it is answered in every round.
+            Command::Persisted => {}
             Command::Stop => self.stop(),
         }
         Ok(())

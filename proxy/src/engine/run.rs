@@ -2,8 +2,7 @@
 
 use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause};
-use super::core::{Core, Waiter};
-use super::obey::{answer, sealed};
+use super::core::Core;
 use super::slots::{Key, Purpose, Slots};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
@@ -96,6 +95,7 @@ impl Engine {
             tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
             self.resume(Pause::Gate);
         }
+        self.answer_durable()?;
         for _ in 0..self.core.ready.len() {
             self.turn()?;
         }
@@ -118,7 +118,9 @@ impl Engine {
         if !self.core.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.core.gate.deadline(), self.core.recorder.deadline(), self.stop_by];
+        let core = &self.core;
+        let waits = core.waits.deadline();
+        let deadlines = [core.gate.deadline(), core.recorder.deadline(), waits, self.stop_by];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -208,19 +210,11 @@ impl Engine {
         let outcome = if succeeded { Outcome::Done } else { Outcome::Failed };
         let barrier = self.core.barrier.take();
         self.core.volume.finish_barrier(barrier, outcome);
-        let mut waiters = self.core.syncs.finish(succeeded);
-        for waiter in waiters.drain(..) {
-            match waiter {
-                Waiter::Reply { key, cookie } => self.with(key, |core, connection| {
-                    core.synced(connection, cookie, succeeded);
-                    core.enqueue(key, connection);
-                    Ok(())
-                })?,
-                Waiter::Seal(done) => answer(&done, sealed(succeeded)),
-            }
+        // A source that failed is told at once.
+        if succeeded && self.flush_waits() {
+            return Ok(());
         }
-        self.core.syncs.recycle(waiters);
-        Ok(())
+        self.answer_sync(succeeded)
     }
 }
 

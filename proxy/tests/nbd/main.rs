@@ -1,6 +1,7 @@
 //! The server as a client sees it: raw bytes over real sockets.
 
 mod client;
+mod durable;
 mod gate;
 mod handshake;
 mod hostile;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use towline_block::{Access, FileDisk, VolumeId};
-use towline_journal::{AttachPolicy, Journal, Options, Source, unix_now_ns};
+use towline_journal::{AttachPolicy, Journal, Options, Source, SpillOptions, unix_now_ns};
 use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
 
 pub const MIB: u64 = 1 << 20;
@@ -38,6 +38,17 @@ impl Rig {
         journaled: bool,
         gate: impl Fn(Option<&Journal>) -> StartGate,
     ) -> Rig {
+        Rig::start_with(dir, sizes, journaled, SpillOptions::OFF, gate)
+    }
+
+    /// With a spill.
+    pub fn start_with(
+        dir: TempDir,
+        sizes: &[u64],
+        journaled: bool,
+        spill: SpillOptions,
+        gate: impl Fn(Option<&Journal>) -> StartGate,
+    ) -> Rig {
         let access = Access::Own { wait: PATIENCE };
         let sources: Vec<Source> = sizes
             .iter()
@@ -57,6 +68,7 @@ impl Rig {
                 ring_dir: dir.path().to_owned(),
                 ring_bytes: Some(8 * MIB),
                 sources: sources.clone(),
+                spill,
                 attach: AttachPolicy::Auto,
                 clock: unix_now_ns,
             })
@@ -104,7 +116,7 @@ impl Rig {
     }
 
     /// Waits for what another thread brings about.
-    pub fn until(&self, what: &str, condition: impl Fn(&Rig) -> bool) {
+    pub fn until(&self, what: &str, mut condition: impl FnMut(&Rig) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
             assert!(Instant::now() < deadline, "never: {what}");

@@ -38,7 +38,12 @@ pub(crate) fn cut(
     let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
     for seq in first..=done {
         scratch.clear();
-        let record = reader.read(seq, scratch).map_err(from_journal)?;
+        let record = match reader.read(seq, scratch) {
+            Ok(record) => record,
+            // What precedes it goes out first.
+            Err(_) if seq > first => break,
+            Err(error) => return Err(from_journal(error)),
+        };
         if !cut.batch.fits(scratch.len()) {
             break;
         }
@@ -50,6 +55,22 @@ pub(crate) fn cut(
         }
     }
     Ok(Some(cut))
+}
+
+/// In place of records `first..=upto`, which are lost: a BREAK, so that no batch end is
+/// a point until their blocks have been sent and HEAL follows.
+pub(crate) fn skip(
+    reader: &RingReader,
+    epoch: u32,
+    first: u64,
+    upto: u64,
+    claims_upto: u64,
+) -> Result<BatchBuilder> {
+    let position = Position::new(Epoch(epoch), Incarnation(reader.incarnation()), Seq(first));
+    let mut batch = BatchBuilder::records(position, claims_upto);
+    batch.control(Seq(first), Control::Break, &[])?;
+    batch.pass(Seq(upto.max(first)));
+    Ok(batch)
 }
 
 fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {

@@ -228,7 +228,8 @@ impl Drain {
         let mut fds = fds.into_iter();
         let missing = || Error::new(ErrorKind::Protocol, "the proxy sent too few descriptors");
         let ring = File::from(fds.next().ok_or_else(missing)?);
-        let reader = RingReader::open(&ring).map_err(from_journal)?;
+        let reader =
+            RingReader::open(&ring).map_err(from_journal)?.with_spill(self.dir.spill_path());
         let direct: Vec<_> = fds
             .enumerate()
             .map(|(index, fd)| (shared(fd), reader.volume_size_bytes(index)))
@@ -337,7 +338,12 @@ impl Feed {
         let cut = match cut {
             Ok(Some(cut)) => cut,
             Ok(None) => return Ok(false),
-            Err(error) if error.kind() == ErrorKind::Damaged => return self.resync(&error),
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                return match self.reader.is_spilled(self.cut + 1) {
+                    true => self.skip(&error, stream),
+                    false => self.resync(&error),
+                };
+            }
             Err(error) => return Err(error),
         };
         self.cut = cut.last;
@@ -408,16 +414,37 @@ impl Feed {
         Ok(())
     }
 
+    /// The next record is lost with a part of the spill: the proxy makes its blocks dirty.
+    fn skip(&mut self, error: &Error, stream: &Stream) -> Result<bool> {
+        let first = self.cut + 1;
+        tracing::error!(seq = first, "{error}: what it may have touched is sent again");
+        let request = Request::Damaged { seq: first, reason: error.to_string() };
+        match self.ask(&request)? {
+            Reply::Skipped { upto } => {
+                let batch = cutter::skip(&self.reader, self.epoch, first, upto, self.claims_upto)?;
+                self.cut = upto.max(first);
+                self.seal(batch, stream);
+                Ok(true)
+            }
+            reply => self.resynced(&reply),
+        }
+    }
+
     /// A damaged record: everything is sent again from a RESYNC on.
     fn resync(&mut self, error: &Error) -> Result<bool> {
         tracing::error!("{error}: everything is sent again");
-        match self.ask(&Request::Resync { reason: error.to_string() })? {
+        let reply = self.ask(&Request::Resync { reason: error.to_string() })?;
+        self.resynced(&reply)
+    }
+
+    fn resynced(&mut self, reply: &Reply) -> Result<bool> {
+        match *reply {
             Reply::Resynced { start_seq, claims_upto } => {
                 self.cut = start_seq - 1;
                 self.claims_upto = claims_upto;
                 Ok(true)
             }
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected(reply)),
         }
     }
 
@@ -468,12 +495,19 @@ impl Meter {
         }
         let in_ring =
             reader.get(Counter::PayloadHead).saturating_sub(reader.get(Counter::PayloadTail));
-        progress.set(Figure::LagBytes, in_ring + pending * BLOCK_BYTES);
+        let in_spill = reader.get(Counter::SpillUsedBytes);
+        progress.set(Figure::LagBytes, in_ring + in_spill + pending * BLOCK_BYTES);
         let acked = reader.get(Counter::Acked);
         let oldest =
             (acked < reader.get(Counter::Head)).then(|| reader.record(acked + 1)).flatten();
-        let lag_ms =
-            oldest.map_or(0, |record| unix_now_ns().saturating_sub(record.unix_ns) / 1_000_000);
+        let oldest_ns = match reader.get(Counter::SpillOldestNs) {
+            0 => oldest.map_or(0, |record| record.unix_ns),
+            spilled => spilled,
+        };
+        let lag_ms = match oldest_ns {
+            0 => 0,
+            oldest_ns => unix_now_ns().saturating_sub(oldest_ns) / 1_000_000,
+        };
         progress.set(Figure::LagMs, lag_ms);
     }
 }

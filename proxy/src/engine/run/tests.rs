@@ -1,5 +1,6 @@
 //! The loop by hand: faults that no real disk here shows on demand.
 
+use super::super::core::Waiter;
 use super::*;
 use crate::engine::command::{Command, Mailbox, NewConnection, mailbox};
 use crate::nbd::errno::Errno;

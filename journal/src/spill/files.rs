@@ -1,0 +1,188 @@
+//! The persister's segment files: making them, moving on to the next, giving them back.
+
+use super::Durability;
+use super::index::{Room, segment_path};
+use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX};
+use super::persister::{Current, Run, SPANS_AT_ONCE};
+use crate::error::{Error, Result};
+use crate::format::{Counter, PAGE_BYTES};
+use crate::sys::allocate;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window};
+
+/// Free segments kept when the ladder is back in memory; the disk gets the rest.
+const SEGMENTS_KEPT: usize = 4;
+
+impl Run {
+    /// Sees to it that the current segment has room for a span. False: there is none.
+    pub(super) fn open_segment(&mut self) -> Result<bool> {
+        let has_room = |c: &Current| c.offset + SPAN_BYTES_MAX <= SEGMENT_BYTES;
+        if self.current.as_ref().is_some_and(has_room) {
+            return Ok(true);
+        }
+        self.close_segment();
+        if let Some((file, fd)) = self.spare.take() {
+            self.begin_segment(file, fd);
+            return Ok(true);
+        }
+        let room = self.spill.room();
+        let (file, fresh) = match room {
+            Room::Full => {
+                if !self.full {
+                    self.full = true;
+                    self.owner.ring.set(Counter::SpillFault, 2);
+                    self.spill.progressed();
+                    tracing::warn!(
+                        group = %self.owner.group,
+                        spill_bytes = self.spill.capacity_bytes(),
+                        "the spill is full: changes that the ring cannot hold go to the change map"
+                    );
+                }
+                return Ok(false);
+            }
+            Room::Make(file) => (file, true),
+            Room::Reuse(file) => (file, false),
+        };
+        match self.open_file(file, fresh) {
+            Ok(fd) => {
+                self.begin_segment(file, fd);
+                Ok(true)
+            }
+            Err(error) => {
+                self.spill.give_back(room);
+                Err(error)
+            }
+        }
+    }
+
+    fn begin_segment(&mut self, file: u32, fd: Fd) {
+        let mut segments = self.spill.segments();
+        let serial = segments.next_serial.max(1);
+        segments.next_serial = serial + 1;
+        segments.current = Some(serial);
+        drop(segments);
+        self.current = Some(Current { file, serial, fd, offset: 0 });
+    }
+
+    /// Makes the next segment while nobody waits.
+    pub(super) fn prepare(&mut self) {
+        let is_soon = self.current.as_ref().is_none_or(|c| c.offset > SEGMENT_BYTES / 2);
+        if self.spill.durability == Durability::Process || self.spare.is_some() || !is_soon {
+            return;
+        }
+        let room = self.spill.room();
+        let (Room::Make(file) | Room::Reuse(file)) = room else { return };
+        match self.open_file(file, matches!(room, Room::Make(_))) {
+            Ok(fd) => self.spare = Some((file, fd)),
+            Err(error) => {
+                self.spill.give_back(room);
+                self.fault(&error);
+            }
+        }
+    }
+
+    /// Nothing more is written to the current segment.
+    pub(super) fn close_segment(&mut self) {
+        self.current = None;
+        let mut segments = self.spill.segments();
+        segments.current = None;
+        segments.release(self.owner.ring.get(Counter::Acked));
+    }
+
+    /// Opens a segment's file for O_DIRECT, its room reserved.
+    fn open_file(&mut self, file: u32, fresh: bool) -> Result<Fd> {
+        let spill = self.spill.clone();
+        let dir = &spill.dir;
+        let path = segment_path(dir, file);
+        let failed = |e| Error::io(format!("cannot make the spill's {}", path.display()), e);
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let opened = open_direct(&path).map_err(failed)?;
+        let is_short = opened.metadata().map_err(failed)?.len() < SEGMENT_BYTES;
+        let fd: Fd = Arc::new(opened.try_clone().map_err(failed)?.into());
+        if fresh || is_short {
+            allocate(&opened, SEGMENT_BYTES).map_err(failed)?;
+            // Only a commit gains by it: writing into reserved extents converts them,
+            // which a sync then has to journal.
+            if self.spill.durability != Durability::Process {
+                self.zero_fill(&fd).map_err(failed)?;
+                opened.sync_all().map_err(failed)?;
+                std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            }
+        }
+        Ok(fd)
+    }
+
+    fn zero_fill(&mut self, fd: &Fd) -> std::io::Result<()> {
+        let piece = SPAN_BYTES_MAX / SPAN_ALIGN * SPAN_ALIGN;
+        let driver = driver(&mut self.driver).map_err(std::io::Error::other)?;
+        let mut offset = 0;
+        while offset < SEGMENT_BYTES {
+            for token in 0..SPANS_AT_ONCE as u64 {
+                let bytes = piece.min(SEGMENT_BYTES - offset);
+                if bytes == 0 {
+                    break;
+                }
+                let storage = vec![0; (bytes + PAGE_BYTES) as usize];
+                let address = storage.as_ptr().addr();
+                let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
+                let window = Window::new(storage, start, bytes as usize);
+                driver.push(token, Op::Write(fd.clone(), offset, window))?;
+                offset += bytes;
+            }
+            for completion in wait_all(driver, "zero-filling").map_err(std::io::Error::other)? {
+                let wanted = completion.window.len;
+                if completion.result? != wanted {
+                    return Err(std::io::ErrorKind::WriteZero.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Back in memory: all but a few free segments are removed, from the last file on.
+    pub(super) fn give_disk_back(&mut self) {
+        let mut segments = self.spill.segments();
+        while segments.free.len() > SEGMENTS_KEPT
+            && let last = segments.files.saturating_sub(1)
+            && let Some(at) = segments.free.iter().position(|file| *file == last)
+        {
+            let path = segment_path(&self.spill.dir, last);
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+                return;
+            }
+            segments.free.swap_remove(at);
+            segments.files = last;
+        }
+    }
+}
+
+pub(super) fn driver(driver: &mut Option<Driver>) -> Result<&mut Driver> {
+    if driver.is_none() {
+        let made = Driver::new(2 * SPANS_AT_ONCE as u32)
+            .map_err(|e| Error::io("the spill's io_uring", e))?;
+        *driver = Some(made);
+    }
+    Ok(driver.as_mut().expect("just made"))
+}
+
+pub(super) fn wait_all(driver: &mut Driver, what: &str) -> Result<Vec<Completion>> {
+    let mut done = Vec::new();
+    while driver.pending() > 0 {
+        driver.wait(1, None, &mut done).map_err(|e| Error::io(what, e))?;
+    }
+    Ok(done)
+}
+
+/// Opens for O_DIRECT where the file system knows it.
+fn open_direct(path: &Path) -> std::io::Result<std::fs::File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path),
+        opened => opened,
+    }
+}

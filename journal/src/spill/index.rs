@@ -1,0 +1,317 @@
+//! What the spill holds, in memory, and the handle by which appender, acknowledger
+//! and persister meet.
+
+use super::layout::SEGMENT_BYTES;
+use super::span::Built;
+use super::touched::{Touched, TouchedSet};
+use super::{Durability, Rung};
+use crate::format::Counter;
+use crate::ring::Ring;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::thread::Thread;
+use std::time::Duration;
+
+/// One use of a segment file.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Number of its file.
+    pub file: u32,
+    pub serial: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// Bytes written so far.
+    pub bytes: u64,
+    /// Times of its first and last span.
+    pub first_ns: u64,
+    pub last_ns: u64,
+    pub touched: TouchedSet,
+}
+
+impl Segment {
+    /// A segment without spans yet.
+    pub fn new(file: u32, serial: u64) -> Segment {
+        Segment {
+            file,
+            serial,
+            first_seq: 0,
+            last_seq: 0,
+            bytes: 0,
+            first_ns: 0,
+            last_ns: 0,
+            touched: TouchedSet::default(),
+        }
+    }
+
+    pub fn add(&mut self, span: &SpanFigures<'_>) {
+        if self.bytes == 0 {
+            (self.first_seq, self.first_ns) = (span.first_seq, span.unix_ns);
+        }
+        (self.last_seq, self.last_ns) = (span.last_seq, span.unix_ns);
+        self.bytes += span.bytes;
+        self.touched.extend(span.touched);
+    }
+}
+
+/// What a segment learns of a span.
+pub struct SpanFigures<'a> {
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub bytes: u64,
+    pub unix_ns: u64,
+    pub touched: &'a [Touched],
+}
+
+impl<'a> SpanFigures<'a> {
+    pub fn of(built: &'a Built) -> SpanFigures<'a> {
+        SpanFigures {
+            first_seq: built.first_seq,
+            last_seq: built.last_seq,
+            bytes: built.bytes as u64,
+            unix_ns: built.unix_ns,
+            touched: &built.touched,
+        }
+    }
+}
+
+/// All segments. `live` is ordered by number of records.
+#[derive(Debug, Default)]
+pub struct Segments {
+    pub live: VecDeque<Segment>,
+    /// Files that hold nothing needed.
+    pub free: Vec<u32>,
+    /// Files there are, numbered from 0.
+    pub files: u32,
+    pub next_serial: u64,
+    /// Serial of the segment that is being filled.
+    pub current: Option<u64>,
+}
+
+impl Segments {
+    /// Frees segments whose records the target has, but the one that is being filled.
+    pub fn release(&mut self, acked: u64) -> bool {
+        let mut released = false;
+        while let Some(front) = self.live.front()
+            && front.last_seq <= acked
+            && self.current != Some(front.serial)
+        {
+            self.free.extend(self.live.pop_front().map(|segment| segment.file));
+            released = true;
+        }
+        released
+    }
+
+    /// Bytes that hold records above `acked`, a segment that is partly acknowledged in
+    /// proportion.
+    fn used_bytes(&self, acked: u64) -> u64 {
+        self.live.iter().map(|segment| left_of(segment, acked, segment.bytes)).sum()
+    }
+
+    /// About the time of the oldest record above `acked`; 0 without one.
+    fn oldest_ns(&self, acked: u64) -> u64 {
+        let Some(front) = self.live.iter().find(|segment| segment.last_seq > acked) else {
+            return 0;
+        };
+        let age = front.last_ns.saturating_sub(front.first_ns);
+        front.last_ns.saturating_sub(left_of(front, acked, age))
+    }
+}
+
+fn left_of(segment: &Segment, acked: u64, whole: u64) -> u64 {
+    let count = segment.last_seq + 1 - segment.first_seq.min(segment.last_seq + 1);
+    let left = segment.last_seq.saturating_sub(acked).min(count);
+    (u128::from(whole) * u128::from(left) / u128::from(count.max(1))) as u64
+}
+
+/// What comes of looking for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// This file may be overwritten.
+    Reuse(u32),
+    /// This file is to be made.
+    Make(u32),
+    /// Every segment holds records that the target lacks.
+    Full,
+}
+
+type Listener = Box<dyn Fn() + Send + Sync>;
+
+/// Shared by the journal and its persister.
+pub struct Spill {
+    pub dir: PathBuf,
+    pub durability: Durability,
+    segments_max: u32,
+    segments: Mutex<Segments>,
+    /// Records up to here are wanted on disk.
+    wanted: AtomicU64,
+    pub stopping: AtomicBool,
+    /// The persister looks again when something is acknowledged.
+    pub watches_acks: AtomicBool,
+    persister: Mutex<Option<Thread>>,
+    progress: (Mutex<u64>, Condvar),
+    listeners: Mutex<Vec<Listener>>,
+}
+
+impl Spill {
+    /// `None` when the size is less than one segment and nothing needed is there.
+    pub fn new(dir: PathBuf, bytes: u64, durability: Durability, found: Segments) -> Option<Spill> {
+        let segments_max = u32::try_from(bytes / SEGMENT_BYTES).unwrap_or(u32::MAX);
+        (segments_max > 0 || !found.live.is_empty()).then(|| Spill {
+            dir,
+            durability,
+            segments_max,
+            segments: Mutex::new(found),
+            wanted: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            watches_acks: AtomicBool::new(false),
+            persister: Mutex::new(None),
+            progress: (Mutex::new(0), Condvar::new()),
+            listeners: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub fn segments(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().expect("the index's users never panic")
+    }
+
+    pub fn capacity_bytes(&self) -> u64 {
+        u64::from(self.segments_max) * SEGMENT_BYTES
+    }
+
+    pub fn set_persister(&self, thread: Thread) {
+        *self.persister.lock().expect("persister lock") = Some(thread);
+    }
+
+    pub fn wake(&self) {
+        if let Some(thread) = &*self.persister.lock().expect("persister lock") {
+            thread.unpark();
+        }
+    }
+
+    pub fn want(&self, seq: u64) {
+        if self.wanted.fetch_max(seq, Ordering::SeqCst) < seq {
+            self.wake();
+        }
+    }
+
+    pub fn wanted(&self) -> u64 {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// A place for the next segment.
+    pub fn room(&self) -> Room {
+        let mut segments = self.segments();
+        if segments.live.len() >= self.segments_max as usize {
+            return Room::Full;
+        }
+        match segments.free.pop() {
+            Some(file) => Room::Reuse(file),
+            None => {
+                segments.files += 1;
+                Room::Make(segments.files - 1)
+            }
+        }
+    }
+
+    /// A file that [`Spill::room`] gave could not be used.
+    pub fn give_back(&self, room: Room) {
+        match room {
+            Room::Reuse(file) | Room::Make(file) => self.segments().free.push(file),
+            Room::Full => {}
+        }
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.segments().live.len() < self.segments_max as usize
+    }
+
+    /// At least half of it is free: a HEAL would not break again at once.
+    pub fn is_half_free(&self) -> bool {
+        let segments = self.segments();
+        segments.live.len() as u64 * 2 <= u64::from(self.segments_max).max(2)
+    }
+
+    pub fn acked(&self, seq: u64, ring: &Ring) {
+        let released = self.segments().release(seq);
+        self.publish(ring);
+        if released || self.watches_acks.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    /// Figures for status and metrics.
+    pub fn publish(&self, ring: &Ring) {
+        let acked = ring.get(Counter::Acked);
+        let segments = self.segments();
+        ring.set(Counter::SpillUsedBytes, segments.used_bytes(acked));
+        ring.set(Counter::SpillOldestNs, segments.oldest_ns(acked));
+        ring.set(Counter::SpillBytes, self.capacity_bytes());
+    }
+
+    /// The segment that holds record `seq`: its last record and what it touches.
+    pub fn damage_at(&self, seq: u64) -> Option<(u64, Vec<Touched>)> {
+        let segments = self.segments();
+        let segment = segments.live.iter().find(|s| (s.first_seq..=s.last_seq).contains(&seq))?;
+        Some((segment.last_seq, segment.touched.ranges().to_vec()))
+    }
+
+    /// Everything touched by records above `acked`, at the grain of segments.
+    pub fn touched_above(&self, acked: u64) -> Vec<Touched> {
+        let segments = self.segments();
+        let above = segments.live.iter().filter(|segment| segment.last_seq > acked);
+        above.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
+    }
+
+    /// Calls `listener` whenever more is durable, on the persister's thread.
+    pub fn listen(&self, listener: Listener) {
+        self.listeners.lock().expect("listeners lock").push(listener);
+    }
+
+    /// Something was spilled or synced.
+    pub fn progressed(&self) {
+        *self.progress.0.lock().expect("progress lock") += 1;
+        self.progress.1.notify_all();
+        for listener in self.listeners.lock().expect("listeners lock").iter() {
+            listener();
+        }
+    }
+
+    /// Waits until `reached` holds, looking after every progress.
+    pub fn wait(&self, limit: Duration, reached: impl Fn() -> bool) -> bool {
+        let progress = self.progress.0.lock().expect("progress lock");
+        let (_progress, waited) = self
+            .progress
+            .1
+            .wait_timeout_while(progress, limit, |_| !reached())
+            .expect("progress lock");
+        !waited.timed_out()
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+}
+
+/// The file of segment number `file`.
+pub fn segment_path(dir: &Path, file: u32) -> PathBuf {
+    dir.join(format!("{file:05}.seg"))
+}
+
+/// Sentence for the log at a step of the ladder.
+pub fn step_reason(from: Rung, to: Rung) -> &'static str {
+    match (from, to) {
+        (Rung::Ring, Rung::Spill) => {
+            "the target lags: the ring is more than half full, its oldest records go to disk"
+        }
+        (Rung::Spill, Rung::Ring) => {
+            "the target has everything that was on disk: the journal is in memory alone again"
+        }
+        (Rung::Map, Rung::Ring) => "healed: the journal holds every change, in memory",
+        (Rung::Map, Rung::Spill) => "healed: the journal holds every change, in memory and on disk",
+        (_, Rung::Map) => "changes bypass the journal: the spill takes no more until HEAL",
+        _ => "no step",
+    }
+}

@@ -1,0 +1,62 @@
+//! The spill: the ring's continuation on disk (`docs/formats/spill.md`,
+//! `docs/design/0004-ladder.md`).
+//!
+//! Owns the segments of a group's `spill/` folder. One thread writes them
+//! ([`persister`]), everyone else only reads ([`reader`]); what they hold is known
+//! in memory ([`index`]). Promises: only final records, in order; a record counts as
+//! spilled when its span is written, as durable when it is synced; nothing here ever
+//! makes a guest wait unless `durability` asks for it. Must not touch a source or
+//! the change map: damage is reported, the journal makes it dirty.
+
+mod files;
+mod index;
+mod ladder;
+pub mod layout;
+mod persister;
+mod reader;
+mod scan;
+mod service;
+mod span;
+mod touched;
+
+pub(crate) use index::Spill;
+pub use ladder::{Ladder, Observed, Rung};
+pub(crate) use persister::{Owner, Persister};
+pub use reader::SpillReader;
+pub(crate) use scan::{Scanned, scan};
+pub use service::Damage;
+pub use touched::Touched;
+
+use crate::sys::shm_free_bytes;
+use std::path::Path;
+
+/// Largest spill taken without being asked for.
+const SPILL_BYTES_DEFAULT_MAX: u64 = 16 << 30;
+
+/// What an acknowledgement waits for besides the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: the journal survives the death of every process, not a power cut.
+    #[default]
+    Process,
+    /// A flush: the journal on disk up to every change acknowledged before it.
+    Flush,
+    /// Every change: its record on disk.
+    Write,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpillOptions {
+    /// Bytes of disk at most, in whole segments; 0: no spill. `None`: [`default_bytes`].
+    pub bytes: Option<u64>,
+    pub durability: Durability,
+}
+
+impl SpillOptions {
+    pub const OFF: SpillOptions = SpillOptions { bytes: Some(0), durability: Durability::Process };
+}
+
+/// min(16 GiB, a quarter of what is free where the state directory lies).
+pub fn default_bytes(dir: &Path) -> u64 {
+    shm_free_bytes(dir).map_or(0, |free| free / 4).min(SPILL_BYTES_DEFAULT_MAX)
+}

@@ -1,0 +1,424 @@
+//! The thread that writes the spill: O_DIRECT, spans of about 1 MiB, a few at a time,
+//! one group's records in order.
+//!
+//! Sleeps until the ring is filled beyond the ladder's threshold, or until somebody
+//! wants records on disk. No failure here reaches a guest: without room or with a
+//! broken disk the ring overflows into the change map, as without a spill.
+
+use super::Durability;
+use super::files::{driver, wait_all};
+use super::index::{Segment, SpanFigures, Spill, step_reason};
+use super::ladder::{Ladder, Observed, Rung};
+use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
+use super::span::{Built, Place, SpanBuilder};
+use crate::append::{Cursor, free_up_to};
+use crate::error::{Error, Result};
+use crate::format::{Counter, SlotState};
+use crate::record::SlotFault;
+use crate::ring::Ring;
+use crate::sys::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use towline_block::GroupName;
+use towline_block::sys::uring::{Driver, Fd, Op, Window};
+
+/// Spans written at a time. Four of 1 MiB keep any disk busy.
+pub(super) const SPANS_AT_ONCE: usize = 4;
+/// After a fault the spill is tried again so much later.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// While there is something on disk, how often the ladder is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Pause when records are wanted that have no outcome yet.
+const UNFINISHED_PAUSE: Duration = Duration::from_micros(200);
+
+/// Runs until dropped.
+pub struct Persister {
+    spill: Arc<Spill>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the persister works on, besides the spill.
+pub struct Owner {
+    pub group: GroupName,
+    pub ring: Arc<Ring>,
+    pub cursor: Arc<Mutex<Cursor>>,
+}
+
+impl Persister {
+    pub fn start(spill: Arc<Spill>, owner: Owner) -> Result<Persister> {
+        let (for_thread, group) = (spill.clone(), owner.group.clone());
+        let thread = std::thread::Builder::new()
+            .name("spill".into())
+            .spawn(move || {
+                let rung = match owner.ring.get(Counter::Whole) {
+                    0 => Rung::Map,
+                    _ => Rung::from_code(owner.ring.get(Counter::Rung)),
+                };
+                owner.ring.set(Counter::SpillFault, 0);
+                let mut run = Run {
+                    spill: for_thread,
+                    owner,
+                    driver: None,
+                    memory: Vec::new(),
+                    current: None,
+                    unsynced: Vec::new(),
+                    lost_upto: 0,
+                    ladder: Ladder::new(rung),
+                    retry_at: None,
+                    full: false,
+                    spare: None,
+                };
+                run.run();
+            })
+            .map_err(|e| Error::io(format!("cannot start the spill's thread of {group}"), e))?;
+        spill.set_persister(thread.thread().clone());
+        spill.wake();
+        Ok(Persister { spill, thread: Some(thread) })
+    }
+}
+
+impl Drop for Persister {
+    fn drop(&mut self) {
+        self.spill.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the spill's thread panicked");
+        }
+    }
+}
+
+pub(super) struct Run {
+    pub spill: Arc<Spill>,
+    pub owner: Owner,
+    /// Made at the first write: a group that never spills needs no io_uring for it.
+    pub driver: Option<Driver>,
+    /// Memory of former spans.
+    pub memory: Vec<Vec<u8>>,
+    pub current: Option<Current>,
+    /// Files with spans that are not durable yet.
+    pub unsynced: Vec<Fd>,
+    /// Records up to here may have been lost by a failed sync.
+    pub lost_upto: u64,
+    pub ladder: Ladder,
+    pub retry_at: Option<Instant>,
+    pub full: bool,
+    /// The next segment, made ahead so that no commit waits for its zeroes.
+    pub spare: Option<(u32, Fd)>,
+}
+
+/// The segment that is being filled.
+pub(super) struct Current {
+    pub file: u32,
+    pub serial: u64,
+    pub fd: Fd,
+    pub offset: u64,
+}
+
+/// What one look led to.
+enum Next {
+    Again,
+    Pause(Duration),
+    Sleep,
+}
+
+impl Run {
+    fn run(&mut self) {
+        while !self.spill.stopping.load(Ordering::SeqCst) {
+            let next = match self.turn() {
+                Ok(next) => next,
+                Err(error) => {
+                    self.fault(&error);
+                    Next::Pause(RETRY_AFTER)
+                }
+            };
+            match next {
+                Next::Again => {}
+                Next::Pause(pause) => std::thread::park_timeout(pause),
+                Next::Sleep => std::thread::park(),
+            }
+        }
+    }
+
+    pub(super) fn fault(&mut self, error: &Error) {
+        if self.retry_at.is_none() {
+            tracing::error!(
+                group = %self.owner.group,
+                "the spill cannot be written: changes that the ring cannot hold go to the change \
+                 map; it is tried again every second: {error}"
+            );
+        }
+        self.close_segment();
+        // Cancels what is in flight: its outcome no longer counts.
+        self.driver = None;
+        self.retry_at = Some(now() + RETRY_AFTER);
+        self.owner.ring.set(Counter::SpillFault, 1);
+        self.spill.progressed();
+    }
+
+    fn recovered(&mut self) {
+        if self.retry_at.take().is_some() {
+            tracing::info!(group = %self.owner.group, "the spill can be written again");
+        }
+        if std::mem::take(&mut self.full) {
+            tracing::info!(group = %self.owner.group, "the spill has room again");
+        }
+        self.owner.ring.set(Counter::SpillFault, 0);
+    }
+
+    /// One look at ring and wishes, and at most one round of writes.
+    fn turn(&mut self) -> Result<Next> {
+        let ring = self.owner.ring.clone();
+        let wanted = self.spill.wanted();
+        let upto = self.upto();
+        let from = ring.get(Counter::Acked).max(ring.get(Counter::Spilled)) + 1;
+        let done = ring.get(Counter::Done);
+        if self.retry_at.is_some_and(|at| now() < at) {
+            return Ok(self.rest(upto >= from));
+        }
+        if from <= upto.min(done) {
+            if !self.spill_records(from, upto.min(done))? {
+                return Ok(Next::Pause(LOOK_EVERY));
+            }
+            // One sync for all that were wanted when this round began.
+            if ring.get(Counter::Spilled) >= wanted {
+                self.sync_if_wanted()?;
+            }
+            return Ok(Next::Again);
+        }
+        self.sync_if_wanted()?;
+        self.prepare();
+        if upto > done {
+            return Ok(Next::Pause(UNFINISHED_PAUSE));
+        }
+        Ok(self.rest(false))
+    }
+
+    /// How far to write: what is wanted, and what the ladder says.
+    fn upto(&mut self) -> u64 {
+        let ring = &self.owner.ring;
+        let (fill_percent, half) = {
+            let cursor = self.owner.cursor.lock().expect("append lock");
+            let used = cursor.next_seq - 1 - cursor.freed_seq;
+            let bytes = cursor.payload_head - cursor.payload_tail;
+            let slots = used * 100 / ring.slots();
+            (slots.max(bytes * 100 / ring.payload_bytes()), cursor.freed_seq + used / 2)
+        };
+        let seen = Observed {
+            fill_percent,
+            backlog: ring.get(Counter::Spilled) > ring.get(Counter::Acked)
+                && self.spill.durability == Durability::Process,
+            whole: ring.get(Counter::Whole) == 1,
+            able: self.retry_at.is_none_or(|at| now() >= at)
+                && (!self.full || self.spill.has_room()),
+        };
+        if let Some((from, to)) = self.ladder.observe(&seen) {
+            tracing::info!(
+                group = %self.owner.group, ?from, ?to, fill_percent,
+                "{}", step_reason(from, to)
+            );
+            ring.set(Counter::Rung, to as u64);
+            ring.counter(Counter::LadderSteps).fetch_add(1, Ordering::Relaxed);
+            if to == Rung::Ring {
+                self.give_disk_back();
+            }
+        }
+        let by_ladder = if self.ladder.is_spilling() { half.max(1) } else { 0 };
+        self.spill.wanted().max(by_ladder)
+    }
+
+    /// Arms the appender's wake-up and says how to wait.
+    fn rest(&mut self, waits: bool) -> Next {
+        let ring = &self.owner.ring;
+        let looks = waits || self.ladder.rung() != Rung::Ring;
+        self.spill.watches_acks.store(looks, Ordering::SeqCst);
+        let mut cursor = self.owner.cursor.lock().expect("append lock");
+        cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() / 2;
+        cursor.wake_seq = cursor.freed_seq + ring.slots() / 2;
+        let is_due = cursor.is_wake_due();
+        drop(cursor);
+        // Unless the threshold was passed meanwhile: then nobody would wake us.
+        match looks || is_due {
+            true => Next::Pause(LOOK_EVERY),
+            false => Next::Sleep,
+        }
+    }
+
+    /// Writes at most one round of spans. False when there is no room.
+    fn spill_records(&mut self, from: u64, upto: u64) -> Result<bool> {
+        if !self.open_segment()? {
+            return Ok(false);
+        }
+        let built = self.build(from, upto);
+        if built.is_empty() {
+            return Ok(true);
+        }
+        self.write(built)?;
+        self.recovered();
+        Ok(true)
+    }
+
+    /// Copies records out of the ring into spans of the current segment.
+    fn build(&mut self, from: u64, upto: u64) -> Vec<Built> {
+        let ring = self.owner.ring.clone();
+        let Some(current) = &self.current else { return Vec::new() };
+        let mut place = Place {
+            group_uuid: ring.superblock.group_uuid,
+            ring_id: ring.superblock.ring_id,
+            incarnation: ring.incarnation(),
+            epoch: ring.superblock.epoch.get(),
+            serial: current.serial,
+            offset: current.offset,
+        };
+        let mut spans = Vec::new();
+        let mut seq = from;
+        while spans.len() < SPANS_AT_ONCE
+            && seq <= upto
+            && place.offset + SPAN_BYTES_MAX <= SEGMENT_BYTES
+        {
+            let mut span = SpanBuilder::new(self.memory.pop().unwrap_or_default());
+            while seq <= upto {
+                match ring.slot(seq) {
+                    Ok((record, slot)) if record.state.is_final() => {
+                        let state = record.state;
+                        let copy = |into: &mut [u8]| {
+                            if state == SlotState::Done {
+                                ring.copy_payload(&record, into);
+                            }
+                        };
+                        if !span.push(&record, &slot, copy) {
+                            break;
+                        }
+                        seq += 1;
+                    }
+                    fault => {
+                        self.memory.push(span.into_storage());
+                        let acked = ring.get(Counter::Acked);
+                        if acked < seq {
+                            self.unreadable(seq, fault.map(|_| ()).err());
+                        }
+                        return if acked < seq { spans } else { Vec::new() };
+                    }
+                }
+            }
+            let built = span.finish(&place);
+            place.offset += built.bytes as u64;
+            spans.push(built);
+        }
+        spans
+    }
+
+    /// Shared memory was overwritten: the shipper will say so when it comes there, or
+    /// the appender when the ring is full. Until then nothing can be spilled.
+    fn unreadable(&mut self, seq: u64, fault: Option<SlotFault>) {
+        if self.retry_at.is_none() {
+            tracing::error!(group = %self.owner.group, seq, ?fault, "a record is not readable");
+        }
+        self.retry_at = Some(now() + RETRY_AFTER);
+    }
+
+    /// Writes spans behind each other; once all are on disk they count.
+    fn write(&mut self, spans: Vec<Built>) -> Result<()> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let what = format!("cannot write the spill in {}", self.spill.dir.display());
+        let driver = driver(&mut self.driver)?;
+        let mut figures = Vec::new();
+        for (index, mut span) in spans.into_iter().enumerate() {
+            let storage = std::mem::take(&mut span.storage);
+            let window = Window::new(storage, span.start, span.bytes);
+            driver
+                .push(index as u64, Op::Write(current.fd.clone(), current.offset, window))
+                .map_err(|e| Error::io(what.clone(), e))?;
+            current.offset += span.bytes as u64;
+            figures.push(span);
+        }
+        let mut failure = None;
+        for completion in wait_all(driver, &what)? {
+            let wanted = completion.window.len;
+            match completion.result {
+                Ok(bytes) if bytes == wanted => {}
+                Ok(bytes) => {
+                    failure = Some(std::io::Error::other(format!("{bytes} of {wanted} bytes")));
+                }
+                Err(error) => failure = Some(error),
+            }
+            self.memory.push(completion.window.buf);
+        }
+        if let Some(error) = failure {
+            return Err(Error::io(what, error));
+        }
+        if self.spill.durability != Durability::Process
+            && !self.unsynced.iter().any(|fd| Arc::ptr_eq(fd, &current.fd))
+        {
+            self.unsynced.push(current.fd.clone());
+        }
+        let (serial, file) = (current.serial, current.file);
+        self.spilled(serial, file, &figures);
+        Ok(())
+    }
+
+    fn spilled(&mut self, serial: u64, file: u32, spans: &[Built]) {
+        let ring = &self.owner.ring;
+        let Some(last) = spans.last() else { return };
+        {
+            let mut segments = self.spill.segments();
+            if segments.live.back().is_none_or(|segment| segment.serial != serial) {
+                segments.live.push_back(Segment::new(file, serial));
+            }
+            if let Some(segment) = segments.live.back_mut() {
+                spans.iter().for_each(|span| segment.add(&SpanFigures::of(span)));
+            }
+        }
+        let (bytes, payload) =
+            spans.iter().fold((0, 0), |sum, s| (sum.0 + s.bytes as u64, sum.1 + s.payload_bytes));
+        ring.counter(Counter::SpillWrittenBytes).fetch_add(bytes, Ordering::Relaxed);
+        ring.counter(Counter::SpillPayloadBytes).fetch_add(payload, Ordering::Relaxed);
+        {
+            // Under the append lock, so that a BREAK or HEAL is never out of recovery's
+            // sight before *whole* says the same.
+            let _cursor = self.owner.cursor.lock().expect("append lock");
+            ring.set(Counter::Spilled, last.last_seq);
+        }
+        free_up_to(ring, &self.owner.cursor, last.last_seq);
+        self.spill.publish(ring);
+        self.spill.progressed();
+    }
+
+    /// Makes what is written durable, if somebody waits for that.
+    fn sync_if_wanted(&mut self) -> Result<()> {
+        let ring = &self.owner.ring;
+        let durable = ring.get(Counter::SpillDurable);
+        let spilled = ring.get(Counter::Spilled);
+        if self.spill.durability == Durability::Process
+            || self.unsynced.is_empty()
+            || self.spill.wanted() <= durable
+        {
+            return Ok(());
+        }
+        let driver = driver(&mut self.driver)?;
+        let what = format!("cannot sync the spill in {}", self.spill.dir.display());
+        for (index, fd) in self.unsynced.drain(..).enumerate() {
+            driver.push(index as u64, Op::Datasync(fd)).map_err(|e| Error::io(what.clone(), e))?;
+        }
+        for completion in wait_all(driver, &what)? {
+            if let Err(error) = completion.result {
+                self.lost_upto = spilled;
+                return Err(Error::io(what, error));
+            }
+        }
+        // After a failed sync a later one says nothing of what that one lost.
+        if ring.get(Counter::Acked) < self.lost_upto {
+            return Ok(());
+        }
+        ring.set(Counter::SpillDurable, spilled);
+        self.spill.progressed();
+        Ok(())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]
+fn now() -> Instant {
+    Instant::now()
+}

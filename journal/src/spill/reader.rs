@@ -1,0 +1,174 @@
+//! Reads records back from the spill: the shipper, and tools. Read only.
+//!
+//! Reads a span at a time, asynchronously and past the page cache, as all background
+//! reads ([`towline_block::DirectReader`]); records are asked for in order.
+
+use super::index::segment_path;
+use super::layout::{SEGMENT_BYTES, SPAN_ALIGN};
+use super::span::{Entry, SpanHead, entries, record_at};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::SlotState;
+use crate::record::Record;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use towline_block::sys::uring::Fd;
+use towline_block::{BLOCK_BYTES, DirectReader, Extent, crc32c};
+
+pub struct SpillReader {
+    dir: PathBuf,
+    group_uuid: [u8; 16],
+    ring_id: [u8; 16],
+    segment: Option<OpenSegment>,
+    span: Option<OpenSpan>,
+}
+
+struct OpenSegment {
+    fd: Fd,
+    file: File,
+    serial: u64,
+    /// Where the next span is looked for.
+    next: u64,
+}
+
+struct OpenSpan {
+    head: SpanHead,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl SpillReader {
+    pub fn new(dir: PathBuf, group_uuid: [u8; 16], ring_id: [u8; 16]) -> SpillReader {
+        SpillReader { dir, group_uuid, ring_id, segment: None, span: None }
+    }
+
+    /// Record `seq`, its payload appended to `payload`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] when no span holds it, [`ErrorKind::Damaged`] when one
+    /// does and it fails a check.
+    pub fn read(&mut self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
+        if !self.span.as_ref().is_some_and(|span| span.holds(seq)) {
+            self.find(seq)?;
+        }
+        let span = self.span.as_ref().ok_or_else(|| missing(seq))?;
+        let entry = span
+            .entries
+            .iter()
+            .find(|entry| entry.seq == seq)
+            .ok_or_else(|| damaged(seq, "its header fails its checksum"))?;
+        let record =
+            record_at(&span.bytes, entry.slot_at, seq).ok_or_else(|| damaged(seq, "no header"))?;
+        if record.state == SlotState::Done && record.has_payload() {
+            let end = entry.payload_at + record.extent.len as usize;
+            let bytes = span
+                .bytes
+                .get(entry.payload_at..end)
+                .ok_or_else(|| damaged(seq, "its payload is cut off"))?;
+            if crc32c(bytes) != record.payload_crc {
+                return Err(damaged(seq, "its payload fails its checksum"));
+            }
+            payload.extend_from_slice(bytes);
+        }
+        Ok(record)
+    }
+
+    /// Makes the span that holds `seq` the open one.
+    fn find(&mut self, seq: u64) -> Result<()> {
+        self.span = None;
+        if self.find_in_segment(seq)? {
+            return Ok(());
+        }
+        self.segment = None;
+        self.open_segment(seq)?;
+        match self.find_in_segment(seq)? {
+            true => Ok(()),
+            false => Err(missing(seq)),
+        }
+    }
+
+    /// Goes on in the open segment; false when `seq` is not in it from there on.
+    fn find_in_segment(&mut self, seq: u64) -> Result<bool> {
+        let Some(segment) = &mut self.segment else { return Ok(false) };
+        let mut page = vec![0; SPAN_ALIGN as usize];
+        while segment.next < SEGMENT_BYTES {
+            let offset = segment.next;
+            if segment.file.read_exact_at(&mut page, offset).is_err() {
+                return Ok(false);
+            }
+            let Ok(head) = SpanHead::parse(&page, offset) else { return Ok(false) };
+            let belongs = head.is_of(&self.group_uuid, &self.ring_id)
+                && head.header.serial.get() == segment.serial;
+            if !belongs || head.header.first_seq.get() > seq {
+                return Ok(false);
+            }
+            segment.next = offset + u64::from(head.header.span_bytes.get());
+            if head.header.last_seq.get() >= seq {
+                let extent = Extent::new(offset, segment.next - offset);
+                let fd = segment.fd.clone();
+                self.span = Some(load(&fd, extent, head)?);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Opens the newest segment that begins at or before `seq`.
+    fn open_segment(&mut self, seq: u64) -> Result<()> {
+        let mut best: Option<OpenSegment> = None;
+        let mut page = vec![0; SPAN_ALIGN as usize];
+        for number in 0.. {
+            let path = segment_path(&self.dir, number);
+            let Ok(file) = File::open(&path) else { break };
+            if file.read_exact_at(&mut page, 0).is_err() {
+                continue;
+            }
+            let Ok(head) = SpanHead::parse(&page, 0) else { continue };
+            let serial = head.header.serial.get();
+            let is_better = head.is_of(&self.group_uuid, &self.ring_id)
+                && head.header.first_seq.get() <= seq
+                && best.as_ref().is_none_or(|best| serial > best.serial);
+            if is_better {
+                let direct = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_DIRECT)
+                    .open(&path)
+                    .or_else(|_| File::open(&path))
+                    .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+                best = Some(OpenSegment { fd: Arc::new(direct.into()), file, serial, next: 0 });
+            }
+        }
+        self.segment = best;
+        Ok(())
+    }
+}
+
+/// One io_uring a span of 1 MiB: made here, as it belongs to the reading thread.
+fn load(fd: &Fd, extent: Extent, head: SpanHead) -> Result<OpenSpan> {
+    let mut direct = DirectReader::new().map_err(|e| unreadable(&e))?;
+    let pieces: Vec<Extent> = extent.pieces(BLOCK_BYTES).collect();
+    let read = direct.read(fd, &pieces).map_err(|e| unreadable(&e))?;
+    let mut bytes = Vec::with_capacity(extent.len as usize);
+    read.iter().for_each(|piece| bytes.extend_from_slice(piece.as_slice()));
+    let entries = entries(&bytes, &head.header);
+    Ok(OpenSpan { head, bytes, entries })
+}
+
+impl OpenSpan {
+    fn holds(&self, seq: u64) -> bool {
+        (self.head.header.first_seq.get()..=self.head.header.last_seq.get()).contains(&seq)
+    }
+}
+
+fn missing(seq: u64) -> Error {
+    Error::new(ErrorKind::Missing, format!("record {seq} is not in the spill"))
+}
+
+fn damaged(seq: u64, what: &str) -> Error {
+    Error::new(ErrorKind::Damaged, format!("record {seq} of the spill: {what}"))
+}
+
+fn unreadable(error: &towline_block::Error) -> Error {
+    Error::new(ErrorKind::Damaged, format!("the spill cannot be read: {error}"))
+}

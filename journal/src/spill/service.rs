@@ -1,0 +1,98 @@
+//! What the journal offers of the spill: waiting for the disk, and what becomes of
+//! records that the disk has lost.
+
+use super::Durability;
+use crate::attach::Resync;
+use crate::format::Counter;
+use crate::journal::Journal;
+use crate::map::VolumeMap;
+use std::time::Duration;
+use towline_block::BlockRange;
+
+/// Where the stream goes on behind a damaged record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// It breaks there and passes all records up to here: what they may have touched is
+    /// dirty.
+    Skip { upto: u64 },
+    /// Everything is compared, from this RESYNC record on.
+    Resync { start_seq: u64, claims_upto: u64 },
+}
+
+impl Journal {
+    /// A record of the spill cannot be read back. The stream has everything before it.
+    ///
+    /// Where it is known what the record's segment touches, exactly these blocks become
+    /// dirty, with a BREAK. Not so when a HEAL is on its way behind the record (its
+    /// point would lack the blocks) or a RESYNC (the target waits for it).
+    pub fn spill_damaged(&self, seq: u64) -> Damage {
+        let known = self.spill.as_ref().and_then(|spill| spill.damage_at(seq));
+        let behind =
+            self.ring.get(Counter::HealedSeq).max(self.ring.get(Counter::ResyncSeq)) >= seq;
+        if let Some((upto, touched)) = known
+            && !behind
+        {
+            let mut cursor = self.lock_cursor();
+            for range in &touched {
+                if range.volume.index() >= self.sources.len() {
+                    continue;
+                }
+                let all = VolumeMap::new(&self.ring, range.volume).all();
+                let end = range.range().end().min(all.count);
+                let blocks =
+                    BlockRange::new(range.first_block, end.saturating_sub(range.first_block));
+                self.make_dirty(&mut cursor, range.volume, blocks);
+            }
+            tracing::error!(
+                group = %self.group, seq, upto, ranges = touched.len(),
+                "the spill is damaged: the blocks of one segment are sent again"
+            );
+            return Damage::Skip { upto };
+        }
+        let start_seq = self.resync_all(Resync::Compare);
+        let claims_upto = self.ring.get(Counter::NextClaim).saturating_sub(1);
+        tracing::error!(group = %self.group, seq, "the spill is damaged: everything is compared");
+        Damage::Resync { start_seq, claims_upto }
+    }
+
+    /// What an acknowledgement waits for.
+    pub fn durability(&self) -> Durability {
+        self.spill.as_ref().map_or(Durability::Process, |spill| spill.durability)
+    }
+
+    /// Asks for all records up to `seq` on disk, synced if the group's durability says
+    /// so. Returns at once.
+    pub fn persist(&self, seq: u64) {
+        if let Some(spill) = &self.spill {
+            spill.want(seq);
+        }
+    }
+
+    /// Records up to here survive a power loss: in the spill, or at the target.
+    pub fn durable_seq(&self) -> u64 {
+        self.ring.get(Counter::SpillDurable).max(self.ring.get(Counter::Acked))
+    }
+
+    /// Whether waiting for [`Self::durable_seq`] makes sense: the spill has room and its
+    /// disk works.
+    pub fn can_persist(&self) -> bool {
+        self.ring.get(Counter::SpillFault) == 0
+    }
+
+    /// Calls `listener` on the spill's thread whenever [`Self::durable_seq`] may have
+    /// risen by it. It must not wait.
+    pub fn on_durable(&self, listener: impl Fn() + Send + Sync + 'static) {
+        if let Some(spill) = &self.spill
+            && spill.durability != Durability::Process
+        {
+            spill.listen(Box::new(listener));
+        }
+    }
+
+    /// Waits until all records up to `seq` are in the spill or at the target. For tests
+    /// and tools; false when that takes longer than `limit`.
+    pub fn wait_spilled(&self, seq: u64, limit: Duration) -> bool {
+        let spilled = || self.ring.get(Counter::Spilled).max(self.ring.get(Counter::Acked)) >= seq;
+        self.spill.as_ref().is_some_and(|spill| spill.wait(limit, spilled))
+    }
+}

@@ -1,0 +1,221 @@
+//! The spill: what the ring cannot hold goes to disk and comes back in order.
+
+use crate::harness::{End, Lab, SIZE};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+use towline_journal::format::{Counter, RING_BYTES_MIN};
+use towline_journal::spill::layout::SEGMENT_BYTES;
+use towline_journal::{Durability, SpillOptions};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn lab(segments: u64) -> Lab {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.spill =
+        SpillOptions { bytes: Some(segments * SEGMENT_BYTES), durability: Durability::Process };
+    lab.open();
+    lab.drain();
+    lab
+}
+
+/// Writes until `bytes` are journaled, never faster than the spill takes them.
+fn write_mib(lab: &Lab, mib: u64) {
+    for round in 0..mib * 16 {
+        let offset = round * 37_000 % (SIZE - 65_536);
+        let _ = lab.write((round % 2) as usize, offset, &vec![round as u8 | 1; 65_536], End::Done);
+        if round % 8 == 7 {
+            let journal = lab.journal();
+            journal.persist(journal.get(Counter::Done));
+            assert!(journal.wait_spilled(journal.get(Counter::Done), LIMIT));
+        }
+    }
+}
+
+/// Waits for what the spill's thread does by itself.
+fn until(what: &str, reached: impl Fn() -> bool) {
+    for _ in 0..LIMIT.as_millis() {
+        if reached() {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    panic!("{what}");
+}
+
+#[test]
+fn more_than_the_ring_holds_goes_through_the_disk_without_a_break() {
+    let mut lab = lab(4);
+    let breaks = lab.journal().get(Counter::Breaks);
+    write_mib(&lab, 24);
+    let journal = lab.journal().clone();
+    assert_eq!(journal.get(Counter::Breaks), breaks);
+    assert!(journal.get(Counter::SpillUsedBytes) > 20 << 20);
+    assert!(journal.get(Counter::SpillOldestNs) > 0);
+    lab.drain();
+    lab.assert_identical();
+    assert!(lab.from_spill > 300);
+    assert_eq!(journal.get(Counter::SpillUsedBytes), 0);
+    assert_eq!(journal.get(Counter::Breaks), breaks);
+}
+
+#[test]
+fn while_the_target_keeps_up_no_payload_goes_to_disk() {
+    let mut lab = lab(4);
+    for round in 0..400u64 {
+        let offset = round * 37_000 % (SIZE - 65_536);
+        let _ = lab.write(0, offset, &[round as u8 | 1; 65_536], End::Done);
+        if round % 8 == 7 {
+            lab.ship(1);
+        }
+    }
+    assert_eq!(lab.journal().get(Counter::SpillWrittenBytes), 0);
+    assert!(!lab.group_dir().spill_path().exists());
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_ring_more_than_half_full_is_spilled_by_itself_and_the_ladder_comes_back() {
+    let mut lab = lab(4);
+    let journal = lab.journal().clone();
+    until("the ladder is in memory", || journal.get(Counter::Rung) == 0);
+    let steps = journal.get(Counter::LadderSteps);
+    for round in 0..36u64 {
+        let _ = lab.write(0, round * 65_536 % (SIZE - 65_536), &[7; 65_536], End::Done);
+    }
+    until("it spills", || journal.get(Counter::Spilled) > 0 && journal.get(Counter::Rung) == 1);
+    until("to below a quarter", || {
+        let used = journal.get(Counter::PayloadHead) - journal.get(Counter::PayloadTail);
+        used < RING_BYTES_MIN / 4
+    });
+    lab.drain();
+    until("it is in memory again", || journal.get(Counter::Rung) == 0);
+    assert_eq!(journal.get(Counter::LadderSteps), steps + 2);
+    lab.assert_identical();
+}
+
+#[test]
+fn a_full_spill_goes_to_the_map_and_comes_back_by_heal() {
+    let mut lab = lab(1);
+    let breaks = lab.journal().get(Counter::Breaks);
+    let mut round = 0u64;
+    while lab.journal().get(Counter::MappedBytes) == 0 || round < 1200 {
+        let offset = round * 37_000 % (SIZE - 65_536);
+        let _ = lab.write((round % 2) as usize, offset, &vec![round as u8 | 1; 65_536], End::Done);
+        let journal = lab.journal();
+        if round % 8 == 7 && journal.get(Counter::Whole) == 1 {
+            let done = journal.get(Counter::Done);
+            journal.persist(done);
+            journal.wait_spilled(done, Duration::from_millis(100));
+        }
+        round += 1;
+        assert!(round < 4000);
+    }
+    let journal = lab.journal().clone();
+    assert_eq!(journal.get(Counter::Breaks), breaks + 1);
+    assert!(journal.get(Counter::SpillUsedBytes) <= SEGMENT_BYTES);
+    lab.drain();
+    lab.assert_identical();
+    assert_eq!(journal.get(Counter::Whole), 1);
+}
+
+#[test]
+fn a_kill_keeps_what_was_spilled() {
+    let mut lab = lab(4);
+    let breaks = lab.journal().get(Counter::Breaks);
+    write_mib(&lab, 10);
+    let report = lab.open();
+    assert!(!report.restarted && !report.spill_lost, "{report:?}");
+    write_mib(&lab, 10);
+    lab.open();
+    lab.drain();
+    lab.assert_identical();
+    assert!(lab.from_spill > 300);
+    assert_eq!(lab.journal().get(Counter::Breaks), breaks);
+}
+
+#[test]
+fn a_damaged_payload_makes_its_segment_dirty_and_nothing_else() {
+    let mut lab = lab(4);
+    let breaks = lab.journal().get(Counter::Breaks);
+    write_mib(&lab, 10);
+    flip(&lab, 0, 3 << 20);
+    lab.open();
+    lab.drain();
+    lab.assert_identical();
+    assert!(lab.skipped >= 1);
+    assert_eq!(lab.journal().get(Counter::Breaks), breaks + 1);
+    assert_eq!(lab.journal().get(Counter::ResyncSeq), 0);
+}
+
+#[test]
+fn a_lost_segment_means_that_everything_is_compared() {
+    let mut lab = lab(4);
+    write_mib(&lab, 10);
+    std::fs::remove_dir_all(lab.group_dir().spill_path()).unwrap();
+    let report = lab.open();
+    assert!(report.spill_lost && !report.restarted, "{report:?}");
+    assert!(lab.journal().get(Counter::SuspectBlocks) > 0);
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_disk_that_fails_leads_to_the_map_and_is_used_again_when_it_works() {
+    let mut lab = lab(4);
+    let folder = lab.group_dir().spill_path();
+    std::fs::write(&folder, b"in the way").unwrap();
+    let breaks = lab.journal().get(Counter::Breaks);
+    for round in 0..100u64 {
+        let _ = lab.write(0, round * 65_536 % (SIZE - 65_536), &[9; 65_536], End::Done);
+    }
+    let journal = lab.journal().clone();
+    until("the fault is seen", || journal.get(Counter::SpillFault) == 1);
+    assert_eq!(journal.get(Counter::Breaks), breaks + 1);
+    std::fs::remove_file(&folder).unwrap();
+    lab.drain();
+    lab.assert_identical();
+    write_mib(&lab, 8);
+    assert_eq!(journal.get(Counter::SpillFault), 0);
+    assert_eq!(journal.get(Counter::Breaks), breaks + 1);
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn an_orderly_stop_and_a_lost_ring_lose_nothing_that_was_spilled() {
+    let mut lab = lab(4);
+    write_mib(&lab, 10);
+    lab.journal().stop().unwrap();
+    std::fs::remove_file(lab.ring_path()).unwrap();
+    let report = lab.open();
+    assert!(!report.restarted, "{report:?}");
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_group_whose_spill_was_turned_off_still_ships_what_is_on_disk() {
+    let mut lab = lab(4);
+    write_mib(&lab, 10);
+    lab.spill = SpillOptions::OFF;
+    let report = lab.open();
+    assert!(!report.spill_lost);
+    lab.drain();
+    lab.assert_identical();
+    assert!(lab.from_spill > 100);
+    lab.open();
+    assert!(!lab.group_dir().spill_path().exists());
+}
+
+/// Damages a byte of a segment file.
+pub fn flip(lab: &Lab, file: u32, offset: u64) {
+    let path = lab.group_dir().spill_path().join(format!("{file:05}.seg"));
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    if file.read_exact_at(&mut byte, offset).is_err() {
+        return; // not made yet
+    }
+    file.write_all_at(&[!byte[0]], offset).unwrap();
+}

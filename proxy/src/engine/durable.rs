@@ -1,0 +1,152 @@
+//! Waiting for the journal's disk: durability "flush" and "write".
+//!
+//! A flush is answered when the source is flushed and the spill is synced up to every
+//! record acknowledged before it; both are issued together. The guest is never held
+//! beyond [`DURABLE_WAIT_MAX`], nor at all while the spill has no room or no disk.
+
+use super::core::{Core, Waiter};
+use super::run::Engine;
+use super::slots::Key;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use towline_journal::Durability;
+
+/// How long an answer waits for the journal's disk beyond the source (R14). A disk that
+/// takes longer is broken or hopelessly busy; guests give up after 30 s.
+pub const DURABLE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// What waits for the journal's disk on one volume.
+#[derive(Default)]
+pub(super) struct Waits {
+    /// The records that the fdatasync in flight, or just ended, has to wait for.
+    pub needed: u64,
+    /// The fdatasync has ended; the journal has not.
+    flush_until: Option<Instant>,
+    /// Changes in the order of their records, with durability "write".
+    changes: VecDeque<Waiting>,
+    /// It was said that answers go out early.
+    is_late: AtomicBool,
+}
+
+struct Waiting {
+    needed: u64,
+    until: Instant,
+    key: Key,
+    cookie: u64,
+}
+
+impl Waits {
+    /// When the first answer goes out in any case.
+    pub fn deadline(&self) -> Option<Instant> {
+        let change = self.changes.front().map(|change| change.until);
+        [self.flush_until, change].into_iter().flatten().min()
+    }
+}
+
+impl Core {
+    /// A change is done at the source: true when its answer waits for the disk.
+    pub(super) fn waits_for_journal(&mut self, key: Key, cookie: u64) -> bool {
+        if self.volume.durability() != Durability::Write {
+            return false;
+        }
+        let needed = self.volume.persist();
+        if self.is_durable(needed) {
+            return false;
+        }
+        let until = self.now + DURABLE_WAIT_MAX;
+        self.waits.changes.push_back(Waiting { needed, until, key, cookie });
+        true
+    }
+
+    fn is_durable(&self, needed: u64) -> bool {
+        self.volume.is_durable(needed, || {
+            if !self.waits.is_late.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    volume = %self.volume.name(),
+                    "the spill has no room or no working disk: flushes and writes are answered \
+                     without it; after a power loss their changes are found by comparing"
+                );
+            }
+        })
+    }
+}
+
+impl Engine {
+    /// The source's part of a flush has ended: true when the journal's has not.
+    pub(super) fn flush_waits(&mut self) -> bool {
+        let core = &mut self.core;
+        if core.is_durable(core.waits.needed) {
+            return false;
+        }
+        core.waits.flush_until = Some(core.now + DURABLE_WAIT_MAX);
+        true
+    }
+
+    /// Answers whoever need not wait any longer.
+    pub(super) fn answer_durable(&mut self) -> io::Result<()> {
+        let now = self.core.now;
+        if let Some(until) = self.core.waits.flush_until {
+            let durable = self.core.is_durable(self.core.waits.needed);
+            if durable || now >= until {
+                self.core.late(!durable);
+                self.core.waits.flush_until = None;
+                self.answer_sync(true)?;
+            }
+        }
+        while let Some(change) = self.core.waits.changes.front() {
+            let (durable, late) = (self.core.is_durable(change.needed), now >= change.until);
+            if !durable && !late {
+                break;
+            }
+            self.core.late(!durable);
+            let Some(change) = self.core.waits.changes.pop_front() else { break };
+            self.with(change.key, |core, connection| {
+                core.synced(connection, change.cookie, true);
+                core.enqueue(change.key, connection);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Answers everyone who waits for the fdatasync that has ended.
+    pub(super) fn answer_sync(&mut self, succeeded: bool) -> io::Result<()> {
+        let mut waiters = self.core.syncs.finish(succeeded);
+        for waiter in waiters.drain(..) {
+            match waiter {
+                Waiter::Reply { key, cookie } => self.with(key, |core, connection| {
+                    core.synced(connection, cookie, succeeded);
+                    core.enqueue(key, connection);
+                    Ok(())
+                })?,
+                Waiter::Seal(done) => super::obey::answer(&done, super::obey::sealed(succeeded)),
+            }
+        }
+        self.core.syncs.recycle(waiters);
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Says once that answers go out before the journal is durable, and once that they
+    /// do not any more.
+    fn late(&self, is_late: bool) {
+        if !is_late {
+            if self.volume.can_persist() && self.waits.is_late.swap(false, Ordering::Relaxed) {
+                let volume = self.volume.name();
+                tracing::info!(%volume, "answers wait for the spill again, and in time");
+            }
+            return;
+        }
+        self.counters.undurable.add(1);
+        if !self.waits.is_late.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                volume = %self.volume.name(),
+                waited = ?DURABLE_WAIT_MAX,
+                "the spill's disk is too slow: an answer goes out before the journal is durable"
+            );
+        }
+    }
+}
