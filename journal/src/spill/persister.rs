@@ -219,8 +219,9 @@ impl Run {
                 group = %self.owner.group, ?from, ?to, fill_percent,
                 "{}", step_reason(from, to)
             );
-            ring.set(Counter::Rung, to as u64);
+            // Counted first: who sees the rung sees the step.
             ring.counter(Counter::LadderSteps).fetch_add(1, Ordering::Relaxed);
+            ring.set(Counter::Rung, to as u64);
             if to == Rung::Ring {
                 self.give_disk_back();
             }

@@ -91,7 +91,10 @@ fn a_ring_more_than_half_full_is_spilled_by_itself_and_the_ladder_comes_back() {
     });
     lab.drain();
     until("it is in memory again", || journal.get(Counter::Rung) == 0);
-    assert_eq!(journal.get(Counter::LadderSteps), steps + 2);
+    // Up and down again; the persister may have noted the step off the map late, from
+    // before the baseline's HEAL.
+    let taken = journal.get(Counter::LadderSteps) - steps;
+    assert!((2..=3).contains(&taken), "{taken} steps");
     lab.assert_identical();
 }
 
