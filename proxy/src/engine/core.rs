@@ -5,6 +5,7 @@ use super::buffers::LargeMemory;
 use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause, Stamp};
 use super::durable::Waits;
+use super::pending::Pending;
 use super::slots::{Key, Purpose};
 use crate::error::Result;
 use crate::gate::Gate;
@@ -44,6 +45,7 @@ pub(super) struct Core {
     /// Barrier of the fdatasync in flight.
     pub barrier: Option<Ticket>,
     pub waits: Waits,
+    pub pending: Pending,
     /// Connections that stand for a turn.
     pub ready: VecDeque<Key>,
     /// Time of the last wake-up.
@@ -70,6 +72,7 @@ impl Core {
             runs: Vec::new(),
             barrier: None,
             waits: Waits::default(),
+            pending: Pending::default(),
             ready: VecDeque::new(),
             now,
         })
@@ -181,7 +184,13 @@ impl Core {
                 connection.pause = Some(Pause::Gate);
                 self.watch(key, connection)?;
             }
-            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory)) => {
+            Some(Pause::Source) => {
+                connection.pause = Some(Pause::Source);
+                if !self.pending.waiters.contains(&key) {
+                    self.pending.waiters.push_back(key);
+                }
+            }
+            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory | Pause::Owed)) => {
                 connection.pause = Some(pause);
             }
             Some(Pause::Broken) => {
