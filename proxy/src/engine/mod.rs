@@ -24,6 +24,8 @@ mod obey;
 mod pending;
 mod run;
 mod slots;
+mod spin;
 
 pub use command::{Command, Inbox, Mailbox, NewConnection, mailbox};
 pub use run::{Engine, Setup};
+pub use spin::LatencyPolicy;
