@@ -34,6 +34,8 @@ pub struct Rig {
     pub durability: &'static str,
     /// The operator vouches for the sources: `--attach trust`.
     pub attach_trust: bool,
+    /// How often the receiver makes a mark; none without it.
+    pub mark_every: Option<&'static str>,
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
@@ -71,6 +73,7 @@ impl Rig {
             spill: "1G",
             durability: "process",
             attach_trust: false,
+            mark_every: None,
             receiver_address,
             pki: None,
             relay,
@@ -133,6 +136,7 @@ impl Rig {
         for volume in &self.volumes {
             all.extend(args!["--target", named(volume, &self.target(volume))]);
         }
+        all.extend(self.mark_every.into_iter().flat_map(|every| args!["--mark-every", every]));
         all.extend(self.security());
         all
     }
