@@ -106,8 +106,7 @@ impl Ring {
         let lines: Vec<u64> = slot_lines.clone().chain(payload_lines).collect();
         let maps =
             volumes.iter().flat_map(|v| [&v.dirty_offset, &v.claimed_offset, &v.suspect_offset]);
-        let striped =
-            [Counter::GuestWrittenBytes, Counter::JournaledBytes, Counter::MappedBytes];
+        let striped = [Counter::GuestWrittenBytes, Counter::JournaledBytes, Counter::MappedBytes];
         let stripes = (0..volumes.len() as u64)
             .flat_map(|stripe| striped.map(|counter| counter.striped_offset(stripe)))
             .flatten();
@@ -139,9 +138,9 @@ impl Ring {
 
     pub fn get(&self, counter: Counter) -> u64 {
         let value = self.counter(counter).load(Ordering::Acquire);
-        (0..STRIPES).map_while(|stripe| counter.striped_offset(stripe)).fold(value, |sum, at| {
-            sum.saturating_add(self.map.word(at).load(Ordering::Acquire))
-        })
+        (0..STRIPES)
+            .map_while(|stripe| counter.striped_offset(stripe))
+            .fold(value, |sum, at| sum.saturating_add(self.map.word(at).load(Ordering::Acquire)))
     }
 
     /// Raises a striped counter.
