@@ -6,7 +6,7 @@ mod past;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
-use crate::append::Cursor;
+use crate::append::{AppendLock, Cursor};
 use crate::attach::Resync;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -97,7 +97,7 @@ pub struct Journal {
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
-    pub(crate) cursor: Arc<Mutex<Cursor>>,
+    pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
     /// What the spill has of the incarnation before, while it counts.
     pub(crate) history: Mutex<Option<(PastRing, History)>>,
@@ -231,7 +231,7 @@ impl Journal {
             history.as_ref().map(|(past, _)| &past.ring_id.0),
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
-        let cursor = Arc::new(Mutex::new(cursor));
+        let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
             group: options.group,
