@@ -36,6 +36,8 @@ pub enum Access {
 pub enum DiskKind {
     File,
     BlockDevice,
+    /// An export of another NBD server.
+    Upstream,
 }
 
 /// Which disk this is. Two disks with equal identities are the same disk on this
@@ -43,14 +45,15 @@ pub enum DiskKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub kind: DiskKind,
-    /// File: number of its file system's device. Block device: its own number.
+    /// File: number of its file system's device. Block device: its own number. Upstream:
+    /// checksum of its URI.
     pub device: u64,
-    /// File: inode number. Block device: 0.
+    /// File: inode number. Else 0.
     pub inode: u64,
     pub size_bytes: u64,
 }
 
-/// When a file was last changed; `None` for block devices, which do not tell.
+/// When a file was last changed; other disks do not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     pub modified_ns: i128,
@@ -213,7 +216,7 @@ impl FileDisk {
         let meta = self.metadata()?;
         let (device, inode) = match self.kind {
             DiskKind::File => (meta.dev(), meta.ino()),
-            DiskKind::BlockDevice => (meta.rdev(), 0),
+            DiskKind::BlockDevice | DiskKind::Upstream => (meta.rdev(), 0),
         };
         Ok(Identity { kind: self.kind, device, inode, size_bytes: self.size_bytes })
     }

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use towline_block::{
-    BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
+    BLOCK_BYTES, BlockRange, Disk, Extent, GroupName, Stamp, VolumeId, VolumeName, crc32c,
 };
 
 pub use crate::recover::AttachPolicy;
@@ -49,7 +49,7 @@ const RING_BYTES_DEFAULT_MAX: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Source {
     pub name: VolumeName,
-    pub disk: Arc<FileDisk>,
+    pub disk: Arc<dyn Disk>,
 }
 
 pub struct Options {
@@ -385,17 +385,14 @@ fn start_cooler(
     ring: &Arc<Ring>,
     activity: &Arc<Activity>,
 ) -> Result<JoinHandle<()>> {
-    let mut files = Vec::new();
+    let mut syncers = Vec::new();
     for source in sources {
-        let path = source.disk.path();
-        let file = File::open(path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        files.push(file);
+        syncers.push(source.disk.syncer()?);
     }
     let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
     std::thread::Builder::new()
         .name("activity".into())
-        .spawn(move || activity.serve(&ring, &CoolerContext { sources: files }))
+        .spawn(move || activity.serve(&ring, &mut CoolerContext { sources: syncers }))
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }
 

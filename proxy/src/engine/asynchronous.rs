@@ -7,7 +7,7 @@
 use super::connection::{Connection, Pause};
 use super::core::Core;
 use super::execute::REPLY_BATCH_BYTES;
-use super::pending::{Kind, Operation, Step, WaitingClaim, whole_blocks};
+use super::pending::{Io, Kind, Operation, Step, WaitingClaim};
 use super::run::Engine;
 use super::slots::{Key, Purpose};
 use crate::error::Result as ProxyResult;
@@ -19,15 +19,11 @@ use crate::volume::Failure;
 use crossbeam::channel::Sender;
 use std::io;
 use std::time::Instant;
-use towline_block::sys::uring::Completion;
-use towline_block::{BLOCK_BYTES, Cache, Extent};
-use towline_journal::{Change, Claim};
+use towline_block::sys::uring::{Op, Window};
+use towline_block::{BLOCK_BYTES, Backend, Extent};
+use towline_journal::{Change, Claim, Durability};
 
 impl Core {
-    pub(super) fn is_asynchronous(&self) -> bool {
-        self.volume.disk().cache() == Cache::Direct
-    }
-
     /// Takes a request for the source; `None` when it is none.
     pub(super) fn accept(
         &mut self,
@@ -36,6 +32,7 @@ impl Core {
         raw: &RawRequest,
         request: Request,
     ) -> Result<Option<usize>, Pause> {
+        let Some(rules) = self.rules else { return Ok(None) };
         let (kind, extent) = match request {
             Request::Read { extent } => (Kind::Read, extent),
             Request::Write { extent, fua } => (Kind::Write { fua }, extent),
@@ -46,8 +43,8 @@ impl Core {
         if extent.is_empty() {
             return Ok(None);
         }
-        let bytes = kind.buffer_bytes(extent);
-        let permit = kind.permit_bytes(extent);
+        let bytes = kind.buffer_bytes(extent, rules);
+        let permit = kind.permit_bytes(extent, rules);
         let reply_bytes = if kind.is_read() { extent.len as usize } else { 0 };
         if connection.output.len() + connection.owed >= REPLY_BATCH_BYTES {
             return Err(if connection.pending > 0 { Pause::Owed } else { Pause::Replies });
@@ -60,7 +57,7 @@ impl Core {
         }
         let buf = self.pending.take_buf(bytes);
         let at = connection.received.at;
-        let mut operation = Operation::new((key, raw.cookie), kind, extent, buf, at);
+        let mut operation = Operation::new((key, raw.cookie), (kind, extent), rules, buf, at);
         if let Kind::Write { .. } = kind {
             let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
             let range = operation.data_range();
@@ -68,7 +65,8 @@ impl Core {
         }
         let used = if kind.is_read() { Use::Read } else { Use::Change };
         let slot = self.pending.insert(operation);
-        let (arrival, runs) = self.pending.overlaps.enter(slot, whole_blocks(extent), used, permit);
+        let blocks = rules.whole_blocks(extent);
+        let (arrival, runs) = self.pending.overlaps.enter(slot, blocks, used, permit);
         self.pending.get(slot).arrival = arrival;
         if runs {
             self.pending.runnable.push(slot);
@@ -99,11 +97,33 @@ impl Core {
                 Kind::Trim { .. } => self.volume.begin(|| Change::Zero { extent, trim: true }),
             };
             operation.submitted = now;
-            let op = operation.start(self.volume.disk().fd());
-            self.driver.push(Purpose::Source(slot as u32).token(), op)?;
+            let writes_through = self.rules.is_some_and(|rules| rules.can_fua)
+                && self.volume.durability() == Durability::Process;
+            operation.fua_at_source = operation.kind.fua() && writes_through;
+            let io = operation.start();
+            self.to_source(slot, io)?;
         }
         self.recycle_runnable(runnable);
         Ok(())
+    }
+
+    /// Makes one step of an operation.
+    fn to_source(&mut self, slot: usize, io: Io) -> io::Result<()> {
+        let disk = match self.volume.disk().backend() {
+            Backend::File(disk) => disk,
+            Backend::Upstream(_) => {
+                let fua = self.pending.get(slot).fua_at_source;
+                self.upstream().ask(slot, io, fua);
+                return Ok(());
+            }
+        };
+        let fd = disk.fd().clone();
+        let op = match io {
+            Io::Read(offset, window) => Op::Read(fd, offset, window),
+            Io::Write(offset, window) => Op::Write(fd, offset, window),
+            Io::Zero(extent, how) => Op::Zero(fd, extent, how),
+        };
+        self.driver.push(Purpose::Source(slot as u32).token(), op)
     }
 
     /// Keeps the list's memory.
@@ -155,7 +175,10 @@ impl Core {
         if !matches!(ended.kind, Kind::Write { .. }) {
             counters.zeroed_bytes.add(ended.extent.len);
         }
-        self.complete(key, connection, ended.cookie, ended.kind.fua(), result);
+        // A flush that has failed before fails what is to be durable (R7).
+        let needs_flush = !ended.fua_at_source || self.syncs.has_failed();
+        let durable = ended.kind.fua() && needs_flush;
+        self.complete(key, connection, ended.cookie, durable, result);
     }
 
     /// Makes a claim; answered at once, or when the changes before it have ended (R3).
@@ -187,16 +210,19 @@ impl Core {
 }
 
 impl Engine {
-    /// An operation of the kernel at the source has ended.
-    pub(super) fn source_done(&mut self, slot: u32, completion: Completion) -> io::Result<()> {
+    /// One step at the source has ended.
+    pub(super) fn source_done(
+        &mut self,
+        slot: usize,
+        result: io::Result<usize>,
+        window: Window,
+    ) -> io::Result<()> {
         let core = &mut self.core;
-        let operation = core.pending.get(slot as usize);
-        let fd = core.volume.disk().fd();
-        let result = match operation.step(fd, completion.result, completion.window) {
-            Step::Next(op) => return core.driver.push(Purpose::Source(slot).token(), op),
+        let result = match core.pending.get(slot).step(result, window) {
+            Step::Next(io) => return core.to_source(slot, io),
             Step::Ended(result) => result,
         };
-        let mut ended = core.pending.remove(slot as usize);
+        let mut ended = core.pending.remove(slot);
         let offset = ended.extent.offset;
         let verb = if ended.kind.is_read() { "read" } else { "change" };
         let result = result.map_err(|error| {

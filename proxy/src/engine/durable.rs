@@ -121,6 +121,7 @@ impl Engine {
                     core.enqueue(key, connection);
                     Ok(())
                 })?,
+                Waiter::End => {}
                 Waiter::Seal(done) => super::obey::answer(&done, super::obey::sealed(succeeded)),
             }
         }

@@ -107,7 +107,7 @@ impl Core {
         raw: &RawRequest,
         request: Request,
     ) -> Result<usize, Pause> {
-        if self.is_asynchronous()
+        if self.rules.is_some()
             && let Some(moved) = self.accept(key, connection, raw, request)?
         {
             return Ok(moved);

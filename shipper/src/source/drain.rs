@@ -10,7 +10,7 @@ use super::control::Order;
 use super::cutover::Driver;
 use super::history::History;
 use super::stream::{News, Stream};
-use super::walker::{Chunk, Walker, shared};
+use super::walker::{Chunk, Walker};
 use super::{cutter, from_journal};
 use crate::batch::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -236,11 +236,11 @@ impl Drain {
         let ring = File::from(fds.next().ok_or_else(missing)?);
         let reader =
             RingReader::open(&ring).map_err(from_journal)?.with_spill(self.dir.spill_path());
-        let direct: Vec<_> = fds
+        let sources: Vec<_> = fds
             .enumerate()
-            .map(|(index, fd)| (shared(fd), reader.volume_size_bytes(index)))
+            .map(|(index, fd)| (fd, reader.volume_size_bytes(index)))
             .collect();
-        if direct.len() != reader.volume_count() {
+        if sources.len() != reader.volume_count() {
             return Err(missing());
         }
         if let Some(reason) = &attached.resync {
@@ -273,7 +273,7 @@ impl Drain {
             link,
             reader,
             history,
-            walker: Walker::new(direct)?,
+            walker: Walker::new(sources)?,
             chain,
             epoch: attached.epoch,
             cut: attached.start_seq - 1,
