@@ -14,6 +14,7 @@ use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
@@ -71,6 +72,7 @@ impl Journal {
             spill: None,
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
+            heal_asked_ns: AtomicU64::new(0),
             state: Mutex::new(GroupState {
                 version: STATE_VERSION,
                 group: "model".parse().expect("a name"),

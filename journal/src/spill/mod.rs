@@ -20,7 +20,7 @@ mod span;
 mod touched;
 
 pub(crate) use index::Spill;
-pub use ladder::{Ladder, Observed, Rung};
+pub use ladder::{HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, may_heal};
 pub(crate) use persister::{Owner, Persister};
 pub use reader::SpillReader;
 pub(crate) use scan::{Scanned, scan};
