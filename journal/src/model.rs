@@ -8,6 +8,7 @@ use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::reader::RingReader;
 use crate::ring::{Ring, RingSpec};
+use crate::spill::HEAL_WAIT_MAX;
 use crate::state::*;
 pub use crate::sys::model::{Fault, set_fault};
 use crate::sys::sync::{Mutex, Ordering};
@@ -72,7 +73,8 @@ impl Journal {
             spill: None,
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
-            heal_asked_ns: AtomicU64::new(0),
+            // The ladder never holds a HEAL back: what is searched is who comes first.
+            heal_asked_ns: AtomicU64::new(1),
             state: Mutex::new(GroupState {
                 version: STATE_VERSION,
                 group: "model".parse().expect("a name"),
@@ -89,7 +91,7 @@ impl Journal {
                 stopped: None,
             }),
             sources: Vec::new(),
-            clock: || 0,
+            clock: || 1 + HEAL_WAIT_MAX.as_nanos() as u64,
             _lock: file(),
         };
         (journal, RingReader::model(readers))
