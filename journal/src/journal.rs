@@ -5,7 +5,7 @@ mod incarnation;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
-use crate::append::Cursor;
+use crate::append::{AppendLock, Cursor};
 use crate::attach::Resync;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,7 +90,7 @@ pub struct Journal {
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
-    pub(crate) cursor: Arc<Mutex<Cursor>>,
+    pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
     /// When a HEAL that nothing but the ladder holds back was first asked for; 0: it was not.
@@ -209,7 +209,7 @@ impl Journal {
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
         let (spill, spill_is_lost) = open_spill(&dir, &ring, &options.spill)?;
-        let cursor = Arc::new(Mutex::new(cursor));
+        let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
             group: options.group,

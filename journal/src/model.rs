@@ -2,7 +2,7 @@
 //! but its opening is the product's own code.
 
 use crate::activity::{Activity, Base, Hot};
-use crate::append::Cursor;
+use crate::append::{AppendLock, Cursor};
 use crate::format::{Counter, PAYLOAD_ALIGN, SlotState, commit_parts};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
@@ -61,7 +61,7 @@ impl Journal {
             activity: activity(),
             cooler: None,
             ring_file: file(),
-            cursor: Arc::new(Mutex::new(Cursor {
+            cursor: Arc::new(AppendLock::new(Cursor {
                 next_seq: 1,
                 payload_head: 0,
                 payload_tail: 0,

@@ -32,6 +32,8 @@ pub struct Rig {
     /// Disk for what the ring cannot hold; "0": none.
     pub spill: &'static str,
     pub durability: &'static str,
+    /// How often the receiver makes a mark; none without it.
+    pub mark_every: Option<&'static str>,
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
@@ -68,6 +70,7 @@ impl Rig {
             ring: "16M",
             spill: "1G",
             durability: "process",
+            mark_every: None,
             receiver_address,
             pki: None,
             relay,
@@ -127,6 +130,7 @@ impl Rig {
         for volume in &self.volumes {
             all.extend(args!["--target", named(volume, &self.target(volume))]);
         }
+        all.extend(self.mark_every.into_iter().flat_map(|every| args!["--mark-every", every]));
         all.extend(self.security());
         all
     }

@@ -11,12 +11,11 @@ use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
 use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
 use super::span::{Built, Place, SpanBuilder};
-use crate::append::{Cursor, free_up_to};
+use crate::append::{AppendLock, free_up_to};
 use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
-use crate::sys::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -43,7 +42,7 @@ pub struct Persister {
 pub struct Owner {
     pub group: GroupName,
     pub ring: Arc<Ring>,
-    pub cursor: Arc<Mutex<Cursor>>,
+    pub cursor: Arc<AppendLock>,
 }
 
 impl Persister {
@@ -200,7 +199,7 @@ impl Run {
     fn upto(&mut self) -> u64 {
         let ring = &self.owner.ring;
         let (fill_percent, half) = {
-            let cursor = self.owner.cursor.lock().expect("append lock");
+            let cursor = self.owner.cursor.lock();
             let used = cursor.next_seq - 1 - cursor.freed_seq;
             (cursor.fill_percent(ring), cursor.freed_seq + used / 2)
         };
@@ -233,7 +232,7 @@ impl Run {
         let ring = &self.owner.ring;
         let looks = waits || self.ladder.rung() != Rung::Ring;
         self.spill.watches_acks.store(looks, Ordering::SeqCst);
-        let mut cursor = self.owner.cursor.lock().expect("append lock");
+        let mut cursor = self.owner.cursor.lock();
         cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() / 2;
         cursor.wake_seq = cursor.freed_seq + ring.slots() / 2;
         let is_due = cursor.is_wake_due();
@@ -377,7 +376,7 @@ impl Run {
         {
             // Under the append lock, so that a BREAK or HEAL is never out of recovery's
             // sight before *whole* says the same.
-            let _cursor = self.owner.cursor.lock().expect("append lock");
+            let _cursor = self.owner.cursor.lock();
             ring.set(Counter::Spilled, last.last_seq);
         }
         free_up_to(ring, &self.owner.cursor, last.last_seq);
