@@ -71,6 +71,7 @@ impl Journal {
                 wake_seq: u64::MAX,
             })),
             spill: None,
+            history: Mutex::new(None),
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
             // The ladder never holds a HEAL back: what is searched is who comes first.
@@ -89,6 +90,7 @@ impl Journal {
                 volumes: Vec::new(),
                 seal: None,
                 stopped: None,
+                history: None,
             }),
             sources: Vec::new(),
             clock: || 1 + HEAL_WAIT_MAX.as_nanos() as u64,
