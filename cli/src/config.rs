@@ -43,6 +43,7 @@ pub struct ProxyConfig {
     #[serde(default)]
     pub engine: Engine,
     pub cache: Option<Cache>,
+    #[serde(default)]
     pub latency: Latency,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
