@@ -4,8 +4,8 @@
 //! readahead by 14 (docs/design/0001).
 
 use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
-use crate::error::{Error, ErrorKind, Result};
 use crate::disk::{Run, run_at};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::uring::{Driver, Fd, Op, Window};
 use crate::upstream::ExportReader;
 use crate::{BLOCK_BYTES, Extent};

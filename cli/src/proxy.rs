@@ -145,7 +145,10 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
     Ok((journal, report.seal))
 }
 
-fn open_source(source: &Disk, config: &ProxyConfig) -> anyhow::Result<Arc<dyn towline_block::Disk>> {
+fn open_source(
+    source: &Disk,
+    config: &ProxyConfig,
+) -> anyhow::Result<Arc<dyn towline_block::Disk>> {
     if let Some(uri) = &source.upstream {
         let upstream = Upstream::open(uri.clone())?;
         tracing::info!(volume = %source.name, terms = ?upstream.terms(), "upstream server opened");

@@ -204,7 +204,8 @@ impl<S: Read + Write> Haggler<'_, S> {
     fn terms(&self, found: &Found, structured: bool) -> Result<Terms> {
         let (size_bytes, flags) = found.export.ok_or_else(|| self.garbled())?;
         let (align, most) = found.sizes.unwrap_or((1, PAYLOAD_BYTES_MAX));
-        let is_sound = align.is_power_of_two() && most >= align && i64::try_from(size_bytes).is_ok();
+        let is_sound =
+            align.is_power_of_two() && most >= align && i64::try_from(size_bytes).is_ok();
         if flags & transmission_flag::HAS_FLAGS == 0 || !is_sound {
             return Err(self.garbled());
         }
@@ -309,3 +310,6 @@ impl Found {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests;

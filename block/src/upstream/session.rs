@@ -23,11 +23,22 @@ const PARTS_MAX: usize = 64;
 #[derive(Debug)]
 pub enum Ask {
     /// Fills the window; short where the server's largest payload is.
-    Read { offset: u64, window: Window },
+    Read {
+        offset: u64,
+        window: Window,
+    },
     /// Writes the window; short where the server's largest payload is.
-    Write { offset: u64, window: Window, fua: bool },
+    Write {
+        offset: u64,
+        window: Window,
+        fua: bool,
+    },
     /// Makes the range read as zero.
-    Zero { extent: Extent, keep_allocated: bool, fua: bool },
+    Zero {
+        extent: Extent,
+        keep_allocated: bool,
+        fua: bool,
+    },
     Flush,
 }
 

@@ -27,7 +27,9 @@ pub struct NbdUri {
 impl NbdUri {
     /// Whether a text means a URI rather than a path.
     pub fn is_meant_by(text: &str) -> bool {
-        text.starts_with("nbd:") || text.starts_with("nbd+") || text.starts_with("nbds") && text.contains("://")
+        text.starts_with("nbd:")
+            || text.starts_with("nbd+")
+            || text.starts_with("nbds") && text.contains("://")
     }
 }
 
@@ -149,8 +151,17 @@ mod tests {
     #[test]
     fn what_is_no_uri_is_refused_with_the_form_to_write() {
         for text in [
-            "nbd://", "nbd:h", "nbd+unix:///x", "nbd+unix:///x?socket=", "nbd+unix://h/x?socket=/s",
-            "nbd://h:p/x", "nbd://[::1/x", "nbd://[::1]5", "nbd://h/%4", "nbd://h/%ff", "nbds://h/x",
+            "nbd://",
+            "nbd:h",
+            "nbd+unix:///x",
+            "nbd+unix:///x?socket=",
+            "nbd+unix://h/x?socket=/s",
+            "nbd://h:p/x",
+            "nbd://[::1/x",
+            "nbd://[::1]5",
+            "nbd://h/%4",
+            "nbd://h/%ff",
+            "nbds://h/x",
             "nbd://u@h/x",
         ] {
             let error = text.parse::<NbdUri>().unwrap_err();

@@ -40,7 +40,8 @@ impl Disk {
             return Err(format!("disk {name} has no path: write {name}=PATH"));
         }
         let name = name.parse::<VolumeName>().map_err(|e| e.to_string())?;
-        let path = upstream.as_ref().map_or_else(|| PathBuf::from(path), |uri| uri.to_string().into());
+        let path =
+            upstream.as_ref().map_or_else(|| PathBuf::from(path), |uri| uri.to_string().into());
         Ok(Disk { name, path, upstream })
     }
 }

@@ -78,11 +78,9 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
             |c| c.undurable.get(),
         ),
         ("towline_source_syncs", "Flushes of sources.", |c| c.syncs.get()),
-        (
-            "towline_upstream_losses",
-            "Connections to an upstream NBD server that were lost.",
-            |c| c.upstream_losses.get(),
-        ),
+        ("towline_upstream_losses", "Connections to an upstream NBD server that were lost.", |c| {
+            c.upstream_losses.get()
+        }),
     ];
     for (name, help, read) in counters {
         samples.extend(volumes.iter().map(|volume| {

@@ -101,14 +101,14 @@ impl Core {
                 && self.volume.durability() == Durability::Process;
             operation.fua_at_source = operation.kind.fua() && writes_through;
             let io = operation.start();
-            self.to_source(slot, io)?;
+            self.take_step(slot, io)?;
         }
         self.recycle_runnable(runnable);
         Ok(())
     }
 
     /// Makes one step of an operation.
-    fn to_source(&mut self, slot: usize, io: Io) -> io::Result<()> {
+    fn take_step(&mut self, slot: usize, io: Io) -> io::Result<()> {
         let disk = match self.volume.disk().backend() {
             Backend::File(disk) => disk,
             Backend::Upstream(_) => {
@@ -219,7 +219,7 @@ impl Engine {
     ) -> io::Result<()> {
         let core = &mut self.core;
         let result = match core.pending.get(slot).step(result, window) {
-            Step::Next(io) => return core.to_source(slot, io),
+            Step::Next(io) => return core.take_step(slot, io),
             Step::Ended(result) => result,
         };
         let mut ended = core.pending.remove(slot);

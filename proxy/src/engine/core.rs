@@ -30,7 +30,10 @@ const RING_ENTRIES: u32 = 256;
 
 /// Who waits for an fdatasync.
 pub(super) enum Waiter {
-    Reply { key: Key, cookie: u64 },
+    Reply {
+        key: Key,
+        cookie: u64,
+    },
     Seal(Sender<Result<()>>),
     /// The thread, before its end.
     End,

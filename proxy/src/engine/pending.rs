@@ -60,8 +60,7 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Of a file or device past the page cache.
-    pub const DIRECT: Rules =
-        Rules { align: DIRECT_ALIGN as u64, can_zero: true, can_fua: false };
+    pub const DIRECT: Rules = Rules { align: DIRECT_ALIGN as u64, can_zero: true, can_fua: false };
 
     fn align_down(self, at: u64) -> u64 {
         at - at % self.align

@@ -3,8 +3,8 @@
 use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
 use super::core::{Core, Waiter};
-use super::slots::{Key, Purpose, Slots};
 use super::obey::STOP_WAIT;
+use super::slots::{Key, Purpose, Slots};
 use super::spin::LatencyPolicy;
 use super::upstream::Link;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,7 +50,14 @@ impl Engine {
         let mut core = Core::new(volume, gate, latency, counters, policy, mailbox)?;
         let flush_due = core.link.is_some();
         core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
-        Ok(Engine { core, connections: Slots::new(), inbox, holds: Vec::new(), stop_by: None, flush_due })
+        Ok(Engine {
+            core,
+            connections: Slots::new(),
+            inbox,
+            holds: Vec::new(),
+            stop_by: None,
+            flush_due,
+        })
     }
 
     /// Serves until [`super::command::Command::Stop`]; then every source write is on the medium, or

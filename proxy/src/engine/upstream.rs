@@ -27,10 +27,10 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use towline_block::Upstream;
 use towline_block::sys::socket;
 use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window, Zeroing};
 use towline_block::upstream::{Ask, Backoff, Connection, Connector, Ended, Session};
-use towline_block::{Disk, Upstream};
 
 /// Bytes received at once.
 const INPUT_BYTES: usize = 256 << 10;
@@ -323,7 +323,8 @@ impl Core {
     }
 
     fn lose_upstream(&mut self, why: &str) -> io::Result<()> {
-        let changes = self.upstream().lose(self.now)?;
+        let now = self.now;
+        let changes = self.upstream().lose(now)?;
         self.counters.upstream_losses.add(1);
         tracing::warn!(
             volume = %self.volume.name(), changes = changes.len(),

@@ -236,10 +236,8 @@ impl Drain {
         let ring = File::from(fds.next().ok_or_else(missing)?);
         let reader =
             RingReader::open(&ring).map_err(from_journal)?.with_spill(self.dir.spill_path());
-        let sources: Vec<_> = fds
-            .enumerate()
-            .map(|(index, fd)| (fd, reader.volume_size_bytes(index)))
-            .collect();
+        let sources: Vec<_> =
+            fds.enumerate().map(|(index, fd)| (fd, reader.volume_size_bytes(index))).collect();
         if sources.len() != reader.volume_count() {
             return Err(missing());
         }

@@ -58,7 +58,8 @@ impl Fake {
         let mut pending = Pending::default();
         let mut buf = pending.take_buf(kind.buffer_bytes(extent, self.rules));
         buf.as_mut_slice().fill(0xEE);
-        let mut operation = Operation::new((key, 1), (kind, extent), self.rules, buf, Instant::now());
+        let mut operation =
+            Operation::new((key, 1), (kind, extent), self.rules, buf, Instant::now());
         if let Kind::Write { .. } = kind {
             let range = operation.data_range();
             operation.buf.as_mut_slice()[range].fill(fill);
