@@ -26,7 +26,15 @@ fn bench() -> Bench {
     let volume = Volume::new("d".parse().unwrap(), Arc::new(disk), None);
     let (latency, counters) = (Arc::default(), Arc::default());
     let policy = LatencyPolicy::Frugal;
-    let setup = Setup { volume, gate: Gate::Open, inbox, latency, counters, policy };
+    let setup = Setup {
+        volume,
+        gate: Gate::Open,
+        inbox,
+        mailbox: mailbox.clone(),
+        latency,
+        counters,
+        policy,
+    };
     let mut engine = Engine::new(setup).unwrap();
     let (client, server) = UnixStream::pair().unwrap();
     let terms =
