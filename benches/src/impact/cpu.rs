@@ -1,0 +1,106 @@
+//! Processor time of a server with all its threads and children, from /proc.
+
+use std::fs;
+
+/// Length of the kernel's clock tick in /proc/PID/stat, fixed by its ABI.
+const TICK_NS: u64 = 10_000_000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CpuTime {
+    /// By the scheduler's own account of the threads that live, in nanoseconds.
+    pub total_ns: u64,
+    /// User time in ticks of 10 ms: to tell ours from others' in /proc/stat.
+    pub user_ns: u64,
+}
+
+impl CpuTime {
+    pub(super) fn since(self, before: CpuTime) -> CpuTime {
+        CpuTime {
+            total_ns: self.total_ns.saturating_sub(before.total_ns),
+            user_ns: self.user_ns.saturating_sub(before.user_ns),
+        }
+    }
+}
+
+/// Time used so far by these processes, their children (a server may fork for each
+/// connection) and the children they have waited for.
+pub(super) fn cpu_time(pids: &[u32]) -> CpuTime {
+    let mut sum = CpuTime::default();
+    for pid in with_children(pids) {
+        let Some(stat) = Stat::of(pid) else { continue };
+        sum.total_ns += threads_ns(pid).unwrap_or(stat.own_ns) + stat.waited_for_ns;
+        sum.user_ns += stat.user_ns;
+    }
+    sum
+}
+
+fn with_children(pids: &[u32]) -> Vec<u32> {
+    let mut all = pids.to_vec();
+    let mut next = 0;
+    while next < all.len() {
+        let tasks = fs::read_dir(format!("/proc/{}/task", all[next])).into_iter().flatten();
+        for task in tasks.flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    all
+}
+
+/// Time on a processor of all threads, by the scheduler.
+fn threads_ns(pid: u32) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of = |path: std::path::PathBuf| {
+        let text = fs::read_to_string(path.join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    tasks.flatten().map(|task| of(task.path())).sum()
+}
+
+struct Stat {
+    own_ns: u64,
+    user_ns: u64,
+    waited_for_ns: u64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Stat> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in brackets, may hold anything.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        let [user, system, waited_user, waited_system] =
+            [ticks(11)?, ticks(12)?, ticks(13)?, ticks(14)?];
+        Some(Stat {
+            own_ns: (user + system) * TICK_NS,
+            user_ns: (user + waited_user) * TICK_NS,
+            waited_for_ns: (waited_user + waited_system) * TICK_NS,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn what_threads_of_this_process_use_is_seen() {
+        let own = [std::process::id()];
+        let before = cpu_time(&own);
+        let busy = std::thread::spawn(|| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(60) {}
+            // Looked at while the thread lives: the scheduler's account ends with it.
+            cpu_time(&[std::process::id()])
+        });
+        let used = busy.join().unwrap().since(before);
+        assert!(used.total_ns > 0 && used.total_ns < 60_000_000_000, "{used:?}");
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_used_nothing() {
+        assert_eq!(cpu_time(&[u32::MAX - 1]), CpuTime::default());
+    }
+}
