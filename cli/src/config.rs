@@ -39,6 +39,8 @@ pub struct ProxyConfig {
     pub spill: Option<u64>,
     #[serde(default)]
     pub attach: Attach,
+    #[serde(default)]
+    pub latency: Latency,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -93,6 +95,19 @@ pub enum Durability {
     Write,
 }
 
+/// How much of a core may be spent on answering the guest sooner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Latency {
+    /// Look for the next request up to 50 us before sleeping, while that pays off and the core is idle otherwise.
+    #[default]
+    Balanced,
+    /// Look up to 200 us.
+    Lowest,
+    /// Sleep whenever there is nothing to do.
+    Frugal,
+}
+
 /// What to make of sources that may have changed while no proxy ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +127,16 @@ impl From<Durability> for towline_journal::Durability {
             Durability::Process => towline_journal::Durability::Process,
             Durability::Flush => towline_journal::Durability::Flush,
             Durability::Write => towline_journal::Durability::Write,
+        }
+    }
+}
+
+impl From<Latency> for towline_proxy::LatencyPolicy {
+    fn from(latency: Latency) -> towline_proxy::LatencyPolicy {
+        match latency {
+            Latency::Balanced => towline_proxy::LatencyPolicy::Balanced,
+            Latency::Lowest => towline_proxy::LatencyPolicy::Lowest,
+            Latency::Frugal => towline_proxy::LatencyPolicy::Frugal,
         }
     }
 }
