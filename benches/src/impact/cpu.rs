@@ -22,30 +22,38 @@ impl CpuTime {
     }
 }
 
-/// Time used so far by these processes, their children (a server may fork for each
-/// connection) and the children they have waited for.
-pub(super) fn cpu_time(pids: &[u32]) -> CpuTime {
-    let mut sum = CpuTime::default();
-    for pid in with_children(pids) {
-        let Some(stat) = Stat::of(pid) else { continue };
-        sum.total_ns += threads_ns(pid).unwrap_or(stat.own_ns) + stat.waited_for_ns;
-        sum.user_ns += stat.user_ns;
-    }
-    sum
-}
+/// Who started whom, at one moment. A kernel need not offer a list of children.
+pub(super) struct Family(Vec<(u32, Stat)>);
 
-fn with_children(pids: &[u32]) -> Vec<u32> {
-    let mut all = pids.to_vec();
-    let mut next = 0;
-    while next < all.len() {
-        let tasks = fs::read_dir(format!("/proc/{}/task", all[next])).into_iter().flatten();
-        for task in tasks.flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-        }
-        next += 1;
+impl Family {
+    pub(super) fn now() -> Family {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        Family(pids.filter_map(|pid| Some((pid, Stat::of(pid)?))).collect())
     }
-    all
+
+    /// Time used so far by these processes, their children (a server may fork for each
+    /// connection) and the children they have waited for.
+    pub(super) fn time_of(&self, pids: &[u32]) -> CpuTime {
+        let mut members = pids.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        let mut next = 0;
+        let mut sum = CpuTime::default();
+        while next < members.len() {
+            let pid = members[next];
+            next += 1;
+            for (child, stat) in &self.0 {
+                if stat.parent == pid && !members.contains(child) {
+                    members.push(*child);
+                }
+            }
+            let Some((_, stat)) = self.0.iter().find(|(known, _)| *known == pid) else { continue };
+            sum.total_ns += threads_ns(pid).unwrap_or(stat.own_ns) + stat.waited_for_ns;
+            sum.user_ns += stat.user_ns;
+        }
+        sum
+    }
 }
 
 /// Time on a processor of all threads, by the scheduler.
@@ -59,6 +67,7 @@ fn threads_ns(pid: u32) -> Option<u64> {
 }
 
 struct Stat {
+    parent: u32,
     own_ns: u64,
     user_ns: u64,
     waited_for_ns: u64,
@@ -73,6 +82,7 @@ impl Stat {
         let [user, system, waited_user, waited_system] =
             [ticks(11)?, ticks(12)?, ticks(13)?, ticks(14)?];
         Some(Stat {
+            parent: fields.get(1)?.parse().ok()?,
             own_ns: (user + system) * TICK_NS,
             user_ns: (user + waited_user) * TICK_NS,
             waited_for_ns: (waited_user + waited_system) * TICK_NS,
@@ -88,12 +98,12 @@ mod tests {
     #[test]
     fn what_threads_of_this_process_use_is_seen() {
         let own = [std::process::id()];
-        let before = cpu_time(&own);
+        let before = Family::now().time_of(&own);
         let busy = std::thread::spawn(|| {
             let began = Instant::now();
             while began.elapsed() < Duration::from_millis(60) {}
             // Looked at while the thread lives: the scheduler's account ends with it.
-            cpu_time(&[std::process::id()])
+            Family::now().time_of(&[std::process::id()])
         });
         let used = busy.join().unwrap().since(before);
         assert!(used.total_ns > 0 && used.total_ns < 60_000_000_000, "{used:?}");
@@ -101,6 +111,6 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_has_used_nothing() {
-        assert_eq!(cpu_time(&[u32::MAX - 1]), CpuTime::default());
+        assert_eq!(Family::now().time_of(&[u32::MAX - 1]), CpuTime::default());
     }
 }

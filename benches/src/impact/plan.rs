@@ -2,6 +2,7 @@
 
 use super::placement::Placement;
 use crate::load::Workload;
+use regex_lite::Regex;
 use serde::Serialize;
 use std::fmt;
 
@@ -238,8 +239,8 @@ pub struct Choice {
     pub level: Level,
     /// Names as in [`PEERS`]; `None`: all of the level.
     pub against: Option<Vec<String>>,
-    /// Parts of cell names, one of which must be in a cell's name; empty: all.
-    pub only: Vec<String>,
+    /// Matched with [`Cell::name`]; `None`: all.
+    pub only: Option<Regex>,
 }
 
 /// Everything that a run depends on.
@@ -290,7 +291,7 @@ fn chosen(choice: &Choice, cell: &Cell) -> bool {
     let name = cell.name();
     in_level(choice.level, cell)
         && cell.server.peer().is_none_or(peer)
-        && (choice.only.is_empty() || choice.only.iter().any(|part| name.contains(part.as_str())))
+        && choice.only.as_ref().is_none_or(|only| only.is_match(&name))
 }
 
 fn in_level(level: Level, cell: &Cell) -> bool {
@@ -334,7 +335,7 @@ mod tests {
     use super::*;
 
     fn choose(level: Level) -> Choice {
-        Choice { level, against: None, only: Vec::new() }
+        Choice { level, against: None, only: None }
     }
 
     #[test]
@@ -353,7 +354,7 @@ mod tests {
     fn peers_and_parts_of_names_choose() {
         let mut choice = choose(Level::Default);
         choice.against = Some(vec!["qsd-mirror".into()]);
-        choice.only = vec!["write-4k-qd1/unpinned".into()];
+        choice.only = Regex::new("write-4k-qd1/unpinned").ok();
         let servers: Vec<_> = plan(&choice).iter().map(|cell| cell.server).collect();
         assert!(servers.contains(&QsdBackground) && servers.contains(&Towline), "{servers:?}");
         assert!(!servers.contains(&Nbdkit), "{servers:?}");

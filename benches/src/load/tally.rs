@@ -50,6 +50,11 @@ impl Tally {
         self.by_kind[kind as usize].saturating_record(latency_ns.max(1));
     }
 
+    /// As [`Tally::record`], for what another program has counted.
+    pub fn record_many(&mut self, kind: Kind, latency_ns: u64, count: u64) {
+        self.by_kind[kind as usize].saturating_record_n(latency_ns.max(1), count);
+    }
+
     pub fn clear(&mut self) {
         self.by_kind.iter_mut().for_each(Histogram::reset);
         self.late.reset();

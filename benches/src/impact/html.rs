@@ -1,0 +1,3 @@
+//! placeholder
+use super::report::ImpactReport;
+pub fn page(_: &ImpactReport) -> String { String::new() }
