@@ -1,7 +1,7 @@
 //! `towline bench`: measuring on the administrator's own machine.
 
-mod impact;
 mod hidden;
+mod impact;
 
 use crate::exit::Exit;
 

@@ -40,7 +40,8 @@ pub(super) fn estimate_s(settings: &Settings, cells: &[Cell]) -> f64 {
 
 pub(super) fn round(runner: &mut Runner<'_>, round: usize) -> anyhow::Result<BaselineRound> {
     let began = Instant::now();
-    let what = format!("round {} of {}: baseline beside a guest", round + 1, runner.settings.rounds);
+    let what =
+        format!("round {} of {}: baseline beside a guest", round + 1, runner.settings.rounds);
     runner.prepare(&what)?;
     let seats = Seats::default();
     let job: Job = jobs().into_iter().find(|job| job.name == WORKLOAD).context("no such job")?;

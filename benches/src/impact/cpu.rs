@@ -7,7 +7,8 @@ const TICK_NS: u64 = 10_000_000;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CpuTime {
-    /// By the scheduler's own account of the threads that live, in nanoseconds.
+    /// By the scheduler's own account of the threads that live, in nanoseconds; by
+    /// ticks of 10 ms where that is more.
     pub total_ns: u64,
     /// User time in ticks of 10 ms: to tell ours from others' in /proc/stat.
     pub user_ns: u64,
@@ -49,7 +50,8 @@ impl Family {
                 }
             }
             let Some((_, stat)) = self.0.iter().find(|(known, _)| *known == pid) else { continue };
-            sum.total_ns += threads_ns(pid).unwrap_or(stat.own_ns) + stat.waited_for_ns;
+            // Threads that have ended (with a client's connection) are in the ticks alone.
+            sum.total_ns += threads_ns(pid).unwrap_or(0).max(stat.own_ns) + stat.waited_for_ns;
             sum.user_ns += stat.user_ns;
         }
         sum
@@ -107,6 +109,20 @@ mod tests {
         });
         let used = busy.join().unwrap().since(before);
         assert!(used.total_ns > 0 && used.total_ns < 60_000_000_000, "{used:?}");
+    }
+
+    #[test]
+    fn what_a_thread_used_is_known_after_its_end() {
+        let own = [std::process::id()];
+        let before = Family::now().time_of(&own);
+        let busy = std::thread::spawn(|| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(200) {}
+            Family::now().time_of(&[std::process::id()])
+        });
+        let then = busy.join().unwrap().since(before).total_ns;
+        let after = Family::now().time_of(&own).since(before).total_ns;
+        assert!(after + 2 * TICK_NS >= then, "{after} of {then}");
     }
 
     #[test]

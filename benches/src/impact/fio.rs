@@ -81,7 +81,7 @@ fn arguments(run: &Run<'_>, output: &Path) -> Vec<String> {
     if let Some(every) = workload.flush_every {
         words.push(format!("--fsync={every}"));
     }
-    if workload.read_percent % 100 != 0 {
+    if !workload.read_percent.is_multiple_of(100) {
         words.push(format!("--rwmixread={}", workload.read_percent));
     }
     words

@@ -33,8 +33,16 @@ use ServerKind::*;
 
 impl ServerKind {
     pub const ALL: [ServerKind; 10] = [
-        Towline, TowlineIdle, TowlineOff, TowlineFlush, TowlineWrite, Nbdkit, QemuNbd, NbdServer,
-        QsdBackground, QsdBlocking,
+        Towline,
+        TowlineIdle,
+        TowlineOff,
+        TowlineFlush,
+        TowlineWrite,
+        Nbdkit,
+        QemuNbd,
+        NbdServer,
+        QsdBackground,
+        QsdBlocking,
     ];
 
     pub fn name(self) -> &'static str {
@@ -141,19 +149,33 @@ pub fn jobs() -> Vec<Job> {
     const KIB4: u32 = 4 << 10;
     let job = |name, says, workload| Job { name, says, workload, whole_disk: false };
     let sequential = |workload| Workload { sequential: true, ..workload };
-    let flushed = |every, depth| Workload {
-        flush_every: Some(every),
-        ..Workload::random_write(KIB4, depth)
-    };
+    let flushed =
+        |every, depth| Workload { flush_every: Some(every), ..Workload::random_write(KIB4, depth) };
     vec![
         job("write-4k-qd1", "4 KiB random write, queue depth 1", Workload::random_write(KIB4, 1)),
         job("write-4k-qd8", "4 KiB random write, queue depth 8", Workload::random_write(KIB4, 8)),
-        job("write-4k-qd32", "4 KiB random write, queue depth 32", Workload::random_write(KIB4, 32)),
+        job(
+            "write-4k-qd32",
+            "4 KiB random write, queue depth 32",
+            Workload::random_write(KIB4, 32),
+        ),
         job("read-4k-qd1", "4 KiB random read, queue depth 1", Workload::random_read(KIB4, 1)),
         job("read-4k-qd32", "4 KiB random read, queue depth 32", Workload::random_read(KIB4, 32)),
-        job("write-64k-qd8", "64 KiB random write, queue depth 8", Workload::random_write(64 << 10, 8)),
-        job("write-1m-qd4", "1 MiB sequential write, queue depth 4", sequential(Workload::random_write(1 << 20, 4))),
-        job("read-1m-qd4", "1 MiB sequential read, queue depth 4", sequential(Workload::random_read(1 << 20, 4))),
+        job(
+            "write-64k-qd8",
+            "64 KiB random write, queue depth 8",
+            Workload::random_write(64 << 10, 8),
+        ),
+        job(
+            "write-1m-qd4",
+            "1 MiB sequential write, queue depth 4",
+            sequential(Workload::random_write(1 << 20, 4)),
+        ),
+        job(
+            "read-1m-qd4",
+            "1 MiB sequential read, queue depth 4",
+            sequential(Workload::random_read(1 << 20, 4)),
+        ),
         job("flush-1", "4 KiB write, a flush after each", flushed(1, 1)),
         job("flush-16", "16 writes of 4 KiB, then a flush", flushed(16, 16)),
         job(
@@ -173,11 +195,19 @@ pub fn jobs() -> Vec<Job> {
         ),
         Job {
             whole_disk: true,
-            ..job("whole-4k-qd1", "4 KiB random write over the whole disk, depth 1", Workload::random_write(KIB4, 1))
+            ..job(
+                "whole-4k-qd1",
+                "4 KiB random write over the whole disk, depth 1",
+                Workload::random_write(KIB4, 1),
+            )
         },
         Job {
             whole_disk: true,
-            ..job("whole-4k-qd32", "4 KiB random write over the whole disk, depth 32", Workload::random_write(KIB4, 32))
+            ..job(
+                "whole-4k-qd32",
+                "4 KiB random write over the whole disk, depth 32",
+                Workload::random_write(KIB4, 32),
+            )
         },
     ]
 }
@@ -317,9 +347,7 @@ fn in_level(level: Level, cell: &Cell) -> bool {
         (Placement::Unpinned, Towline | Nbdkit) => true,
         (Placement::Unpinned, _) if level == Level::Full => true,
         (Placement::Unpinned, QemuNbd) => job != "open-4k",
-        (Placement::Unpinned, NbdServer) => {
-            cost || matches!(job, "write-64k-qd8" | "write-1m-qd4")
-        }
+        (Placement::Unpinned, NbdServer) => cost || matches!(job, "write-64k-qd8" | "write-1m-qd4"),
         (Placement::Unpinned, QsdBackground | QsdBlocking) => {
             basic || matches!(job, "write-64k-qd8" | "write-1m-qd4")
         }

@@ -296,7 +296,7 @@ fn cdf(histogram: &hdrhistogram::Histogram<u64>) -> Vec<(f64, f64)> {
     if histogram.is_empty() {
         return Vec::new();
     }
-    let body = (0..20).map(|step| f64::from(step) / 20.0);
+    let body = (0..19).map(|step| f64::from(step) / 20.0);
     let tail = (0..=40).map(|step| 1.0 - 0.05 * 10f64.powf(-f64::from(step) / 20.0));
     body.chain(tail)
         .filter(|share| (1.0 - share) * histogram.len() as f64 >= 1.0)
@@ -328,7 +328,11 @@ pub(super) mod tests {
     use crate::impact::plan::jobs;
 
     /// A cell whose rounds have these values of all figures.
-    pub(in crate::impact) fn cell(server: ServerKind, workload: &str, values: &[f64]) -> CellReport {
+    pub(in crate::impact) fn cell(
+        server: ServerKind,
+        workload: &str,
+        values: &[f64],
+    ) -> CellReport {
         let job = jobs().into_iter().find(|job| job.name == workload).unwrap();
         let cell =
             Cell { server, job, placement: Placement::Unpinned, client: ClientKind::Batching };
@@ -347,6 +351,44 @@ pub(super) mod tests {
         let mut tally = Tally::default();
         (1..=2000).for_each(|us| tally.record(Kind::Write, us * 1000));
         CellReport::of(&cell, rounds, &tally)
+    }
+
+    /// A whole report of two servers and a skipped one.
+    pub(in crate::impact) fn report() -> ImpactReport {
+        let cells = vec![
+            cell(ServerKind::Towline, "write-4k-qd1", &[40.0; 5]),
+            cell(ServerKind::Nbdkit, "write-4k-qd1", &[50.0; 5]),
+        ];
+        ImpactReport {
+            kind: "impact",
+            level: Level::Default,
+            seed: 1,
+            rounds: 5,
+            seconds: 0.5,
+            warm_seconds: 0.1,
+            elapsed_s: 12.0,
+            towline_version: "0",
+            debug_build: true,
+            machine: Machine::look(std::path::Path::new("/"), &[]),
+            source: SourceReport {
+                path: "/x".into(),
+                is_device: false,
+                size_bytes: 1 << 28,
+                working_set_bytes: 1 << 28,
+            },
+            servers: [ServerKind::Towline, ServerKind::Nbdkit]
+                .map(|name| ServerReport { name, says: name.says() })
+                .into(),
+            workloads: vec![WorkloadReport { name: "write-4k-qd1", says: "writes" }],
+            gates: super::super::gates::judge(&cells, 1),
+            cells,
+            baseline: None,
+            skipped: vec![SkippedReport {
+                what: "nbd-server".into(),
+                reason: "nbd-server is not installed".into(),
+            }],
+            notes: Vec::new(),
+        }
     }
 
     #[test]
@@ -377,7 +419,9 @@ pub(super) mod tests {
         }
         let mut round = RoundReport::of(&job, &tally, 0.5, 3);
         assert_eq!((round.round, round.iops, round.flushes_per_s), (3, 200.0, Some(200.0)));
-        assert!((round.p50_us - 10.0).abs() < 0.1 && (round.flush_p50_us.unwrap() - 90.0).abs() < 0.1);
+        assert!(
+            (round.p50_us - 10.0).abs() < 0.1 && (round.flush_p50_us.unwrap() - 90.0).abs() < 0.1
+        );
         round.charge(&job, 1_000_000, 0);
         assert!((round.cpu_us_per_op - 10.0).abs() < 1e-9);
     }

@@ -15,9 +15,9 @@ use super::servers::{self, Catching, Place, Running};
 use super::{baseline, fio, gates, tools};
 use crate::load::{self, Edge, Outcome, Tally};
 use anyhow::{Context, bail};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -195,10 +195,7 @@ fn report(
             size_bytes: scratch.size_bytes,
             working_set_bytes: settings.working_set_bytes.min(scratch.size_bytes),
         },
-        servers: servers
-            .into_iter()
-            .map(|name| ServerReport { name, says: name.says() })
-            .collect(),
+        servers: servers.into_iter().map(|name| ServerReport { name, says: name.says() }).collect(),
         gates: gates::judge(&reports, settings.seed),
         baseline: baseline::report(baselines, &runner.solo_baselines, settings.seed),
         workloads,

@@ -94,7 +94,8 @@ impl Scratch {
         let found = Scratch::check(path, overwrite)?;
         let size_bytes = found.unwrap_or(size_bytes).min(size_bytes) >> 20 << 20;
         if size_bytes < SIZE_BYTES_MIN {
-            let why = format!("is too small: {size_bytes} bytes, at least {SIZE_BYTES_MIN} are needed");
+            let why =
+                format!("is too small: {size_bytes} bytes, at least {SIZE_BYTES_MIN} are needed");
             return Err(refused(path, &why));
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -1,6 +1,8 @@
 //! The result as text for a terminal: ratios first.
 
-use super::report::{CellReport, GateReport, ImpactReport, Verdict};
+use super::plan::{ClientKind, ServerKind};
+use super::report::{BaselineReport, CellReport, GateReport, ImpactReport, Verdict};
+use super::stats::Interval;
 use std::fmt::Write;
 
 impl Verdict {
@@ -31,10 +33,11 @@ pub fn table(report: &ImpactReport) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     if report.debug_build {
-        let _ = writeln!(text, "THIS IS A DEBUG BUILD: the figures of towline are worth nothing.\n");
+        let _ =
+            writeln!(text, "THIS IS A DEBUG BUILD: the figures of towline are worth nothing.\n");
     }
     ratios(&mut text, report);
-    let _ = writeln!(text, "\n{}", "Medians of the rounds; times in us, CPU of the server in us a request");
+    text.push_str("\nMedians of the rounds; times in us, CPU of the server in us a request\n");
     for workload in &report.workloads {
         let cells: Vec<_> = report.cells.iter().filter(|c| c.workload == workload.name).collect();
         if !cells.is_empty() {
@@ -65,52 +68,62 @@ pub fn table(report: &ImpactReport) -> String {
 
 fn ratios(text: &mut String, report: &ImpactReport) {
     if report.gates.is_empty() {
-        let _ = writeln!(text, "No bound has both of its sides among these cells.");
-        return;
+        text.push_str("No bound has both of its sides among these cells.\n");
+    } else {
+        let heads = ["ours/theirs [95 %]", "bound", "ours : theirs", "verdict"];
+        ratio_line(text, "ratio (placement, client)", heads);
     }
-    let _ = writeln!(
-        text,
-        "{:<52} {:>24} {:>7} {:>15}  {}",
-        "ratio (placement, client)", "ours/theirs [95 %]", "bound", "ours : theirs", "verdict"
-    );
     for gate in &report.gates {
-        let _ = writeln!(text, "{}", gate_line(gate));
+        let bound = format!("{}{}", if gate.at_least { ">=" } else { "<=" }, gate.reach);
+        let pair = format!("{} : {}", short(gate.ours_median), short(gate.theirs_median));
+        let noisy = if gate.noisy { " (noisy)" } else { "" };
+        let verdict = format!("{}{noisy}", gate.verdict.says());
+        let ratio = interval(Some(gate.ratio));
+        ratio_line(text, &gate.title(), [&ratio, &bound, &pair, &verdict]);
     }
     if let Some(baseline) = &report.baseline {
-        let percent = |share: Option<f64>| share.map_or("?".into(), |s| format!("{:.0} %", s * 100.0));
-        let ratio = baseline.p99_ratio.map_or("not measured".into(), |r| {
-            format!("{:.2} [{:.2}, {:.2}]", r.value, r.low, r.high)
-        });
-        let _ = writeln!(
-            text,
-            "{:<52} {ratio:>24} {:>7} {:>15}  {}",
-            format!("guest p99 beside the baseline at {} of its rate", percent(baseline.share_of_solo)),
-            format!("<={}", baseline.reach),
-            "",
-            baseline.verdict.says()
-        );
+        let bound = format!("<={}", baseline.reach);
+        let (ratio, verdict) = (interval(baseline.p99_ratio), baseline.verdict.says());
+        ratio_line(text, &baseline.title(), [&ratio, &bound, "", verdict]);
     }
 }
 
-fn gate_line(gate: &GateReport) -> String {
-    let ours = if gate.ours == super::ServerKind::Towline { "" } else { gate.ours.name() };
-    let by = match gate.client {
-        super::ClientKind::Batching => String::new(),
-        super::ClientKind::Fio => ", fio".into(),
-    };
-    let name = format!("{} ({}{by}) {ours}", gate.measure, gate.placement.name());
-    let ratio = format!("{:.2} [{:.2}, {:.2}]", gate.ratio.value, gate.ratio.low, gate.ratio.high);
-    let bound = format!("{}{}", if gate.at_least { ">=" } else { "<=" }, gate.reach);
-    let pair = format!("{} : {}", short(gate.ours_median), short(gate.theirs_median));
-    let noisy = if gate.noisy { " (noisy)" } else { "" };
-    format!("{name:<52} {ratio:>24} {bound:>7} {pair:>15}  {}{noisy}", gate.verdict.says())
+fn ratio_line(text: &mut String, name: &str, [ratio, bound, pair, verdict]: [&str; 4]) {
+    let _ = writeln!(text, "{name:<66} {ratio:>19} {bound:>7} {pair:>15}  {verdict}");
+}
+
+pub(super) fn interval(ratio: Option<Interval>) -> String {
+    let text = |r: Interval| format!("{} [{}, {}]", short(r.value), short(r.low), short(r.high));
+    ratio.map_or("not measured".into(), text)
+}
+
+impl GateReport {
+    /// What is compared, where and by whom.
+    pub(super) fn title(&self) -> String {
+        let by = match self.client {
+            ClientKind::Batching => "",
+            ClientKind::Fio => ", fio",
+        };
+        let ours = match self.ours {
+            ServerKind::Towline => String::new(),
+            other => format!("{other}, "),
+        };
+        format!("{ours}{} ({}{by})", self.measure, self.placement.name())
+    }
+}
+
+impl BaselineReport {
+    pub(super) fn title(&self) -> String {
+        let share = self.share_of_solo.map_or("?".into(), |s| format!("{:.0} %", s * 100.0));
+        format!("guest p99 beside the baseline at {share} of its solo rate")
+    }
 }
 
 fn cell_table(text: &mut String, cells: &[&CellReport]) {
     let _ = writeln!(
         text,
-        "  {:<42} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>8}  {}",
-        "server (placement, client)", "p50", "p99", "p99.9", "IOPS", "MB/s", "CPU", "CPU s/GiB", "remarks"
+        "  {:<42} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9}  remarks",
+        "server (placement, client)", "p50", "p99", "p99.9", "IOPS", "MB/s", "CPU", "CPU s/GiB",
     );
     for cell in cells {
         let m = &cell.median;
@@ -118,7 +131,7 @@ fn cell_table(text: &mut String, cells: &[&CellReport]) {
             format!("{} ({}, {})", cell.server.name(), cell.placement.name(), cell.client.name());
         let _ = writeln!(
             text,
-            "  {name:<42} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>8}  {}",
+            "  {name:<42} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9}  {}",
             short(m.p50_us),
             short(m.p99_us),
             short(m.p999_us),

@@ -102,7 +102,10 @@ mod tests {
     fn a_flush_is_alone_and_follows_exactly_so_many_writes() {
         let mut cycle = Cycle { every: Some(2), ..Cycle::default() };
         for _ in 0..3 {
-            assert_eq!([cycle.next(), cycle.next(), cycle.next()], [Some(false), Some(false), None]);
+            assert_eq!(
+                [cycle.next(), cycle.next(), cycle.next()],
+                [Some(false), Some(false), None]
+            );
             cycle.ended(Kind::Write);
             assert_eq!(cycle.next(), None);
             cycle.ended(Kind::Write);

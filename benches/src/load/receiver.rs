@@ -65,7 +65,9 @@ impl Receiver {
         self.phase = phase;
         let (slots, tally) = (&self.slots, &mut self.tally);
         let payload_of = |cookie| {
-            slots.get(cookie).map(|(kind, len, _)| if kind == Kind::Read { len as usize } else { 0 })
+            slots
+                .get(cookie)
+                .map(|(kind, len, _)| if kind == Kind::Read { len as usize } else { 0 })
         };
         self.replies.feed(&self.buffer[..came], payload_of, |cookie| {
             let Some((kind, _, since)) = slots.get(cookie) else { return };

@@ -1,6 +1,7 @@
 //! One run: connections, threads, warm-up, the measured window and the sum.
 
 use super::affinity::{self, Cpus};
+use super::closed;
 use super::open::{self, IN_FLIGHT_MAX, Pace};
 use super::phase::{Phase, Stage};
 use super::receiver::Receiver;
@@ -8,7 +9,6 @@ use super::sender::Sender;
 use super::slots::Slots;
 use super::tally::Tally;
 use super::workload::{Aim, Dice, Workload};
-use super::closed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd_client::{NbdUri, Stream, connect_plain};
 use std::ops::Range;
@@ -58,11 +58,7 @@ pub struct Outcome {
 /// `InvalidInput` for a span or export that does not fit, what connecting can fail
 /// with, an error reply, a lost connection, `TimedOut` when a reply takes half a
 /// minute or `stop` said so.
-pub fn run(
-    plan: &Plan,
-    mut edge: impl FnMut(Edge),
-    stop: impl Fn() -> bool,
-) -> Result<Outcome> {
+pub fn run(plan: &Plan, mut edge: impl FnMut(Edge), stop: impl Fn() -> bool) -> Result<Outcome> {
     check(plan)?;
     let stage = Arc::new(Stage::new());
     let clients = (0..plan.workload.connections)
@@ -132,7 +128,8 @@ impl Client {
     }
 
     fn closed(plan: &Plan, number: usize, stage: &Arc<Stage>, stream: Stream) -> Result<Client> {
-        let (mut sender, mut receiver, _) = halves(plan, number, stage, stream, plan.workload.depth)?;
+        let (mut sender, mut receiver, _) =
+            halves(plan, number, stage, stream, plan.workload.depth)?;
         let aim = Aim::new(&plan.workload, plan.span.clone(), number as u64, plan.seed);
         let (workload, shared) = (plan.workload.clone(), Arc::clone(stage));
         let work = move || {
@@ -150,8 +147,7 @@ impl Client {
         stream: Stream,
         rate: f64,
     ) -> Result<Client> {
-        let (mut sender, mut receiver, slots) =
-            halves(plan, number, stage, stream, IN_FLIGHT_MAX)?;
+        let (mut sender, mut receiver, slots) = halves(plan, number, stage, stream, IN_FLIGHT_MAX)?;
         let aim = Aim::new(&plan.workload, plan.span.clone(), number as u64, plan.seed);
         let workload = plan.workload.clone();
         let (sending, shared) = (Arc::clone(stage), Arc::clone(&slots));
@@ -188,7 +184,8 @@ fn halves(
     slots: usize,
 ) -> Result<(Sender, Receiver, Arc<Slots>)> {
     let slots = Arc::new(Slots::new(slots));
-    let other = stream.try_clone().map_err(|e| Error::io(ErrorKind::Io, "cannot share a socket", e))?;
+    let other =
+        stream.try_clone().map_err(|e| Error::io(ErrorKind::Io, "cannot share a socket", e))?;
     let pool = pool(plan.workload.request_bytes as usize + POOL_SPARE_BYTES, plan.seed);
     let sender = Sender::new(stream, Arc::clone(&slots), pool, plan.seed ^ number as u64);
     Ok((sender, Receiver::new(other, Arc::clone(&slots), Arc::clone(stage)), slots))

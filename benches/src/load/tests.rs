@@ -37,7 +37,10 @@ fn every_shape_of_workload_runs_and_is_counted_by_kind() {
         (Workload { read_percent: 50, ..base.clone() }, vec![Kind::Read, Kind::Write]),
         (Workload { flush_every: Some(4), ..base.clone() }, vec![Kind::Write, Kind::Flush]),
         (Workload { connections: 3, ..base.clone() }, vec![Kind::Write]),
-        (Workload { request_bytes: 1 << 20, sequential: true, depth: 4, ..base.clone() }, vec![Kind::Write]),
+        (
+            Workload { request_bytes: 1 << 20, sequential: true, depth: 4, ..base.clone() },
+            vec![Kind::Write],
+        ),
         (Workload { rate_per_s: Some(2000.0), ..base.clone() }, vec![Kind::Write]),
     ] {
         let mut edges = Vec::new();
@@ -45,7 +48,7 @@ fn every_shape_of_workload_runs_and_is_counted_by_kind() {
             .unwrap_or_else(|e| panic!("{workload:?}: {e}"));
         assert_eq!(edges, [Edge::Begin, Edge::End]);
         for kind in Kind::ALL {
-            let counted = outcome.tally.of(kind).len() > 0;
+            let counted = !outcome.tally.of(kind).is_empty();
             assert_eq!(counted, kinds.contains(&kind), "{workload:?} {kind:?}");
         }
     }

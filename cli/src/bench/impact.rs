@@ -204,7 +204,8 @@ impl Outputs {
         match self.json {
             Some(None) => return output::json(report),
             Some(Some(mut file)) => {
-                writeln!(file, "{}", output::json_text(report)?).context("cannot write the JSON")?;
+                writeln!(file, "{}", output::json_text(report)?)
+                    .context("cannot write the JSON")?;
             }
             None => {}
         }

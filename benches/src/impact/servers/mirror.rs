@@ -50,19 +50,32 @@ pub(super) fn start(place: &Place<'_>, mode: &str) -> anyhow::Result<Running> {
     let chardev = format!("socket,id=monitor,server=on,wait=off,path={path}");
     let serve = format!("addr.type=unix,addr.path={},max-connections=8", option_value(&socket));
     let words = words![
-        "qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=monitor",
-        "--blockdev", source.to_string(), "--blockdev", mirror_target.to_string(),
-        "--nbd-server", serve, "--export", export.to_string(),
+        "qemu-storage-daemon",
+        "--chardev",
+        chardev,
+        "--monitor",
+        "chardev=monitor",
+        "--blockdev",
+        source.to_string(),
+        "--blockdev",
+        mirror_target.to_string(),
+        "--nbd-server",
+        serve,
+        "--export",
+        export.to_string(),
     ];
     let log = place.log("qsd");
     let mut qsd = Process::start("qemu-storage-daemon", &words, place.seats.server.as_ref(), &log)?;
     let uri = NbdUri::unix(&socket, "disk0");
     wait_until_it_answers(&mut qsd, &uri)?;
     let mut qmp = Qmp::connect(&monitor)?;
-    qmp.execute("blockdev-mirror", json!({
-        "job-id": "mirror", "device": "disk", "target": "target", "sync": "none",
-        "copy-mode": mode, "granularity": GRANULARITY_BYTES,
-    }))?;
+    qmp.execute(
+        "blockdev-mirror",
+        json!({
+            "job-id": "mirror", "device": "disk", "target": "target", "sync": "none",
+            "copy-mode": mode, "granularity": GRANULARITY_BYTES,
+        }),
+    )?;
     qsd.wait_until("its mirror is ready", READY_WAIT, || {
         let jobs = qmp.execute("query-jobs", json!({}))?;
         Ok(jobs[0]["status"] == "ready")

@@ -46,8 +46,17 @@ pub(super) fn qemu_nbd(place: &Place<'_>) -> anyhow::Result<Running> {
     let socket = place.scratch.at("nbd.sock");
     let disk = &place.scratch.disk;
     let words = words![
-        "qemu-nbd", "-k", &socket, "-f", "raw", "-t", "-e", CLIENTS, "--cache=writeback",
-        "--aio=io_uring", disk
+        "qemu-nbd",
+        "-k",
+        &socket,
+        "-f",
+        "raw",
+        "-t",
+        "-e",
+        CLIENTS,
+        "--cache=writeback",
+        "--aio=io_uring",
+        disk
     ];
     serve(place, "qemu-nbd", NbdUri::unix(&socket, ""), &words)
 }

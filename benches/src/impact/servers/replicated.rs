@@ -53,31 +53,51 @@ pub(in crate::impact) struct Status {
     pub total_bytes: u64,
 }
 
+/// The rate at which a baseline is copied: from its first bytes to its last. Starting,
+/// connecting and the target's last steps are not copying.
+#[derive(Default)]
+struct Solo {
+    first: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
+}
+
+impl Solo {
+    fn look(&mut self, at: Instant, status: &Status) {
+        let done = status.done_bytes;
+        if self.first.is_none() && done > 0 {
+            self.first = Some((at, done));
+        }
+        if self.last.is_none_or(|(_, known)| done > known) {
+            self.last = Some((at, done));
+        }
+    }
+
+    fn bytes_per_s(&self) -> Option<f64> {
+        let ((from, first), (to, last)) = self.first.zip(self.last)?;
+        (last > first).then(|| (last - first) as f64 / (to - from).as_secs_f64())
+    }
+}
+
 pub(super) fn start(kind: ServerKind, place: &Place<'_>) -> anyhow::Result<Running> {
     let mut running = start_proxy(kind, place)?;
     let replication = running.replication.as_mut().expect("made with the proxy");
     let began = Instant::now();
     replication.start_shipping()?;
-    let patience = READY_WAIT
-        + Duration::from_secs(place.scratch.size_bytes / BASELINE_BYTES_PER_S_MIN);
-    let mut moving: Option<(Instant, u64)> = None;
+    let patience =
+        READY_WAIT + Duration::from_secs(place.scratch.size_bytes / BASELINE_BYTES_PER_S_MIN);
+    let mut solo = Solo::default();
     loop {
         let status = replication.status()?;
+        solo.look(Instant::now(), &status);
         if status.state == "live" {
             break;
-        }
-        if moving.is_none() && status.done_bytes > 0 {
-            moving = Some((Instant::now(), status.done_bytes));
         }
         if began.elapsed() > patience {
             bail!("no point at the target after {patience:?}: the baseline is too slow here");
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    // From the first block on: starting and connecting are not copying.
-    replication.baseline_bytes_per_s = moving.map(|(since, done)| {
-        place.scratch.size_bytes.saturating_sub(done) as f64 / since.elapsed().as_secs_f64()
-    });
+    replication.baseline_bytes_per_s = solo.bytes_per_s();
     replication.idle = kind != ServerKind::Towline;
     running.side_pids.extend(replication.ship.as_ref().map(Process::pid));
     Ok(running)
@@ -96,17 +116,34 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
         word
     };
     let words = words![
-        place.towline, "receive", "--listen", format!("127.0.0.1:{receiver_port}"), "--state", &target,
-        "--target", prefixed("disk0=", &target.join("disk.raw")),
-        "--nbd", prefixed("unix:", &target.join("nbd.sock")), "--insecure-loopback",
+        place.towline,
+        "receive",
+        "--listen",
+        format!("127.0.0.1:{receiver_port}"),
+        "--state",
+        &target,
+        "--target",
+        prefixed("disk0=", &target.join("disk.raw")),
+        "--nbd",
+        prefixed("unix:", &target.join("nbd.sock")),
+        "--insecure-loopback",
     ];
     let log = place.log("receive");
     let mut receive = Process::start("towline receive", &words, place.seats.side.as_ref(), &log)?;
     wait_for_ready(&mut receive, &log)?;
     let mut words = words![
-        place.towline, "proxy", "--group", GROUP, "--state", &state,
-        "--source", prefixed("disk0=", &scratch.disk), "--nbd", prefixed("unix:", &socket),
-        "--ring-dir", scratch.rings(),
+        place.towline,
+        "proxy",
+        "--group",
+        GROUP,
+        "--state",
+        &state,
+        "--source",
+        prefixed("disk0=", &scratch.disk),
+        "--nbd",
+        prefixed("unix:", &socket),
+        "--ring-dir",
+        scratch.rings(),
     ];
     match kind {
         ServerKind::TowlineFlush => words.extend(words!["--durability", "flush"]),
@@ -146,8 +183,15 @@ fn wait_for_ready(process: &mut Process, log: &Path) -> anyhow::Result<()> {
 impl Replication {
     pub(in crate::impact) fn start_shipping(&mut self) -> anyhow::Result<u32> {
         let words = words![
-            &self.towline, "ship", "--group", GROUP, "--state", &self.state, "--to",
-            format!("127.0.0.1:{}", self.receiver_port), "--insecure-loopback",
+            &self.towline,
+            "ship",
+            "--group",
+            GROUP,
+            "--state",
+            &self.state,
+            "--to",
+            format!("127.0.0.1:{}", self.receiver_port),
+            "--insecure-loopback",
         ];
         let ship = Process::start("towline ship", &words, self.side.as_ref(), &self.ship_log)?;
         let pid = ship.pid();
@@ -203,5 +247,24 @@ impl Replication {
         if let Some(ship) = self.ship.as_ref().filter(|_| self.idle) {
             ship.freeze(frozen);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_baselines_rate_is_that_of_its_copying_alone() {
+        let began = Instant::now();
+        let mut solo = Solo::default();
+        for (ms, done_bytes) in
+            [(0, 0), (500, 10), (1000, 60), (1500, 110), (2000, 110), (9000, 110)]
+        {
+            let status = Status { done_bytes, ..Status::default() };
+            solo.look(began + Duration::from_millis(ms), &status);
+        }
+        assert_eq!(solo.bytes_per_s(), Some(100.0));
+        assert_eq!(Solo::default().bytes_per_s(), None);
     }
 }
