@@ -26,6 +26,7 @@ mod servers;
 mod stats;
 mod text;
 mod tools;
+mod window;
 
 pub use child::install_spinners_command;
 pub use html::page;

@@ -1,9 +1,7 @@
 //! The run itself: rounds, servers in random order, cells, repeats of disturbed ones.
 
 use super::child::start_spinners;
-use super::cpu::{CpuTime, Family};
 use super::machine::{self, Machine};
-use super::noise;
 use super::placement::{Placement, Seats};
 use super::plan::{Cell, ClientKind, Job, ServerKind, Settings};
 use super::report::{
@@ -12,8 +10,9 @@ use super::report::{
 };
 use super::scratch::Scratch;
 use super::servers::{self, Catching, Place, Running};
+use super::window::{Books, Target};
 use super::{baseline, fio, gates, tools};
-use crate::load::{self, Edge, Outcome, Tally};
+use crate::load::{self, Edge, Tally};
 use anyhow::{Context, bail};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -410,50 +409,6 @@ impl Runner<'_> {
         match job.whole_disk {
             true => self.scratch.size_bytes,
             false => self.settings.working_set_bytes.min(self.scratch.size_bytes),
-        }
-    }
-}
-
-/// What is measured now.
-pub(super) struct Target<'a> {
-    pub job: &'a Job,
-    pub seats: &'a Seats,
-    pub running: &'a Running,
-    pub round: usize,
-}
-
-impl Target<'_> {
-    fn report(&self, outcome: &Outcome, before: &Books, after: &Books) -> (RoundReport, Tally) {
-        let mut report = RoundReport::of(self.job, &outcome.tally, outcome.seconds, self.round);
-        let server = after.server.since(before.server);
-        report.charge(self.job, server.total_ns, after.side.since(before.side).total_ns);
-        let noise = after.machine.since(&before.machine, after.ours.since(before.ours));
-        report.others = noise.others;
-        report.stolen = noise.stolen;
-        report.clean = noise.is_clean();
-        (report, outcome.tally.clone())
-    }
-}
-
-/// Processor time of all parts at one moment.
-struct Books {
-    server: CpuTime,
-    side: CpuTime,
-    ours: CpuTime,
-    machine: noise::Machine,
-}
-
-impl Books {
-    fn now(running: &Running) -> Books {
-        // All that was started here is a child of this process, except daemons.
-        let mut ours = running.all_pids();
-        ours.push(std::process::id());
-        let family = Family::now();
-        Books {
-            server: family.time_of(&running.server_pids),
-            side: family.time_of(&running.side_pids),
-            ours: family.time_of(&ours),
-            machine: noise::Machine::now(),
         }
     }
 }
