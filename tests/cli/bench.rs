@@ -107,20 +107,7 @@ fn a_run_that_is_told_to_stop_ends_its_servers_and_removes_what_it_made() {
     require!("nbdkit");
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("new.raw");
-    let only = "^nbdkit/write-4k-qd1/unpinned/batching$";
-    let daemon = Daemon::start(&args![
-        "bench",
-        "impact",
-        "--source",
-        &disk,
-        "--quick",
-        "--only",
-        only,
-        "--size",
-        "64M",
-        "--seconds",
-        "3600",
-    ]);
+    let daemon = Daemon::start(&endless_run(&disk));
     let began = Instant::now();
     while processes_of(dir.path()).iter().all(|command| !command.contains("nbdkit")) {
         assert!(began.elapsed() < PATIENCE, "no server was started: {daemon}");
@@ -130,6 +117,23 @@ fn a_run_that_is_told_to_stop_ends_its_servers_and_removes_what_it_made() {
     assert!(!status.success(), "an unfinished run is no success");
     assert_eq!(names(dir.path()), [""; 0]);
     assert_no_process_of(dir.path());
+}
+
+fn endless_run(disk: &Path) -> Vec<std::ffi::OsString> {
+    let only = "^nbdkit/write-4k-qd1/unpinned/batching$";
+    args![
+        "bench",
+        "impact",
+        "--source",
+        disk,
+        "--quick",
+        "--only",
+        only,
+        "--size",
+        "64M",
+        "--seconds",
+        "3600"
+    ]
 }
 
 fn number(value: &Value) -> f64 {
