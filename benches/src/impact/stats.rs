@@ -90,14 +90,14 @@ mod tests {
     fn intervals_cover_the_truth_about_as_often_as_they_say() {
         let mut random = StdRng::seed_from_u64(3);
         let mut noisy = |centre: f64| centre * (0.8 + 0.4 * random.random::<f64>());
-        let covered = (0..200u64)
+        let covered = (0..60u64)
             .filter(|&seed| {
                 let pairs: Vec<_> = (0..9).map(|_| (noisy(50.0), noisy(100.0))).collect();
                 let found = ratio_interval(&pairs, seed).unwrap();
                 (found.low..=found.high).contains(&0.5)
             })
             .count();
-        assert!((170..=200).contains(&covered), "{covered} of 200");
+        assert!((50..=60).contains(&covered), "{covered} of 60");
     }
 
     #[test]
