@@ -258,9 +258,9 @@ impl Core {
         number: u32,
         completion: Completion,
     ) -> io::Result<()> {
-        let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
-            return Ok(());
-        };
+        // Also of a connection that was lost by a failed send.
+        let is_current = |link: &&mut Link| link.number == number && link.line.is_some();
+        let Some(link) = self.link.as_mut().filter(is_current) else { return Ok(()) };
         let mut window = completion.window;
         let lost = match completion.result {
             Err(error) => Some(error.to_string()),
