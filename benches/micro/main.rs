@@ -1,11 +1,12 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, append). Single operations are timed by themselves; the timer's
+//! (steps, append, restart). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
 mod append;
 mod figures;
 mod group;
+mod restart;
 mod steps;
 
 use figures::Found;
@@ -13,9 +14,15 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 2] = [("steps", steps::measure), ("append", append::measure)];
+const PARTS: [Part; 3] =
+    [("steps", steps::measure), ("append", append::measure), ("restart", restart::measure)];
 
 fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == restart::CHILD) {
+        let dir = arguments.next().expect("the child's folder");
+        return restart::fill_and_wait(dir.as_ref());
+    }
     let value_of = |name: &str| std::env::args().skip_while(|argument| argument != name).nth(1);
     let (json, only) = (value_of("--json"), value_of("--only"));
     let mut found = Found::default();
