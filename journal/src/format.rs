@@ -184,6 +184,9 @@ pub enum Counter {
     SpillFault = 41,
     /// Number of the last RESYNC that a resync appended; 0: none.
     ResyncSeq = 42,
+    /// Bytes of the spill that hold the history of the incarnation before this one; 0
+    /// once the target has passed it.
+    HistoryBytes = 43,
 }
 
 /// First line of the stripes: counters that every append raises, a line for each volume

@@ -69,6 +69,7 @@ impl Journal {
                 wake_seq: u64::MAX,
             })),
             spill: None,
+            history: Mutex::new(None),
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(GroupState {
@@ -85,6 +86,7 @@ impl Journal {
                 volumes: Vec::new(),
                 seal: None,
                 stopped: None,
+                history: None,
             }),
             sources: Vec::new(),
             clock: || 0,
