@@ -1,9 +1,10 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, append, restart). Single operations are timed by themselves; the timer's
+//! (steps, append, durable, restart). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
 mod append;
+mod durable;
 mod figures;
 mod group;
 mod restart;
@@ -14,8 +15,12 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 3] =
-    [("steps", steps::measure), ("append", append::measure), ("restart", restart::measure)];
+const PARTS: [Part; 4] = [
+    ("steps", steps::measure),
+    ("append", append::measure),
+    ("durable", durable::measure),
+    ("restart", restart::measure),
+];
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1);

@@ -13,7 +13,7 @@ pub(crate) use cooler::CoolerContext;
 pub(crate) use file::{Base, Found, find};
 
 use crate::error::Result;
-use file::MapFile;
+use file::{MapFile, extents_of};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -36,9 +36,9 @@ struct Bits {
 }
 
 impl Bits {
-    fn new(extents: &[u64]) -> Bits {
-        let words = |count: &u64| (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Bits { volumes: extents.iter().map(words).collect() }
+    fn new(words: &[Vec<u64>]) -> Bits {
+        let volume = |words: &Vec<u64>| words.iter().map(|word| AtomicU64::new(*word)).collect();
+        Bits { volumes: words.iter().map(volume).collect() }
     }
 
     fn word(&self, volume: usize, extent: u64) -> (&AtomicU64, u64) {
@@ -62,6 +62,8 @@ struct Desk {
 
 pub(crate) struct Activity {
     extents: Vec<u64>,
+    /// Who sees a bit here writes the source without waiting: it is set only when the file
+    /// says the same, durably.
     hot: Bits,
     /// Extents touched since the last round of the cooler.
     touched: Bits,
@@ -82,16 +84,17 @@ impl Activity {
         sizes: &[u64],
         hot: &Hot,
     ) -> Result<Activity> {
-        let extents: Vec<u64> = sizes.iter().map(|size| size.div_ceil(EXTENT_BYTES)).collect();
-        let bits = Bits::new(&extents);
-        for (volume, count) in extents.iter().enumerate() {
+        let extents = extents_of(sizes);
+        let volume_words = |(volume, count): (usize, &u64)| {
+            let mut words = vec![0; count.div_ceil(64) as usize];
             for extent in (0..*count).filter(|extent| hot.has(volume, *extent)) {
-                let (word, bit) = bits.word(volume, extent);
-                word.fetch_or(bit, SeqCst);
+                words[(extent / 64) as usize] |= 1_u64 << (extent % 64);
             }
-        }
-        let file = MapFile::create(path, group_uuid, incarnation, base, &extents, &bits)?;
-        Ok(Activity::of(file, extents, bits))
+            words
+        };
+        let words = extents.iter().enumerate().map(volume_words).collect();
+        let file = MapFile::create(path, group_uuid, incarnation, base, &extents, words)?;
+        Ok(Activity::of(file, extents))
     }
 
     /// Goes on with the map of an incarnation whose ring survived. A map that is not
@@ -103,7 +106,7 @@ impl Activity {
         sizes: &[u64],
     ) -> Result<Activity> {
         match MapFile::open(path, group_uuid, incarnation, sizes)? {
-            Some((file, extents, bits)) => Ok(Activity::of(file, extents, bits)),
+            Some(file) => Ok(Activity::of(file, extents_of(sizes))),
             None => {
                 tracing::warn!("the activity map is lost: a power loss would compare everything");
                 Activity::create(path, group_uuid, incarnation, Base::default(), sizes, &Hot::All)
@@ -111,8 +114,10 @@ impl Activity {
         }
     }
 
-    fn of(file: MapFile, extents: Vec<u64>, hot: Bits) -> Activity {
-        let touched = Bits::new(&extents);
+    fn of(file: MapFile, extents: Vec<u64>) -> Activity {
+        let hot = Bits::new(file.words());
+        let untouched = |words: &Vec<u64>| vec![0; words.len()];
+        let touched = Bits::new(&file.words().iter().map(untouched).collect::<Vec<_>>());
         Activity {
             extents,
             hot,
@@ -176,10 +181,14 @@ impl Activity {
     /// Everything hot, durably: the target's content is not known any more.
     pub fn heat_all(&self) -> Result<()> {
         let mut file = self.file.lock().expect("no holder of the map file panics");
+        let stored = file.mark_all();
+        if stored.is_err() {
+            self.invalid.store(true, SeqCst);
+        }
         for volume in &self.hot.volumes {
             volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
         }
-        file.store_all(&self.hot)
+        stored
     }
 
     /// Extents that are hot now.
@@ -229,3 +238,6 @@ impl Hot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
