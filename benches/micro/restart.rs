@@ -37,8 +37,7 @@ pub fn measure(found: &mut Found) {
         child.kill().expect("it runs");
         child.wait().expect("it ends");
         let began = Instant::now();
-        let (journal, report) =
-            group::open(dir.path(), dir.path(), RING_BYTES, SpillOptions::OFF);
+        let (journal, report) = group::open(dir.path(), dir.path(), RING_BYTES, SpillOptions::OFF);
         times.saturating_record(began.elapsed().as_nanos() as u64);
         assert!(!report.restarted && report.records >= RECORDS as u64, "{report:?}");
         read += report.source_bytes_read;
