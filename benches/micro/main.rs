@@ -1,8 +1,9 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, append, durable, restart). Single operations are timed by themselves; the timer's
+//! (steps, append, durable, restart, activity). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
+mod activity;
 mod append;
 mod durable;
 mod figures;
@@ -15,12 +16,18 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("steps", steps::measure),
     ("append", append::measure),
     ("durable", durable::measure),
     ("restart", restart::measure),
+    ("activity", activity::measure),
 ];
+
+/// What stands behind an option.
+pub fn value_of(name: &str) -> Option<String> {
+    std::env::args().skip_while(|argument| argument != name).nth(1)
+}
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1);
@@ -28,7 +35,6 @@ fn main() {
         let dir = arguments.next().expect("the child's folder");
         return restart::fill_and_wait(dir.as_ref());
     }
-    let value_of = |name: &str| std::env::args().skip_while(|argument| argument != name).nth(1);
     let (json, only) = (value_of("--json"), value_of("--only"));
     let mut found = Found::default();
     for (name, measure) in PARTS {

@@ -25,7 +25,7 @@ use towline_block::{Extent, VolumeId};
 pub const EXTENT_BYTES: u64 = 16 << 20;
 /// Extents heated at once from the one that is written: sequential writers pay for
 /// one activation in four.
-const HEATED_AHEAD: u64 = 4;
+pub const HEATED_AHEAD: u64 = 4;
 /// Longest wait of a guest's write for the state disk. Past it the write goes on and
 /// the map is invalid until the disk answers (R7).
 const ACTIVATE_WAIT_MAX: Duration = Duration::from_millis(500);
