@@ -19,7 +19,9 @@ const SIZES: [u64; 7] = [1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20,
 /// What the journal does.
 const CHOSEN_BYTES: u64 = towline_journal::activity::EXTENT_BYTES;
 const CHOSEN_AHEAD: u64 = towline_journal::activity::HEATED_AHEAD;
+const CHOSEN_ROUND_S: u64 = towline_journal::activity::ROUND.as_secs();
 const AHEADS: [u64; 4] = [1, 2, 4, 8];
+const ROUNDS_S: [u64; 4] = [20, 60, 180, 600];
 /// Inside and far beyond the 16 GiB a group that the design began with.
 const WORKING_SETS: [u64; 2] = [4 << 30, 256 << 30];
 const SYNCS: usize = 300;
@@ -29,6 +31,7 @@ pub struct Point {
     pub load: String,
     pub extent_bytes: u64,
     pub ahead: u64,
+    pub round_s: u64,
     pub wait_ns: f64,
     pub waits_per_million: f64,
     pub syncs: u64,
@@ -43,14 +46,17 @@ pub fn measure(found: &mut Found) {
     let loads = loads(found);
     for load in &loads {
         for extent_bytes in SIZES {
-            found.curve.push(point(load, extent_bytes, CHOSEN_AHEAD, sync_us));
+            found.curve.push(point(load, extent_bytes, CHOSEN_AHEAD, CHOSEN_ROUND_S, sync_us));
+        }
+        for round_s in ROUNDS_S.into_iter().filter(|round| *round != CHOSEN_ROUND_S) {
+            found.curve.push(point(load, CHOSEN_BYTES, CHOSEN_AHEAD, round_s, sync_us));
         }
         for ahead in AHEADS.into_iter().filter(|ahead| *ahead != CHOSEN_AHEAD) {
-            found.curve.push(point(load, CHOSEN_BYTES, ahead, sync_us));
+            found.curve.push(point(load, CHOSEN_BYTES, ahead, CHOSEN_ROUND_S, sync_us));
         }
     }
     if let Some(path) = crate::value_of("--svg") {
-        let sizes = |point: &&Point| point.ahead == CHOSEN_AHEAD;
+        let sizes = |point: &&Point| (point.ahead, point.round_s) == (CHOSEN_AHEAD, CHOSEN_ROUND_S);
         let points: Vec<&Point> = found.curve.iter().filter(sizes).collect();
         std::fs::write(&path, picture::picture(&points, &SIZES))
             .unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -71,8 +77,9 @@ fn loads(found: &mut Found) -> Vec<Load> {
     loads
 }
 
-fn point(load: &Load, extent_bytes: u64, ahead: u64, sync_us: u64) -> Point {
-    let mut map = Map::new(Policy { extent_bytes, ahead, sync_us }, load.disk_bytes);
+fn point(load: &Load, extent_bytes: u64, ahead: u64, round_s: u64, sync_us: u64) -> Point {
+    let policy = Policy { extent_bytes, ahead, round_us: round_s * 1_000_000, sync_us };
+    let mut map = Map::new(policy, load.disk_bytes);
     for (at, offset, len) in &load.writes {
         map.write(*at, *offset, *len);
     }
@@ -82,6 +89,7 @@ fn point(load: &Load, extent_bytes: u64, ahead: u64, sync_us: u64) -> Point {
         load: load.name.clone(),
         extent_bytes,
         ahead,
+        round_s,
         wait_ns: outcome.wait_ns_a_write(),
         waits_per_million: outcome.waits as f64 * 1e6 / outcome.writes.max(1) as f64,
         syncs: outcome.syncs,

@@ -77,10 +77,11 @@ impl Found {
             return;
         }
         println!(
-            "\n{:<22} {:>7} {:>5} {:>11} {:>11} {:>8} {:>12} {:>12}",
+            "\n{:<22} {:>7} {:>5} {:>7} {:>11} {:>11} {:>8} {:>12} {:>12}",
             "activity map",
             "extent",
             "ahead",
+            "round s",
             "wait ns/wr",
             "waits/10^6",
             "syncs",
@@ -89,10 +90,11 @@ impl Found {
         );
         for point in &self.curve {
             println!(
-                "{:<22} {:>3} MiB {:>5} {:>11.1} {:>11.1} {:>8} {:>12} {:>12}",
+                "{:<22} {:>3} MiB {:>5} {:>7} {:>11.1} {:>11.1} {:>8} {:>12} {:>12}",
                 point.load,
                 point.extent_bytes >> 20,
                 point.ahead,
+                point.round_s,
                 point.wait_ns,
                 point.waits_per_million,
                 point.syncs,
@@ -113,7 +115,7 @@ impl Found {
         let figure = |of: &Figure| json!({"name": of.name, "value": of.value, "unit": of.unit, "target": of.target});
         let point = |of: &Point| {
             json!({
-                "load": of.load, "extent_bytes": of.extent_bytes, "ahead": of.ahead,
+                "load": of.load, "extent_bytes": of.extent_bytes, "ahead": of.ahead, "round_s": of.round_s,
                 "wait_ns_a_write": of.wait_ns, "waits_per_million": of.waits_per_million,
                 "syncs": of.syncs, "hot_p95_bytes": of.hot_p95, "hot_max_bytes": of.hot_max,
             })

@@ -30,14 +30,14 @@ pub fn picture(points: &[&Point], sizes: &[u64]) -> String {
             left: MARGIN.0,
             title: "Wait for the state disk",
             unit: "ns a write",
-            powers: (-1, 6),
+            powers: (1, 6),
             value: |point| point.wait_ns,
         },
         Panel {
             left: PANEL.0 + 2.0 * MARGIN.0,
             title: "To compare after a power loss, 95 %",
             unit: "MiB",
-            powers: (0, 6),
+            powers: (2, 6),
             value: |point| point.hot_p95 as f64 / f64::from(1 << 20),
         },
     ];
@@ -86,9 +86,7 @@ fn axes(body: &mut String, panel: &Panel<'_>, sizes: &[u64]) {
     for power in panel.powers.0..=panel.powers.1 {
         let y = y_of(panel, 10_f64.powi(power));
         let _ = writeln!(body, "<path d='M{left} {y}H{right}' stroke='#d7dbe0'/>");
-        let least = power == panel.powers.0 && power < 0;
-        let label = if least { "0".into() } else { format!("{}", 10_f64.powi(power)) };
-        text(body, left - 6.0, y + 4.0, "end", &label);
+        text(body, left - 6.0, y + 4.0, "end", &format!("{}", 10_f64.powi(power)));
     }
     for size in sizes {
         let (x, y) = (x_of(panel, sizes, *size), MARGIN.1 + PANEL.1 + 18.0);

@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 
-/// Microseconds of the cooler's round.
-pub const ROUND_US: u64 = 20_000_000;
 const SAMPLE_US: u64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +10,8 @@ pub struct Policy {
     pub extent_bytes: u64,
     /// Extents heated at once, from the one that is written.
     pub ahead: u64,
+    /// The cooler's round: cold is what two of them did not touch.
+    pub round_us: u64,
     /// What a sync of the state disk takes.
     pub sync_us: u64,
 }
@@ -71,7 +71,7 @@ impl Map {
             busy_until: 0,
             queued: false,
             hot_count: 0,
-            next_round: ROUND_US,
+            next_round: policy.round_us,
             next_sample: SAMPLE_US,
             outcome: Outcome::default(),
         }
@@ -84,7 +84,7 @@ impl Map {
         }
         while self.next_round <= at_us {
             self.cool();
-            self.next_round += ROUND_US;
+            self.next_round += self.policy.round_us;
         }
         let first = (offset / self.policy.extent_bytes) as usize;
         let last = ((offset + len.max(1) - 1) / self.policy.extent_bytes) as usize;

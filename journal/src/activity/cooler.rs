@@ -5,17 +5,13 @@
 //! the start of that round is durable at the target, no block of it is dirty or
 //! claimed, and a source sync that began after all that has succeeded (R7).
 
-use super::{Activity, Base, Bits, EXTENT_BYTES};
+use super::{Activity, Base, Bits, EXTENT_BYTES, ROUND};
 use crate::format::Counter;
 use crate::map::VolumeMap;
 use crate::ring::Ring;
 use std::fs::File;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 use towline_block::{BlockRange, Extent, VolumeId};
-
-/// Length of a round. Each costs one source sync if there is something to cool.
-const ROUND: Duration = Duration::from_secs(20);
 
 /// What the cooler looks at, besides the map.
 pub(crate) struct CoolerContext {
