@@ -27,8 +27,9 @@ pub const EXTENT_BYTES: u64 = 16 << 20;
 /// one activation in four.
 pub const HEATED_AHEAD: u64 = 4;
 /// Length of the cooler's round. Each costs one source sync if there is something to cool;
-/// what was not touched for one to two of them goes cold.
-pub const ROUND: Duration = Duration::from_secs(20);
+/// what was not touched for one to two of them goes cold. Shorter rounds make a guest's
+/// pauses expensive, longer ones leave more to compare (docs/design/0004).
+pub const ROUND: Duration = Duration::from_secs(60);
 /// Longest wait of a guest's write for the state disk. Past it the write goes on and
 /// the map is invalid until the disk answers (R7).
 const ACTIVATE_WAIT_MAX: Duration = Duration::from_millis(500);

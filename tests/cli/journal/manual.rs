@@ -43,7 +43,7 @@ fn form(line: &str) -> String {
             "records" | "faults" | "extents" | "writes" => Some(bare.trim_end_matches('s').into()),
             "disk0" => Some("root".into()),
             _ if word.starts_with('[') && word.ends_with(['#', '-', ']']) => None,
-            _ if bare.len() > 20 && bare.chars().all(|c| ".:jJcCdDsS".contains(c)) => {
+            _ if word.len() > 20 && word.chars().all(|c| ".:jJcCdDsS".contains(c)) => {
                 Some("ROW".into())
             }
             _ if bare.contains(|c: char| c.is_ascii_digit()) => Some("#".into()),
