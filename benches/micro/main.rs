@@ -1,10 +1,11 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, append, durable, restart, activity). Single operations are timed by themselves; the timer's
+//! (steps, codec, append, durable, restart, activity). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
 mod activity;
 mod append;
+mod codec;
 mod durable;
 mod figures;
 mod group;
@@ -16,8 +17,9 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("steps", steps::measure),
+    ("codec", codec::measure),
     ("append", append::measure),
     ("durable", durable::measure),
     ("restart", restart::measure),
