@@ -13,7 +13,7 @@ pub(crate) use cooler::CoolerContext;
 pub(crate) use file::{Base, Found, find};
 
 use crate::error::Result;
-use file::{MapFile, extents_of};
+use file::{MapFile, extent_counts};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -88,7 +88,7 @@ impl Activity {
         sizes: &[u64],
         hot: &Hot,
     ) -> Result<Activity> {
-        let extents = extents_of(sizes);
+        let extents = extent_counts(sizes);
         let volume_words = |(volume, count): (usize, &u64)| {
             let mut words = vec![0; count.div_ceil(64) as usize];
             for extent in (0..*count).filter(|extent| hot.has(volume, *extent)) {
@@ -110,7 +110,7 @@ impl Activity {
         sizes: &[u64],
     ) -> Result<Activity> {
         match MapFile::open(path, group_uuid, incarnation, sizes)? {
-            Some(file) => Ok(Activity::of(file, extents_of(sizes))),
+            Some(file) => Ok(Activity::of(file, extent_counts(sizes))),
             None => {
                 tracing::warn!("the activity map is lost: a power loss would compare everything");
                 Activity::create(path, group_uuid, incarnation, Base::default(), sizes, &Hot::All)
@@ -182,8 +182,39 @@ impl Activity {
         self.desk.lock().expect("no holder of the desk panics")
     }
 
+    /// These extents hot, durably, for blocks that become dirty without a write of a
+    /// guest. Not for the guest's path: it waits for the state disk.
+    pub fn heat_now(&self, extents: &[(usize, u64)]) -> Result<()> {
+        // The touch first: a cooler that is about to clear the bit looks at it last.
+        for (volume, extent) in extents {
+            let (touched, bit) = self.touched.word(*volume, *extent);
+            touched.fetch_or(bit, SeqCst);
+        }
+        let mut file = self.file.lock().expect("no holder of the map file panics");
+        let is_hot = |(volume, extent): &(usize, u64)| {
+            let (hot, bit) = self.hot.word(*volume, *extent);
+            hot.load(SeqCst) & bit != 0
+        };
+        if extents.iter().all(is_hot) && !self.invalid.load(SeqCst) {
+            return Ok(());
+        }
+        if let Err(e) = file.mark(extents, true) {
+            // The file's words have them: written when the disk answers.
+            self.invalid.store(true, SeqCst);
+            return Err(e);
+        }
+        for (volume, extent) in extents {
+            let (hot, bit) = self.hot.word(*volume, *extent);
+            hot.fetch_or(bit, SeqCst);
+        }
+        Ok(())
+    }
+
     /// Everything hot, durably: the target's content is not known any more.
     pub fn heat_all(&self) -> Result<()> {
+        for volume in &self.touched.volumes {
+            volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        }
         let mut file = self.file.lock().expect("no holder of the map file panics");
         let stored = file.mark_all();
         if stored.is_err() {
@@ -222,6 +253,12 @@ impl Activity {
         let waited = self.changed.wait_while(desk, |desk| desk.rounds < round && !desk.stop);
         drop(waited);
     }
+}
+
+/// The extents of a range of a volume that has `size` bytes.
+pub(crate) fn extents_of(volume: usize, range: Extent, size: u64) -> Vec<(usize, u64)> {
+    let end = range.end().min(size).div_ceil(EXTENT_BYTES);
+    (range.offset / EXTENT_BYTES..end).map(|extent| (volume, extent)).collect()
 }
 
 /// Which extents a new map has hot.

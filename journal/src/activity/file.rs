@@ -130,7 +130,10 @@ impl MapFile {
             return Ok(None);
         };
         let file = open_rw(path)?;
-        let (first, sectors) = places(&extents_of(sizes));
+        // A killed owner may have written hot bits and not synced them: nobody would wait
+        // for them any more.
+        sync(&file, path)?;
+        let (first, sectors) = places(&extent_counts(sizes));
         debug_assert_eq!(bytes, (sectors as usize + 1) * SECTOR_BYTES);
         Ok(Some(MapFile {
             file,
@@ -208,8 +211,10 @@ impl MapFile {
     }
 
     fn write(&self, bytes: &[u8], sector: u64) -> Result<()> {
+        let at = sector * SECTOR_BYTES as u64;
+        crate::durable::about(crate::durable::Event::WriteAt { file: &self.path, at, bytes });
         self.file
-            .write_all_at(bytes, sector * SECTOR_BYTES as u64)
+            .write_all_at(bytes, at)
             .map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))
     }
 
@@ -218,10 +223,13 @@ impl MapFile {
         if let Some(before_sync) = &self.before_sync {
             before_sync();
         }
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io(format!("cannot flush {}", self.path.display()), e))
+        sync(&self.file, &self.path)
     }
+}
+
+fn sync(file: &File, path: &Path) -> Result<()> {
+    crate::durable::about(crate::durable::Event::Sync { file: path });
+    file.sync_data().map_err(|e| Error::io(format!("cannot flush {}", path.display()), e))
 }
 
 fn open_rw(path: &Path) -> Result<File> {
@@ -272,7 +280,7 @@ fn header(
 }
 
 /// Extents of volumes of these sizes.
-pub(super) fn extents_of(sizes: &[u64]) -> Vec<u64> {
+pub(super) fn extent_counts(sizes: &[u64]) -> Vec<u64> {
     sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect()
 }
 
@@ -337,7 +345,7 @@ pub(super) fn parse(
     if crc32c(&header.as_bytes()[..SECTOR_BYTES - 4]) != header.crc.get() {
         return Err(damaged("header fails its checksum"));
     }
-    let extents = extents_of(sizes);
+    let extents = extent_counts(sizes);
     let (first, sectors) = places(&extents);
     let ours = header.version.get() == ACTIVITY_VERSION
         && header.group_uuid == group_uuid

@@ -1,3 +1,5 @@
+//! What is seen in memory and what is on disk, step by step.
+
 use super::*;
 use crate::activity::file::{Found, find};
 use std::sync::mpsc;
@@ -52,6 +54,14 @@ fn an_extent_is_seen_hot_only_when_the_disk_has_it() {
 }
 
 #[test]
+fn an_extent_heated_for_dirty_blocks_is_seen_hot_only_when_the_disk_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let activity = map(dir.path(), &cold());
+    assert_eq!(seen_at_syncs(&activity, || activity.heat_now(&[(0, 5)]).unwrap()), [0]);
+    assert_eq!(on_disk(dir.path()).hot, [[0b10_0000]]);
+}
+
+#[test]
 fn all_extents_are_seen_hot_only_when_the_disk_has_them() {
     let dir = tempfile::tempdir().unwrap();
     let activity = map(dir.path(), &cold());
@@ -71,4 +81,27 @@ fn an_extent_is_no_longer_seen_hot_when_the_disk_is_told() {
     assert_eq!(seen, [3, 2], "the base first, then the extents");
     assert_eq!(activity.hot_extents(), 2);
     assert_eq!(on_disk(dir.path()), Found { base, hot: vec![vec![0b011]] });
+}
+
+/// Two hot extents, which the cooler has found idle: it syncs the source while `heat` is
+/// done, then makes them cold. Which are hot then, in memory and in the file.
+fn hot_after(heat: impl FnOnce(&Activity)) -> (u64, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, sizes) = (dir.path().join("activity.map"), [2 * EXTENT_BYTES]);
+    let map = Activity::create(&path, UUID, 1, Base::default(), &sizes, &Hot::All).unwrap();
+    heat(&map);
+    map.make_cold(vec![(0, 0), (0, 1)], Base { incarnation: 1, seq: 9, claims: 0 });
+    let found = find(&path, UUID, 1, &sizes).unwrap().unwrap();
+    (map.hot_extents(), found.hot[0][0] & 3)
+}
+
+#[test]
+fn an_extent_heated_while_the_cooler_syncs_the_source_stays_hot() {
+    assert_eq!(hot_after(|_| {}), (0, 0));
+    assert_eq!(hot_after(|map| map.heat_now(&[(0, 0)]).unwrap()), (1, 1));
+}
+
+#[test]
+fn a_resync_while_the_cooler_syncs_the_source_leaves_everything_hot() {
+    assert_eq!(hot_after(|map| map.heat_all().unwrap()), (2, 3));
 }
