@@ -33,7 +33,10 @@ fn check(ring: &Ring, journal: &Weak<Journal>, records: RangeInclusive<u64>) {
         }
         let Some(journal) = journal.upgrade() else { return };
         let mut cursor = journal.lock_cursor();
-        if seq <= cursor.freed_seq || is_sound(ring, seq, &mut payload) {
+        // Both move under this lock, before anything is freed. A record above them keeps
+        // its extents hot (R7).
+        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
+        if seq <= kept || is_sound(ring, seq, &mut payload) {
             continue;
         }
         let Ok(record) = ring.record(seq) else { continue };
