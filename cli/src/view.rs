@@ -3,8 +3,8 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport,
-    VolumeStatus,
+    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, Shipping, VerifyError,
+    VerifyReport, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -86,12 +86,16 @@ fn source_status(view: &GroupView) -> GroupStatus {
         durable_seq: view.get(Counter::Acked),
         acked_seq: view.get(Counter::Acked),
         point_seq: (figure(Figure::HasPoint) == 1).then(|| figure(Figure::PointSeq)),
-        lag_bytes: ring_used_bytes + view.get(Counter::SpillUsedBytes) + map_set_bytes,
+        lag_bytes: ring_used_bytes
+            + view.get(Counter::SpillUsedBytes)
+            + view.get(Counter::HistoryBytes)
+            + map_set_bytes,
         lag_s: lag_s(view, map_set_bytes),
         ring_bytes: view.ring_payload_bytes(),
         ring_used_bytes,
         spill_used_bytes: view.get(Counter::SpillUsedBytes),
         spill_bytes: view.get(Counter::SpillBytes),
+        history_bytes: view.get(Counter::HistoryBytes),
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
         ladder_steps: view.get(Counter::LadderSteps),
         map_set_bytes,
@@ -99,6 +103,12 @@ fn source_status(view: &GroupView) -> GroupStatus {
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),
+        shipping: Shipping {
+            payload_bytes: figure(Figure::CutBytes),
+            coalesced_bytes: figure(Figure::CoalescedBytes),
+            stored_bytes: figure(Figure::StoredBytes),
+            encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
+        },
         added_write_us: Percentiles {
             p50: micros(view.get(Counter::AddedWriteP50Ns)),
             p99: micros(view.get(Counter::AddedWriteP99Ns)),

@@ -22,7 +22,8 @@ pub fn batch(bytes: &mut [u8]) {
     if header.compression != 0 {
         return packed(header, body, count);
     }
-    let at = if header.version.get() == 1 { count * OP_BYTES } else { body.len() - count * OP_BYTES };
+    let at =
+        if header.version.get() == 1 { count * OP_BYTES } else { body.len() - count * OP_BYTES };
     let (front, back) = body.split_at_mut(at);
     let (table, data) = if header.version.get() == 1 { (front, back) } else { (back, front) };
     for entry in table.chunks_exact_mut(OP_BYTES) {

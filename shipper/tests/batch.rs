@@ -227,6 +227,10 @@ proptest! {
     ) {
         let mut batch = BatchBuilder::records(at(first), 0);
         let mut seq = Seq(first);
+        // Apart from one another, so that nothing is coalesced.
+        let ops: Vec<_> = (0u64..).zip(&ops).map(|(index, (kind, volume, offset, len, payload))| {
+            (*kind, *volume, index << 41 | *offset, *len, payload)
+        }).collect();
         for (kind, volume, offset, len, payload) in &ops {
             let (volume, extent) = (VolumeId(*volume), Extent::new(*offset, u64::from(*len)));
             match kind {

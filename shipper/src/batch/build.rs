@@ -168,7 +168,10 @@ impl BatchBuilder {
         if len == 0 || self.table.len() >= OPS_MAX || self.data_bytes() > DATA_BYTES_MAX {
             self.take_back(Filled { at, len });
             let kind = if len == 0 { ErrorKind::InvalidInput } else { ErrorKind::Full };
-            return Err(Error::new(kind, format!("a write of {len} bytes has no room or no bytes")));
+            return Err(Error::new(
+                kind,
+                format!("a write of {len} bytes has no room or no bytes"),
+            ));
         }
         let extent = Extent::new(offset, len as u64);
         self.push_write(seq, volume, extent, (at - HEADER_BYTES) as u32, payload_crc32c);

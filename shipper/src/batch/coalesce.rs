@@ -11,7 +11,12 @@ use std::collections::BinaryHeap;
 pub(crate) enum Span {
     /// Bytes `start..end` of a volume. Only a write can be `cut`: a zero or trim stays one
     /// operation while anything of it is left, since it costs the same whole.
-    Range { volume: u16, start: u64, end: u64, cut: bool },
+    Range {
+        volume: u16,
+        start: u64,
+        end: u64,
+        cut: bool,
+    },
     Fence,
 }
 

@@ -4,12 +4,12 @@
 //! Payloads were copied once, into the builder; without compression they stay where they
 //! are, and header and table are put around them.
 
-use super::bytes_after;
+use super::Kind;
 use super::build::{BatchBuilder, Chain, Parts};
+use super::bytes_after;
 use super::key::{GroupKey, KEY_ID_BYTES, SALT_BYTES, TAG_BYTES};
 use super::layout::{self, HEADER_BYTES, Header, MAGIC, VERSION};
 use super::pack::{Method, Packer, UNIT_BYTES};
-use super::Kind;
 use crate::error::Result;
 use crate::ids::BatchHash;
 use towline_block::Position;

@@ -216,7 +216,6 @@ pub(super) fn key_id(header: &Header) -> KeyId {
 }
 
 const _: () = assert!(
-    BATCH_BYTES_MAX
-        >= HEADER_BYTES + OPS_MAX * OP_BYTES + DATA_BYTES_MAX + TAG_BYTES,
+    BATCH_BYTES_MAX >= HEADER_BYTES + OPS_MAX * OP_BYTES + DATA_BYTES_MAX + TAG_BYTES,
     "unit rows fit where compression saved them"
 );

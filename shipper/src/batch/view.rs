@@ -45,8 +45,13 @@ impl<'a> BatchView<'a> {
         }
         let rows = header::rows(header, &shape, body)?;
         let data = body.get(shape.stored.clone()).ok_or_else(header::cut_off)?;
-        let view =
-            BatchView { header, table: rows.ops, data, encoded_len: bytes.len(), hash: BatchHash::of(bytes) };
+        let view = BatchView {
+            header,
+            table: rows.ops,
+            data,
+            encoded_len: bytes.len(),
+            hash: BatchHash::of(bytes),
+        };
         view.check_ops()?;
         Ok(view)
     }
