@@ -258,6 +258,9 @@ impl Clerk {
             return Err(Refusal::new(RefusalCode::Protocol, what));
         }
         let damaged = |error: Error| {
+            if error.kind() == ErrorKind::NotAuthorised {
+                return Refusal::new(RefusalCode::NotAuthorised, error.to_string());
+            }
             let what = format!("{error}: connect again and go on from WELCOME");
             Refusal::new(RefusalCode::Damaged, what)
         };
