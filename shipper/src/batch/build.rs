@@ -153,6 +153,11 @@ impl BatchBuilder {
         (result, Filled { at, len: self.buf.len() - at })
     }
 
+    /// The bytes that were filled in last.
+    pub fn filled(&self, filled: &Filled) -> &[u8] {
+        self.buf.get(filled.at..filled.at + filled.len).unwrap_or_default()
+    }
+
     /// As [`BatchBuilder::write`], of the bytes that were filled in last. They are taken
     /// back when it fails.
     pub fn write_filled(

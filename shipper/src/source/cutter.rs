@@ -59,7 +59,8 @@ pub(crate) fn cut(
         cut.last = seq;
         cut.payload_bytes += payload.len as u64;
         add(&mut cut, &record, payload)?;
-        if cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
+        // A mark ends its batch: it names a batch end (R5).
+        if record.kind == Kind::Mark || cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
             break;
         }
     }
@@ -89,11 +90,16 @@ fn add(cut: &mut Cut, record: &Record, payload: Filled) -> Result<()> {
         let crc = record.payload_crc;
         return cut.batch.write_filled(seq, volume, extent.offset, payload, crc);
     }
+    let label = match record.kind {
+        Kind::Mark => cut.batch.filled(&payload).to_vec(),
+        _ => Vec::new(),
+    };
     cut.batch.take_back(payload);
     if record.state != SlotState::Done {
         return Ok(());
     }
     match record.kind {
+        Kind::Mark => cut.batch.mark(seq, &label),
         Kind::Zero => cut.batch.zero(seq, volume, extent, false),
         Kind::Trim => cut.batch.trim(seq, volume, extent),
         Kind::Control => {
@@ -115,6 +121,6 @@ fn add(cut: &mut Cut, record: &Record, payload: Filled) -> Result<()> {
             )
         }
         // A barrier orders; the batch as a whole already does.
-        Kind::Write | Kind::Barrier | Kind::Mark | Kind::Void => Ok(()),
+        Kind::Write | Kind::Barrier | Kind::Void => Ok(()),
     }
 }
