@@ -24,6 +24,6 @@ pub use disk::{Access, DiskKind, FileDisk, Identity, Stamp};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::Extent;
 pub use ids::{Epoch, Incarnation, Position, Seq, VolumeId};
-pub use name::{GroupName, VolumeName};
+pub use name::{GroupName, MarkName, NAME_BYTES_MAX, VolumeName};
 pub use reader::DirectReader;
 pub use zero::is_zero;

@@ -69,6 +69,7 @@ macro_rules! name_type {
 }
 
 name_type!(GroupName, "group", "Name of a group: the unit that migrates together.");
+name_type!(MarkName, "mark", "Name of a mark: a point that can be gone back to.");
 name_type!(VolumeName, "volume", "Name of a volume in its group; also its NBD export name.");
 
 #[cfg(test)]

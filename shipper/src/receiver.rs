@@ -17,9 +17,11 @@ mod apply;
 mod clerk;
 mod counters;
 mod hello;
+pub mod marks;
 pub mod medium;
 mod promote;
 mod recovery;
+mod rewind;
 mod server;
 mod session;
 mod staging;
@@ -28,16 +30,16 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod undo;
 
 pub use counters::Counters;
+pub use marks::{ListedMark, Mark, MarkHeader, MarkKind, MarkPolicy, PreImage};
 pub use promote::Promote;
 pub use recovery::recover;
+pub use rewind::rewind;
 pub use server::Receiver;
 pub use state::{DECISIONS_MAX, Decided, Rollback, STATE_VERSION, State, Takeover, TargetRecord};
 pub use status::{ReceiverStatus, StagedStatus};
 pub use stream::{Point, Stream};
-pub use undo::{UndoEntry, UndoHeader};
 
 use crate::security::Security;
 use std::path::{Path, PathBuf};
@@ -64,8 +66,7 @@ pub struct ReceiveConfig {
 pub struct Limits {
     /// Staged and not yet applied. Past it nothing more is read from the network.
     pub staging_bytes_max: u64,
-    /// Pre-images of a broken phase. Past it applying stops.
-    pub undo_bytes_max: u64,
+    pub marks: MarkPolicy,
 }
 
 /// Enough to ride out a minute of a slow target on a fast link, and to be
@@ -74,7 +75,7 @@ pub const STAGING_BYTES_DEFAULT: u64 = 1 << 30;
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { staging_bytes_max: STAGING_BYTES_DEFAULT, undo_bytes_max: u64::MAX }
+        Limits { staging_bytes_max: STAGING_BYTES_DEFAULT, marks: MarkPolicy::default() }
     }
 }
 
@@ -91,7 +92,7 @@ pub struct Layout {
     pub state: PathBuf,
     pub lock: PathBuf,
     pub stage: PathBuf,
-    pub undo: PathBuf,
+    pub marks: PathBuf,
 }
 
 impl Layout {
@@ -101,7 +102,7 @@ impl Layout {
             state: dir.join("state.json"),
             lock: dir.join("lock"),
             stage: dir.join("stage"),
-            undo: dir.join("undo.log"),
+            marks: dir.join("marks"),
             dir,
         }
     }

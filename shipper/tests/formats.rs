@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_shipper::batch::{BatchBuilder, Chain, Header, OpEntry};
-use towline_shipper::receiver::{UndoEntry, UndoHeader};
+use towline_shipper::receiver::{MarkHeader, PreImage};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
 use zerocopy::IntoBytes;
@@ -56,12 +56,12 @@ fn the_wire_document_names_every_field_where_it_lies() {
 
 #[test]
 fn the_receiver_document_names_every_field_where_it_lies() {
-    let header = layout!(UndoHeader: magic, group_uuid, point_number, point_epoch,
-        point_incarnation, point_seq, reserved, header_crc32c);
-    assert_eq!(table(RECEIVER_DOC, "Undo header"), header);
-    let entry = layout!(UndoEntry: magic, kind, volume, first_block, blocks, data_bytes,
+    let header = layout!(MarkHeader: magic, group_uuid, number, hash, epoch, incarnation, seq,
+        claims_upto, stream_bytes, unix_ns, kind, name, reserved, header_crc32c);
+    assert_eq!(table(RECEIVER_DOC, "Mark header"), header);
+    let entry = layout!(PreImage: magic, kind, volume, first_block, blocks, data_bytes,
         data_crc32c, entry_crc32c);
-    assert_eq!(table(RECEIVER_DOC, "Undo entry"), entry);
+    assert_eq!(table(RECEIVER_DOC, "Pre-image"), entry);
 }
 
 #[test]

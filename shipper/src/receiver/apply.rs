@@ -1,20 +1,20 @@
 //! Applying durable batches to the targets, in order, a group at a time:
-//! pre-images durable (while broken) -> all targets written -> all targets
+//! pre-images durable (while there is a mark) -> all targets written -> all targets
 //! flushed -> `applied` durable -> spent staging removed.
 //!
 //! A crash anywhere before `applied` is durable repeats the whole group from
 //! staging: writes in order are idempotent.
 
+use super::marks::{Mark, MarkKind, Marks, unix_ns};
 use super::medium::{Medium, Target};
 use super::staging::Reader;
 use super::state::Books;
 use super::stream::Stream;
-use super::undo::Undo;
 use crate::batch::{BatchView, Op};
 use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
 use std::sync::Arc;
-use towline_block::VolumeId;
+use towline_block::{MarkName, VolumeId};
 
 /// Batches applied under one flush of all targets: enough to make flushing
 /// cheap, little enough to hold in memory while a failing disk is retried.
@@ -24,11 +24,13 @@ pub const GROUP_BYTES_MAX: usize = 32 << 20;
 struct Next {
     bytes: Vec<u8>,
     after: Stream,
+    /// A mark that was asked for at its end, where the group is whole.
+    mark: Option<MarkName>,
 }
 
 pub struct Apply {
     pub targets: Vec<Target>,
-    pub undo: Undo,
+    pub marks: Marks,
     books: Arc<Books>,
     reader: Reader,
     medium: Medium,
@@ -44,7 +46,7 @@ pub struct Apply {
 impl Apply {
     pub fn new(
         targets: Vec<Target>,
-        undo: Undo,
+        marks: Marks,
         books: Arc<Books>,
         reader: Reader,
         medium: Medium,
@@ -52,7 +54,7 @@ impl Apply {
         let applied = books.get().applied;
         let (group, peeked) = (Vec::new(), None);
         let compared = Vec::new();
-        Apply { targets, undo, books, reader, medium, applied, group, peeked, compared }
+        Apply { targets, marks, books, reader, medium, applied, group, peeked, compared }
     }
 
     /// What the targets hold.
@@ -76,23 +78,41 @@ impl Apply {
         self.protect(&last)?;
         self.write()?;
         self.targets.iter().try_for_each(Target::sync)?;
+        let now = unix_ns();
+        let mark = self.mark_due(&last, now);
+        let prepared = mark.map(|mark| self.marks.prepare(mark)).transpose()?;
+        let durable = self.marks.durable();
         self.books.update(|state| {
             state.applied = last.clone();
+            state.marks_durable = durable;
             state.last_error = None;
         })?;
+        prepared.into_iter().for_each(|prepared| self.marks.commit(prepared));
         self.applied = last.clone();
         self.group.clear();
-        if last.whole {
-            self.undo.discard()?;
-        }
+        self.marks.prune(&last, now)?;
         self.reader.remove_applied(&self.medium, last.number)?;
         Ok(Some(last))
     }
 
+    /// The mark that is made where this group ends.
+    fn mark_due(&self, last: &Stream, now: u64) -> Option<Mark> {
+        if !last.whole {
+            return None;
+        }
+        let named = self.group.last().and_then(|next| next.mark.clone()).map(MarkKind::Named);
+        let due = self.marks.is_due(last.number, now).then_some(MarkKind::Periodic);
+        let stream = Stream { sealed: None, ..last.clone() };
+        named.or(due).map(|kind| Mark { kind, unix_ns: now, stream })
+    }
+
     /// Reads the next group. It ends where the group's wholeness changes, so that
-    /// saving pre-images begins and ends between groups.
+    /// saving pre-images begins and ends between groups, and at a mark.
     fn collect(&mut self) -> Result<()> {
         let mut bytes: usize = self.group.iter().map(|next| next.bytes.len()).sum();
+        if self.group.last().is_some_and(|next| next.mark.is_some()) {
+            return Ok(());
+        }
         while bytes < GROUP_BYTES_MAX {
             let Some(next) = self.peek()? else { break };
             let before = self.group.last().map_or(&self.applied, |last| &last.after);
@@ -101,7 +121,11 @@ impl Apply {
                 break;
             }
             bytes += next.bytes.len();
+            let is_mark = next.mark.is_some();
             self.group.push(next);
+            if is_mark {
+                break;
+            }
         }
         Ok(())
     }
@@ -116,23 +140,26 @@ impl Apply {
         let after = before.follow(view.group(), &view).map_err(|refusal| {
             Error::damaged(format!("staging is out of order: {}", refusal.message))
         })?;
-        Ok(Some(Next { bytes, after }))
+        let mark = if after.whole { mark_of(&view) } else { None };
+        Ok(Some(Next { bytes, after, mark }))
     }
 
     /// While the group is broken and has a point, or becomes so or whole again in
-    /// this group: what will be overwritten is saved first.
+    /// this group, and while a mark is kept: what will be overwritten is saved first.
     fn protect(&mut self, last: &Stream) -> Result<()> {
-        let Some(point) = self.applied.point else { return Ok(()) };
-        if self.applied.whole && last.whole {
+        let breaks = self.applied.point.is_some() && !(self.applied.whole && last.whole);
+        if breaks {
+            self.marks.hold(&self.applied)?;
+        }
+        if !self.marks.is_recording() {
             return Ok(());
         }
-        self.undo.begin(point)?;
         let mut ranges = Vec::new();
         for next in &self.group {
             let view = BatchView::parse(&next.bytes)?;
             ranges.extend(view.ops().filter_map(|entry| entry.op.touches()));
         }
-        self.undo.save(&self.targets, &ranges)
+        self.marks.save(&self.targets, &ranges, &self.applied, breaks)
     }
 
     fn write(&mut self) -> Result<()> {
@@ -178,6 +205,12 @@ impl Apply {
             Error::damaged(format!("a batch names volume {volume}, the group has fewer"))
         })
     }
+}
+
+/// The name of the mark that ends a batch. A label that is no name marks nothing.
+fn mark_of(batch: &BatchView<'_>) -> Option<MarkName> {
+    let Some(Op::Mark { label }) = batch.ops().last().map(|entry| entry.op) else { return None };
+    std::str::from_utf8(label).ok()?.parse().ok()
 }
 
 /// Whether every operation lies inside the volumes of these sizes.

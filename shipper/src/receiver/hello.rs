@@ -100,6 +100,8 @@ impl Clerk {
             epoch: hello.epoch,
             volumes: targets.iter().map(record).collect(),
             applied: Stream::default(),
+            marks_durable: None,
+            rewind: None,
             decisions: Vec::new(),
             promoted: None,
             last_error: None,

@@ -149,7 +149,7 @@ impl Clerk {
         let (Some(pending), Some(bound)) = (&self.pending, &self.bound) else { return };
         let request = pending.request.clone();
         let apply = bound.applier.halt();
-        let undo_point = apply.undo.point().map(|point| point.position);
+        let undo_point = apply.marks.point(apply.applied()).map(|point| point.position);
         let (applied, stalled) = (apply.applied().clone(), bound.stalled);
         drop(apply);
         match plan(&request, &bound.durable, &applied, undo_point, stalled) {
@@ -212,7 +212,7 @@ impl Clerk {
         if let (Some(takeover), None) = (bound.books.get().promoted, &bound.exports) {
             let mut apply = bound.applier.halt();
             let apply = &mut *apply;
-            finish_takeover(&bound.books, &mut apply.undo, &apply.targets, takeover.rollback)?;
+            finish_takeover(&bound.books, &mut apply.marks, &apply.targets, takeover.rollback)?;
             bound.staging.clear()?;
             let volumes: Vec<_> = apply
                 .targets

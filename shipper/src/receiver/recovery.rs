@@ -4,11 +4,11 @@
 //! Staged batches are believed as far as the chain from `applied` holds.
 
 use super::apply::{Apply, check_bounds};
+use super::marks::{self, Marks};
 use super::medium::{Medium, Target};
 use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
 use super::state::{Books, Rollback, State};
 use super::stream::Stream;
-use super::undo::Undo;
 use super::{Layout, Limits};
 use crate::batch::BatchView;
 use crate::error::{Error, ErrorKind, Result};
@@ -53,12 +53,14 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
     let Some(state) = super::state::load(&layout.state)? else { return Ok(None) };
     let targets = open_targets(&state, medium)?;
     let books = Books::loaded(&layout.state, medium.clone(), state.clone());
-    let mut undo = load_undo(layout, medium, limits, &state)?;
+    let mut marks = load_marks(layout, medium, limits, &state)?;
+    super::rewind::finish(&books, &mut marks, &targets, layout, medium)?;
+    let state = books.get();
     if let Some(takeover) = &state.promoted {
-        finish_takeover(&books, &mut undo, &targets, takeover.rollback)?;
+        finish_takeover(&books, &mut marks, &targets, takeover.rollback)?;
         let mut staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
         staging.clear()?;
-        return Ok(Some(assemble(books, staging, Cursor::default(), undo, targets, medium)));
+        return Ok(Some(assemble(books, staging, Cursor::default(), marks, targets, medium)));
     }
     let mut scan = scan(&layout.stage, &state)?;
     let damage = scan.damage.take();
@@ -66,12 +68,12 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
     if let Some(damage) = damage {
         lose_point(&books, &mut scan, damage)?;
     }
-    settle_undo(&books, &mut undo)?;
+    settle_point(&books, &marks)?;
     let mut staging = Staging::new(&layout.stage, medium.clone(), scan.segments, limits.segment());
     if damaged {
         staging.clear()?;
     }
-    let mut store = assemble(books, staging, scan.cursor, undo, targets, medium);
+    let mut store = assemble(books, staging, scan.cursor, marks, targets, medium);
     store.durable = scan.durable;
     Ok(Some(store))
 }
@@ -97,13 +99,13 @@ fn assemble(
     books: Arc<Books>,
     staging: Staging,
     cursor: Cursor,
-    undo: Undo,
+    marks: Marks,
     targets: Vec<Target>,
     medium: &Medium,
 ) -> Store {
     let reader = staging.reader(cursor);
     let durable = books.get().applied;
-    let apply = Apply::new(targets, undo, Arc::clone(&books), reader, medium.clone());
+    let apply = Apply::new(targets, marks, Arc::clone(&books), reader, medium.clone());
     Store { books, staging, apply, durable }
 }
 
@@ -116,11 +118,11 @@ impl Store {
         state: State,
         targets: Vec<Target>,
     ) -> Result<Store> {
-        let mut undo = load_undo(layout, medium, limits, &state)?;
-        undo.discard()?;
+        let mut marks = load_marks(layout, medium, limits, &state)?;
+        marks.clear()?;
         let books = Books::create(&layout.state, medium.clone(), state)?;
         let staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
-        Ok(assemble(books, staging, Cursor::default(), undo, targets, medium))
+        Ok(assemble(books, staging, Cursor::default(), marks, targets, medium))
     }
 
     /// Applies everything that is durable.
@@ -130,12 +132,17 @@ impl Store {
     }
 }
 
-fn load_undo(layout: &Layout, medium: &Medium, limits: &Limits, state: &State) -> Result<Undo> {
-    let sizes = state.volumes.iter().map(|volume| volume.size_bytes).collect();
-    Undo::load(&layout.undo, medium.clone(), state.group_uuid, sizes, limits.undo_bytes_max)
+fn load_marks(layout: &Layout, medium: &Medium, limits: &Limits, state: &State) -> Result<Marks> {
+    let owner = marks::Owner {
+        group: state.group_uuid,
+        sizes: state.volumes.iter().map(|volume| volume.size_bytes).collect(),
+        applied: &state.applied,
+        durable: state.marks_durable,
+    };
+    Marks::load(&layout.marks, medium.clone(), limits.marks, owner)
 }
 
-fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
+pub fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
     let open = |record: &super::state::TargetRecord| {
         let disk = FileDisk::open(&record.path, Access::Own { wait: OWNER_WAIT })?;
         if disk.size_bytes() != record.size_bytes {
@@ -154,42 +161,39 @@ fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
     state.volumes.iter().map(open).collect()
 }
 
-/// Rolls back if that was decided and not finished, then forgets the undo log.
+/// Rolls back if that was decided and not finished, then forgets the marks: from here on
+/// the volumes belong to the guest.
 pub fn finish_takeover(
     books: &Books,
-    undo: &mut Undo,
+    marks: &mut Marks,
     targets: &[Target],
     rollback: Rollback,
 ) -> Result<()> {
     if rollback == Rollback::Pending {
-        undo.roll_back(targets)?;
+        let point = books.get().applied.point.map_or(0, |point| point.number);
+        marks.roll_back(point, targets)?;
         books.update(|state| {
             if let Some(takeover) = &mut state.promoted {
                 takeover.rollback = Rollback::Done;
             }
         })?;
     }
-    undo.discard()
+    marks.clear()
 }
 
-/// The undo log belongs to the point before the batch that is being applied, or
-/// it is a leftover.
-fn settle_undo(books: &Books, undo: &mut Undo) -> Result<()> {
+/// In a broken phase the way back to its point has to be there.
+fn settle_point(books: &Books, marks: &Marks) -> Result<()> {
     let applied = books.get().applied;
-    match (undo.point(), applied.point) {
-        (Some(logged), Some(point)) if logged == point => Ok(()),
-        (_, Some(_)) if !applied.whole => {
-            let what = "the undo log is missing or damaged: the last point is lost; the next one \
-                        comes when the resync is done";
-            tracing::error!("{what}");
-            books.update(|state| {
-                state.applied.point = None;
-                state.last_error = Some(what.to_owned());
-            })?;
-            undo.discard()
-        }
-        _ => undo.discard(),
+    if applied.whole || applied.point.is_none() || marks.point(&applied).is_some() {
+        return Ok(());
     }
+    let what = "the undo log is missing or damaged: the last point is lost; the next one comes \
+                when the resync is done";
+    tracing::error!("{what}");
+    books.update(|state| {
+        state.applied.point = None;
+        state.last_error = Some(what.to_owned());
+    })
 }
 
 /// Batches that were acknowledged are gone: the chain goes on after the last good

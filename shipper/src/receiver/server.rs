@@ -49,8 +49,10 @@ impl Receiver {
     pub fn start_on(config: ReceiveConfig, medium: Medium) -> Result<Receiver> {
         let layout = Layout::of(&config.state_dir);
         let acceptor = Acceptor::new(&config.security)?;
-        std::fs::create_dir_all(&layout.stage)
-            .map_err(|e| Error::storage(format!("cannot create {}", layout.stage.display()), e))?;
+        for dir in [&layout.stage, &layout.marks] {
+            std::fs::create_dir_all(dir)
+                .map_err(|e| Error::storage(format!("cannot create {}", dir.display()), e))?;
+        }
         let lock = lock(&layout)?;
         let listener = listen(&config.listen, &acceptor)?;
         let address = listener

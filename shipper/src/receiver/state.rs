@@ -3,6 +3,7 @@
 //! Every change replaces the whole file (temporary file, fsync, rename, fsync of
 //! the directory). A file of a newer version is refused and left alone.
 
+use super::marks::DurableMark;
 use super::medium::Medium;
 use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +63,12 @@ pub struct State {
     pub volumes: Vec<TargetRecord>,
     /// What the targets hold, at least; staging has what comes after.
     pub applied: Stream,
+    /// How far the newest mark's file is durable.
+    #[serde(default)]
+    pub marks_durable: Option<DurableMark>,
+    /// A way back to the mark at this batch that was decided and is not finished.
+    #[serde(default)]
+    pub rewind: Option<u64>,
     pub decisions: Vec<Decided>,
     pub promoted: Option<Takeover>,
     /// For people: why it does not go on.

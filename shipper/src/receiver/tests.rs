@@ -9,5 +9,6 @@ mod crash;
 mod disk;
 mod history;
 mod logs;
+mod marks;
 mod table;
 mod takeover;

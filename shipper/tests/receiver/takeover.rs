@@ -145,12 +145,13 @@ async fn heal_after_a_broken_phase_discards_the_old_point() {
     sender.ship(&[(0, 0, b"old")], &[Control::Heal]).await;
     sender.ship(&[(0, 0, b"new")], &[Control::Break]).await;
     sender.applied(2).await;
-    let undo = lab.state_dir().join("receive/undo.log");
-    assert!(undo.exists());
+    let marks = lab.state_dir().join("receive/marks");
+    let kept = || std::fs::read_dir(&marks).unwrap().count();
+    assert_eq!(kept(), 1);
     sender.ship(&[], &[Control::Heal]).await;
     let ack = sender.applied(3).await;
     assert_eq!((ack.point, ack.broken), (Some(at(5)), false));
-    assert!(!undo.exists());
+    assert_eq!(kept(), 0);
     receiver.stop();
 }
 
@@ -173,7 +174,7 @@ async fn a_target_that_cannot_serve_says_so_and_serves_when_asked_again() {
 #[tokio::test]
 async fn a_full_undo_store_stops_applying_and_still_leads_back_to_the_point() {
     let mut lab = Lab::new();
-    lab.limits.undo_bytes_max = 100 << 10;
+    lab.limits.marks.bytes_max = 100 << 10;
     let receiver = lab.start();
     let mut sender = Sender::connect(&lab, &receiver).await;
     sender.ship(&[(0, 0, &[1; 1 << 20])], &[Control::Heal]).await;

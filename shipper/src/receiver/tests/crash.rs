@@ -31,6 +31,7 @@ impl Lab {
         let dir = dir.unwrap();
         let layout = Layout::of(dir.path());
         std::fs::create_dir_all(&layout.stage).unwrap();
+        std::fs::create_dir_all(&layout.marks).unwrap();
         let recorder = Arc::new(Recorder::default());
         let medium = Medium::observed(recorder.clone());
         // Small segments, so that they come and go within a history.
@@ -60,6 +61,8 @@ impl Lab {
             epoch: Epoch(1),
             volumes: SIZES.iter().enumerate().map(record).collect(),
             applied: Stream::default(),
+            marks_durable: None,
+            rewind: None,
             decisions: Vec::new(),
             promoted: None,
             last_error: None,
@@ -116,13 +119,13 @@ fn recover_and_check(lab: &Lab, history: &History, acked: u64, at: &str) {
     let before = store.books.get().applied;
     if !before.whole {
         let point = history_point(history, before.number);
-        let logged = store.apply.undo.point().map(|point| point.number);
+        let logged = store.apply.marks.point(&before).map(|point| point.number);
         assert_eq!(logged, point, "{at}: broken, and the last point is out of reach");
     }
-    if let Some(point) = store.apply.undo.point() {
+    if let Some(point) = store.apply.marks.point(&before) {
         // The undo log alone leads back, also out of the middle of a group.
         let torn = lab.volumes();
-        store.apply.undo.roll_back(&store.apply.targets).unwrap();
+        store.apply.marks.roll_back(point.number, &store.apply.targets).unwrap();
         check(history, &lab.volumes(), point.number)
             .unwrap_or_else(|e| panic!("{at}, rolled back without redo: {e}"));
         (0..2).for_each(|index| std::fs::write(lab.target(index), &torn[index]).unwrap());
@@ -134,8 +137,8 @@ fn recover_and_check(lab: &Lab, history: &History, acked: u64, at: &str) {
     let point = history_point(history, applied.number);
     assert_eq!(applied.point.map(|point| point.number), point, "{at}");
     if let (false, Some(number)) = (applied.whole, point) {
-        assert_eq!(store.apply.undo.point(), applied.point, "{at}");
-        store.apply.undo.roll_back(&store.apply.targets).unwrap();
+        assert_eq!(store.apply.marks.point(&applied), applied.point, "{at}");
+        store.apply.marks.roll_back(number, &store.apply.targets).unwrap();
         check(history, &lab.volumes(), number).unwrap_or_else(|e| panic!("{at}, rolled back: {e}"));
     }
 }
@@ -152,7 +155,7 @@ fn history_point(history: &History, number: u64) -> Option<u64> {
 
 /// Lays out what a crash before change `k` leaves: of the process, the change torn
 /// where it can be, and of the power.
-fn each_crash(
+pub fn each_crash(
     lab: &Lab,
     changes: &[Change],
     mut model: Model,
@@ -252,8 +255,8 @@ fn a_decided_rollback_is_finished_after_a_crash_at_any_step() {
             assert_eq!(takeover.rollback, Rollback::Done, "{at}");
         } else {
             store.redo().unwrap();
-            assert!(store.apply.undo.point().is_some());
-            store.apply.undo.roll_back(&store.apply.targets).unwrap();
+            assert!(store.apply.marks.point(store.apply.applied()).is_some());
+            store.apply.marks.roll_back(point.number, &store.apply.targets).unwrap();
         }
         check(&history, &lab.volumes(), point.number)
             .unwrap_or_else(|e| panic!("{at} ({crash:?}): {e}"));

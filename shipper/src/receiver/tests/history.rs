@@ -101,6 +101,21 @@ impl History {
         self.finish(batch, volumes);
     }
 
+    /// Changes and, at their end, a mark of this name.
+    pub fn mark(&mut self, ops: usize, name: &str) {
+        let mut volumes = self.last().clone();
+        let mut batch = BatchBuilder::records(self.at(self.seq + 1), self.claims);
+        for index in 0..ops {
+            self.seq += 1;
+            let change = self.change(index as u64 % 2);
+            change.push(&mut batch, Seq(self.seq));
+            change.make(&mut volumes);
+        }
+        self.seq += 1;
+        batch.mark(Seq(self.seq), name.as_bytes()).unwrap();
+        self.finish(batch, volumes);
+    }
+
     /// A batch of claimed blocks: one change on each volume.
     pub fn blocks(&mut self) {
         self.claims += 1;
@@ -150,6 +165,37 @@ impl History {
         history.blocks();
         history.records(4, &[]);
         history
+    }
+}
+
+impl History {
+    /// As [`History::scenario`], with marks before, between and after the broken phases.
+    /// Answers their names and batches, too.
+    pub fn with_marks(seed: u64) -> (History, Vec<(&'static str, u64)>) {
+        let mut history = History::new(seed);
+        let mut marks = Vec::new();
+        let mut mark = |history: &mut History, ops, name| {
+            history.mark(ops, name);
+            marks.push((name, history.batches.len() as u64));
+        };
+        history.records(3, &[Control::Resync]);
+        history.blocks();
+        history.records(2, &[Control::Heal]);
+        mark(&mut history, 3, "first");
+        history.records(4, &[]);
+        history.records(4, &[]);
+        mark(&mut history, 0, "second");
+        history.records(3, &[Control::Break]);
+        history.blocks();
+        history.records(2, &[Control::Heal]);
+        history.records(3, &[]);
+        mark(&mut history, 2, "third");
+        mark(&mut history, 2, "fourth");
+        history.records(2, &[Control::Break, Control::Heal]);
+        history.records(0, &[Control::Break]);
+        history.blocks();
+        history.records(4, &[]);
+        (history, marks)
     }
 }
 

@@ -81,7 +81,7 @@ fn after_a_failed_flush_of_a_target_the_group_is_written_again() {
 fn a_full_undo_log_keeps_the_point_and_goes_on_when_there_is_room() {
     let history = History::scenario(14);
     let mut lab = Lab::new();
-    lab.limits.undo_bytes_max = 70 << 10;
+    lab.limits.marks.bytes_max = 70 << 10;
     let mut store = lab.create();
     for sealed in &history.batches {
         store.staging.append(sealed.number, &sealed.bytes).unwrap();
@@ -90,12 +90,12 @@ fn a_full_undo_log_keeps_the_point_and_goes_on_when_there_is_room() {
     let error = store.redo().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     let point = store.apply.applied().point.unwrap();
-    assert_eq!(store.apply.undo.point(), Some(point));
-    store.apply.undo.roll_back(&store.apply.targets).unwrap();
+    assert_eq!(store.apply.marks.newest(), Some(point));
+    store.apply.marks.roll_back(point.number, &store.apply.targets).unwrap();
     check(&history, &lab.volumes(), point.number).unwrap();
     drop(store);
 
-    lab.limits.undo_bytes_max = u64::MAX;
+    lab.limits.marks.bytes_max = u64::MAX;
     let mut store = lab.reopen().unwrap();
     store.redo().unwrap();
     check(&history, &lab.volumes(), history.batches.len() as u64).unwrap();
@@ -107,9 +107,9 @@ fn a_damaged_undo_log_loses_the_point_loudly_and_nothing_else() {
     let lab = Lab::new();
     let mut store = lab.create();
     run(&lab, &mut store, &history, 15);
-    assert!(store.apply.undo.point().is_some());
+    let point = store.apply.marks.newest().unwrap();
     drop(store);
-    damage(&lab.layout.undo, 8);
+    damage(&lab.layout.marks.join(format!("{:020}.mark", point.number)), 8);
     let mut store = lab.reopen().unwrap();
     assert_eq!(store.apply.applied().point, None);
     assert!(store.books.get().last_error.unwrap().contains("undo log"));
