@@ -25,7 +25,8 @@ pub fn make(image: &Path, size_bytes: u64, dir: &Path) -> Result<()> {
 /// it, if anything is.
 pub fn replay(image: &Path) -> Result<Option<String>> {
     let image = image.as_os_str();
-    let replayed = run("e2fsck", ["-E".as_ref(), "journal_only".as_ref(), image], PATIENCE);
+    let only = ["-y", "-E", "journal_only"].map(std::ffi::OsStr::new);
+    let replayed = run("e2fsck", only.into_iter().chain([image]), PATIENCE);
     if replayed.code() > 1 {
         return Ok(Some(format!("the file system's journal cannot be replayed: {replayed}")));
     }

@@ -46,8 +46,14 @@ pub fn source(image: &Path, dir: &Path, group: &str, history: &History) -> Resul
     let total = sizes.iter().sum();
     let map = dir.join("activity.map");
     let hot_bytes = match image::copy_out(image, &format!("/state/{group}/activity.map"), &map)? {
-        true => hot::hot_bytes(&std::fs::read(&map)?, &sizes).unwrap_or(total),
-        false => total,
+        true => hot::hot_bytes(&std::fs::read(&map)?, &sizes).unwrap_or_else(|error| {
+            eprintln!("the activity map cannot be read: {error:?}");
+            total
+        }),
+        false => {
+            eprintln!("there is no activity map");
+            total
+        }
     };
     Ok(Remains { sources, unflushed_lost, hot_bytes, findings })
 }

@@ -29,6 +29,8 @@ const VOLUME_BYTES: u64 = 32 << 20;
 const WRITTEN_BYTES: u64 = 12 << 20;
 /// Sources, state, and a few segments of spill.
 const DISK_BYTES: u64 = 512 << 20;
+/// So that the first copy takes longer than a cut's delay.
+const BASELINE_RATE: &str = "--rate 2M";
 /// A first copy, a compare or a catch-up at an emulated processor's pace.
 const WHOLE_WITHIN: Duration = Duration::from_secs(180);
 /// Several rounds of what makes extents cold.
@@ -162,7 +164,8 @@ impl Life {
         let serving_s = site.start_proxy(cut, spill, &self.volumes)?.as_secs_f64();
         let view = site.status()?;
         self.target.start();
-        site.start_ship(self.target.port)?;
+        let options = if cut.phase == Phase::Baseline && !whole { BASELINE_RATE } else { "" };
+        site.start_ship(self.target.port, options)?;
         let mut recovery = Recovery {
             serving_s,
             map_bytes: view.number("map_set_bytes"),
@@ -218,14 +221,19 @@ impl Life {
         let plan = Plan {
             seed: cut.seed,
             queue_depth: 8,
-            rate_per_s: (cut.phase == Phase::Cool).then_some(20.0),
+            rate_per_s: match cut.phase {
+                Phase::Spill | Phase::Map => None,
+                Phase::Cool => Some(30.0),
+                // With pauses, in which the guest's kernel writes back what was not flushed.
+                _ => Some(100.0),
+            },
             pattern: Pattern::Zipf(0.6),
             large_share: if overflows { 0.8 } else { 0.2 },
             write_blocks_max: if overflows { 64 } else { 16 },
             zero_share: 0.05,
-            fua_share: 0.05,
+            fua_share: 0.01,
             read_share: 0.05,
-            flush_every: 16,
+            flush_every: cut.flush_every,
             reply_timeout: PATIENCE,
             reconnect_wait: Duration::from_millis(20),
         };
@@ -245,8 +253,11 @@ impl Life {
             let key = if cut.phase == Phase::Map { "map_set_bytes" } else { "spill_used_bytes" };
             site.wait_status(PATIENCE, "overflowing", |view| view.number(key) > 0)?;
             if cut.ships_again {
-                site.start_ship(self.target.port)?;
+                site.start_ship(self.target.port, "")?;
             }
+        }
+        if cut.phase == Phase::Baseline {
+            site.wait_status(PATIENCE, "copying", |view| view.number("sent_bytes") > 0)?;
         }
         if cut.phase == Phase::Cool {
             self.wait_cool(site)?;
@@ -267,7 +278,8 @@ impl Life {
             // A file's content: there is nothing to wait on.
             std::thread::sleep(Duration::from_secs(1));
         }
-        Ok(())
+        // What is cold may be hot on disk for long: that costs a comparison, nothing else.
+        site.sync()
     }
 
     fn judge(&mut self, outcome: &mut Outcome, caught_up: bool, history: History) -> Result<()> {

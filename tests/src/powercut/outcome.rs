@@ -43,6 +43,24 @@ pub struct Recovery {
 }
 
 impl Outcome {
+    /// A cut that could not be made, or not be judged.
+    pub fn failed(life: usize, cut: &Cut, finding: String) -> Outcome {
+        Outcome {
+            life,
+            cut: cut.clone(),
+            state: "unknown".into(),
+            acked: 0,
+            flushes: 0,
+            disk: Lost::default(),
+            unflushed_lost: 0,
+            target: "not judged".into(),
+            hot_bytes: 0,
+            total_bytes: 0,
+            recovery: None,
+            findings: vec![finding],
+        }
+    }
+
     pub fn line(&self, number: usize) -> String {
         let cut = &self.cut;
         let verdict = if self.findings.is_empty() { "ok" } else { "FAILED" };

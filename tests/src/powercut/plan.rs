@@ -56,6 +56,15 @@ impl Phase {
         }
     }
 
+    pub const ALL: [Phase; 6] = [
+        Phase::Baseline,
+        Phase::Steady,
+        Phase::Cool,
+        Phase::Spill,
+        Phase::Map,
+        Phase::Recovery,
+    ];
+
     /// Whether the group has its point, and everything at the target, before the client starts.
     pub fn begins_whole(self) -> bool {
         !matches!(self, Phase::Baseline | Phase::Recovery)
@@ -72,6 +81,8 @@ pub struct Cut {
     /// Writes acknowledged in the phase before the cut, and time after them.
     pub acks: u64,
     pub delay: Duration,
+    /// Writes between the client's flushes.
+    pub flush_every: u32,
     /// Share of what the disk's cache held that survives.
     pub survival: f64,
     /// After an overflow: somebody ships again when the power fails.
@@ -93,6 +104,7 @@ impl Cut {
             seed: rng.random(),
             acks,
             delay: Duration::from_millis(rng.random_range(0..400)),
+            flush_every: rng.random_range(16..160),
             survival: [0.0, 0.3, 0.7, 0.95][rng.random_range(0..4)],
             ships_again: rng.random(),
             kills_receiver: rng.random(),
@@ -134,6 +146,17 @@ pub fn short(seed: u64) -> Vec<Cut> {
     ]
     .map(|(phase, durability)| Cut::draw(&mut rng, phase, durability))
     .to_vec()
+}
+
+/// One cut in each of these phases, for a look at them.
+pub fn of_phases(seed: u64, phases: &[Phase], only: Option<Durability>) -> Vec<Cut> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut cuts = Vec::new();
+    for phase in phases {
+        let durability = only.unwrap_or(Durability::ALL[rng.random_range(0..3)]);
+        cuts.push(Cut::draw(&mut rng, *phase, durability));
+    }
+    cuts
 }
 
 /// A cut of a group whose client flushes, for a disk that swallows flushes: all it held

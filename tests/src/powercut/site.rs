@@ -55,6 +55,10 @@ impl Site {
         let mut machine =
             Machine::boot(initrd, &[disk], &[(port, GUEST_NBD_PORT)], &dir.join("guest"))?;
         machine.must("mount -t ext4 /dev/vda /mnt && mkdir -p /mnt/state")?;
+        // Dirty pages soon reach the disk's cache, so that a cut finds something there.
+        for (knob, hundredths) in [("dirty_writeback", 1), ("dirty_expire", 1)] {
+            machine.must(&format!("echo {hundredths} >/proc/sys/vm/{knob}_centisecs"))?;
+        }
         Ok(Site { machine, group: group.to_owned(), port, ship_pid: None })
     }
 
@@ -88,10 +92,11 @@ impl Site {
         }
     }
 
-    pub fn start_ship(&mut self, port: u16) -> Result<()> {
+    /// `options` are added to the command line.
+    pub fn start_ship(&mut self, port: u16, options: &str) -> Result<()> {
         let pid = self.start(&format!(
             "towline ship --group {} --state /mnt/state --to {HOST_FROM_GUEST}:{port} --pki /pki \
-             --window {WINDOW}",
+             --window {WINDOW} {options}",
             self.group
         ))?;
         self.ship_pid = Some(pid);
@@ -155,6 +160,11 @@ impl Site {
             u8::from_str_radix(&text, 16).context("no hexadecimal digits")
         };
         digits.chunks_exact(2).map(byte).collect()
+    }
+
+    /// Makes the guest's files durable.
+    pub fn sync(&mut self) -> Result<()> {
+        self.machine.must("sync").map(drop)
     }
 
     pub fn cut(self) {
