@@ -13,6 +13,7 @@ use crate::exit::usage;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::AttachPolicy;
 use towline_proxy::ListenAddr;
@@ -39,6 +40,8 @@ pub struct ProxyConfig {
     pub spill: Option<u64>,
     #[serde(default)]
     pub attach: Attach,
+    #[serde(default)]
+    pub latency: Latency,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -57,6 +60,12 @@ pub struct ReceiveConfig {
     pub pki: Option<PathBuf>,
     #[serde(default)]
     pub insecure_loopback: bool,
+    #[serde(default, deserialize_with = "span")]
+    pub mark_every: Option<Duration>,
+    #[serde(default, deserialize_with = "span")]
+    pub keep_marks: Option<Duration>,
+    #[serde(default, deserialize_with = "size")]
+    pub marks_bytes: Option<u64>,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -93,6 +102,19 @@ pub enum Durability {
     Write,
 }
 
+/// How much of a core may be spent on answering the guest sooner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Latency {
+    /// Look for the next request up to 50 us before sleeping, while that pays off and the core is idle otherwise.
+    #[default]
+    Balanced,
+    /// Look up to 200 us.
+    Lowest,
+    /// Sleep whenever there is nothing to do.
+    Frugal,
+}
+
 /// What to make of sources that may have changed while no proxy ran.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -112,6 +134,16 @@ impl From<Durability> for towline_journal::Durability {
             Durability::Process => towline_journal::Durability::Process,
             Durability::Flush => towline_journal::Durability::Flush,
             Durability::Write => towline_journal::Durability::Write,
+        }
+    }
+}
+
+impl From<Latency> for towline_proxy::LatencyPolicy {
+    fn from(latency: Latency) -> towline_proxy::LatencyPolicy {
+        match latency {
+            Latency::Balanced => towline_proxy::LatencyPolicy::Balanced,
+            Latency::Lowest => towline_proxy::LatencyPolicy::Lowest,
+            Latency::Frugal => towline_proxy::LatencyPolicy::Frugal,
         }
     }
 }
@@ -217,6 +249,12 @@ pub fn size_arg(text: &str) -> Result<u64, String> {
     towline_block::size::parse_size(text).map_err(|e| e.to_string())
 }
 
+/// For clap: a span of time with unit.
+pub fn span_arg(text: &str) -> Result<Duration, String> {
+    let span = crate::when::parse_span(text).filter(|ns| *ns > 0).map(Duration::from_nanos);
+    span.ok_or_else(|| format!("{text:?} is no span of time: write one as 30s, 5m, 12h or 7d"))
+}
+
 /// For clap: an address to serve NBD on.
 pub fn listen_arg(text: &str) -> Result<ListenAddr, String> {
     text.parse::<ListenAddr>().map_err(|e| e.to_string())
@@ -237,6 +275,10 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
         Size::Bytes(bytes) => Ok(Some(bytes)),
         Size::Text(text) => size_arg(&text).map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    span_arg(&String::deserialize(from)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn listen_addrs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ListenAddr>, D::Error> {

@@ -6,7 +6,7 @@
 mod figures;
 
 use crate::address::nbd_uri;
-use crate::config::{self, Attach, Disk, Durability, ProxyConfig};
+use crate::config::{self, Attach, Disk, Durability, Latency, ProxyConfig};
 use crate::daemon::Daemon;
 use crate::exit::Exit;
 use crate::metrics;
@@ -56,6 +56,9 @@ pub struct Args {
     /// What to make of sources that may have changed while no proxy ran.
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
+    /// How much of a core may be spent on answering the guest sooner.
+    #[arg(long, value_enum, default_value_t)]
+    latency: Latency,
     /// Serve Prometheus metrics there.
     #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
     metrics: Option<SocketAddr>,
@@ -78,6 +81,7 @@ impl Args {
                 durability: self.durability,
                 spill: self.spill,
                 attach: self.attach,
+                latency: self.latency,
                 metrics: self.metrics,
             },
             _ => return Err(crate::exit::usage("give --group and --state, or --config FILE")),
@@ -144,7 +148,12 @@ fn start_server(
         journaled: Some(Journaled { journal: Arc::clone(journal), id: VolumeId(index as u16) }),
     };
     let exports = journal.sources().iter().enumerate().map(export).collect();
-    let server = Server::start(exports, &config.nbd, &StartGate::of_seal(seal.as_ref()))?;
+    let server = Server::start_with(
+        exports,
+        &config.nbd,
+        &StartGate::of_seal(seal.as_ref()),
+        config.latency.into(),
+    )?;
     let addresses = server.addresses();
     let uris =
         |source: &Source| addresses.iter().map(|at| nbd_uri(at, source.name.as_str())).collect();

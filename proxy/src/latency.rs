@@ -140,6 +140,8 @@ pub struct Counters {
     pub undurable: Counter,
     /// Connections taken into transmission.
     pub connections: Counter,
+    /// Time in which the volume's thread looked for requests instead of sleeping.
+    pub spin_ns: Counter,
 }
 
 #[cfg(test)]

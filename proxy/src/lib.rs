@@ -19,6 +19,7 @@ pub mod server;
 mod syncs;
 mod volume;
 
+pub use engine::LatencyPolicy;
 pub use error::{Error, ErrorKind, Result};
 pub use group::Group;
 pub use link::LinkServer;

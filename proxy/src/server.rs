@@ -1,7 +1,7 @@
 //! The server: volumes' threads, the accepting thread, and their orderly end.
 
 use crate::accept::{self, Door, Lobby};
-use crate::engine::{Command, Engine, Inbox, Mailbox, Setup, mailbox};
+use crate::engine::{Command, Engine, Inbox, LatencyPolicy, Mailbox, Setup, mailbox};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{Attempt, Gate};
 use crate::group::{Group, Member, refusal_of};
@@ -98,11 +98,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `exports` on every address. Returns when all of them can be reached.
+    /// Serves `exports` on every address, with the default of [`LatencyPolicy`].
+    /// Returns when all of them can be reached.
     pub fn start(
         exports: Vec<ExportConfig>,
         addresses: &[ListenAddr],
         gate: &StartGate,
+    ) -> Result<Server> {
+        Server::start_with(exports, addresses, gate, LatencyPolicy::default())
+    }
+
+    /// As [`Server::start`], with a policy.
+    pub fn start_with(
+        exports: Vec<ExportConfig>,
+        addresses: &[ListenAddr],
+        gate: &StartGate,
+        policy: LatencyPolicy,
     ) -> Result<Server> {
         check(&exports)?;
         let journal = exports.iter().find_map(|export| {
@@ -123,7 +134,7 @@ impl Server {
         for export in exports {
             let id = export.journaled.as_ref().map(|journaled| journaled.id);
             let (name, open) = (export.name.clone(), Arc::new(AtomicUsize::new(0)));
-            let mailbox = server.start_volume(export, gate.gate(), open.clone())?;
+            let mailbox = server.start_volume(export, gate.gate(), open.clone(), policy)?;
             members.push(Member { name, id, mailbox: mailbox.clone() });
             doors.push(Door { mailbox, open });
         }
@@ -138,6 +149,7 @@ impl Server {
         export: ExportConfig,
         gate: Gate,
         open: Arc<AtomicUsize>,
+        policy: LatencyPolicy,
     ) -> Result<Mailbox> {
         let name = export.name.clone();
         let failed = |error: std::io::Error| {
@@ -164,6 +176,7 @@ impl Server {
             inbox,
             latency,
             counters,
+            policy,
         };
         let (ready, started) = bounded(1);
         let thread = std::thread::Builder::new()

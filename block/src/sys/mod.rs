@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 mod file;
+pub mod socket;
 pub mod uring;
 
 pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};

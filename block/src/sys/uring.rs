@@ -86,6 +86,7 @@ impl Driver {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_clamp()
             .build(entries)
             .map_err(|error| {
@@ -98,6 +99,20 @@ impl Driver {
                 )
             })?;
         Ok(Driver { ring, in_flight: Vec::new(), free: Vec::new(), _not_send: PhantomData })
+    }
+
+    /// Hands what is queued to the kernel without waiting for anything.
+    pub fn submit(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.enter(0, None)
+    }
+
+    /// Whether [`Driver::wait`] would find a completion at once. Costs two loads, no
+    /// system call: made for asking in a loop.
+    pub fn is_ready(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Operations pushed whose completions were not taken yet.
@@ -122,7 +137,7 @@ impl Driver {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
-            if let Err(error) = self.submit(0, None) {
+            if let Err(error) = self.enter(0, None) {
                 self.in_flight[slot] = None;
                 self.free.push(slot);
                 return Err(error);
@@ -131,19 +146,23 @@ impl Driver {
     }
 
     /// Submits what is queued, waits for `min` completions or `timeout`, and
-    /// appends all that are ready to `out`.
+    /// appends all that are ready to `out`. With a timeout of zero and nothing queued
+    /// or ready it makes no system call.
     pub fn wait(
         &mut self,
         min: usize,
         timeout: Option<Duration>,
         out: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        self.submit(min, timeout)?;
+        let is_look = timeout == Some(Duration::ZERO);
+        if !is_look || self.is_ready() || !self.ring.submission().is_empty() {
+            self.enter(if is_look { 0 } else { min }, timeout)?;
+        }
         self.take_ready(out);
         Ok(())
     }
 
-    fn submit(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<()> {
+    fn enter(&mut self, min: usize, timeout: Option<Duration>) -> io::Result<()> {
         let submitted = match timeout {
             Some(timeout) if min > 0 => {
                 let limit = Timespec::new().sec(timeout.as_secs()).nsec(timeout.subsec_nanos());

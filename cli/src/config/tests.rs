@@ -31,6 +31,7 @@ fn a_file_fills_the_same_struct_as_flags() {
     let names: Vec<_> = config.sources.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["system", "data"]);
     assert_eq!(config.durability, Durability::Process);
+    assert_eq!(config.latency, Latency::Balanced);
 }
 
 #[test]

@@ -84,6 +84,11 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
             of_volume(Sample::counter(name, help, read(&volume.counters)), journal, volume)
         }));
     }
+    samples.extend(volumes.iter().map(|volume| {
+        let help = "Core time spent on looking for requests instead of sleeping.";
+        let seconds = volume.counters.spin_ns.get() as f64 / 1e9;
+        of_volume(Sample::gauge("towline_spin_seconds", help, seconds), journal, volume)
+    }));
     for (quantile, us) in [
         ("0.5", (|v: &VolumeFigures| v.latency.snapshot().p50_us) as fn(&VolumeFigures) -> f64),
         ("0.99", |v: &VolumeFigures| v.latency.snapshot().p99_us),
@@ -152,6 +157,11 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             "towline_spill_bytes",
             "Size that the spill may reach.",
             get(Counter::SpillBytes) as f64,
+        ),
+        Sample::gauge(
+            "towline_history_bytes",
+            "Bytes of the spill of a ring that was lost, which the target gets first.",
+            get(Counter::HistoryBytes) as f64,
         ),
         Sample::gauge(
             "towline_spill_fault",

@@ -142,6 +142,17 @@ impl Input {
         self.end += received;
     }
 
+    /// The free part, as [`Input::lend`], without giving the buffer away.
+    pub fn space(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.end..]
+    }
+
+    /// The first `received` bytes of the free part were filled.
+    pub fn fill(&mut self, received: usize) {
+        self.end += received;
+        assert!(self.end <= self.bytes.len(), "received more than there was room for");
+    }
+
     /// Frees the buffer of a closed connection.
     pub fn close(&mut self, memory: &mut LargeMemory) {
         (self.start, self.end) = (0, 0);
@@ -218,10 +229,22 @@ impl Output {
         self.len = len;
     }
 
-    /// Hands everything to the kernel.
-    pub fn lend(&mut self) -> Window {
-        let len = std::mem::take(&mut self.len);
-        Window::new(std::mem::take(&mut self.bytes), 0, len)
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Hands everything but the first `sent` bytes to the kernel.
+    pub fn lend(&mut self, sent: usize) -> Window {
+        let len = std::mem::take(&mut self.len) - sent;
+        Window::new(std::mem::take(&mut self.bytes), sent, len)
+    }
+
+    /// Everything was sent.
+    pub fn clear(&mut self, memory: &mut LargeMemory) {
+        self.len = 0;
+        if self.bytes.len() > BUFFER_KEEP_BYTES {
+            *self = Output::recycle(std::mem::take(&mut self.bytes), memory);
+        }
     }
 
     /// An empty buffer from one that was sent; very large ones are not kept.
@@ -310,7 +333,7 @@ mod tests {
             outputs.push(output);
         }
         assert_eq!(outputs.len(), LARGE_BYTES_MAX / ((32 << 20) - BUFFER_KEEP_BYTES));
-        let recycled = Output::recycle(outputs.pop().unwrap().lend().buf, &mut memory);
+        let recycled = Output::recycle(outputs.pop().unwrap().lend(0).buf, &mut memory);
         assert_eq!(recycled.bytes.len(), BUFFER_BYTES);
         assert!(memory.take_freed());
         assert!(Output::default().make_room(32 << 20, &mut memory));

@@ -10,7 +10,8 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Instant;
-use towline_block::sys::uring::Fd;
+use towline_block::sys::socket;
+use towline_block::sys::uring::{Fd, Window};
 
 /// Payload of a refused WRITE that is read and dropped, so that the client gets
 /// its error and goes on. Twice the largest legal one; beyond, the stream is taken
@@ -148,10 +149,30 @@ impl Connection {
         true
     }
 
-    /// Swaps the output buffers for a send. Call only while none is in flight.
-    pub fn swap_output(&mut self) -> Output {
+    /// Sends the output as far as the socket has room for it. The rest, if any, is
+    /// for the kernel to send when there is more. Call only while no send is in flight.
+    pub fn send_now(&mut self, memory: &mut LargeMemory) -> Option<Window> {
+        let sent = match socket::send_now(&self.fd, self.output.as_bytes()) {
+            Ok(sent) => sent.unwrap_or(0),
+            Err(_) => {
+                self.shut_down();
+                self.output.len()
+            }
+        };
+        if sent == self.output.len() {
+            self.output.clear(memory);
+            return None;
+        }
         let next = self.spare.take().unwrap_or_default();
-        std::mem::replace(&mut self.output, next)
+        self.sending = true;
+        Some(std::mem::replace(&mut self.output, next).lend(sent))
+    }
+
+    /// Receives what is there, if anything is.
+    pub fn receive_now(&mut self) -> Option<std::io::Result<usize>> {
+        let received = socket::receive_now(&self.fd, self.input.space()).transpose()?;
+        self.input.fill(*received.as_ref().unwrap_or(&0));
+        Some(received)
     }
 
     /// The buffer of an ended send comes back.

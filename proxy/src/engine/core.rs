@@ -6,6 +6,7 @@ use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause, Stamp};
 use super::durable::Waits;
 use super::slots::{Key, Purpose};
+use super::spin::{LatencyPolicy, Spin};
 use crate::error::Result;
 use crate::gate::Gate;
 use crate::latency::{Counters, Latency, Recorder};
@@ -44,6 +45,9 @@ pub(super) struct Core {
     /// Barrier of the fdatasync in flight.
     pub barrier: Option<Ticket>,
     pub waits: Waits,
+    pub spin: Spin,
+    /// Requests executed since the last look.
+    pub requests: u32,
     /// Connections that stand for a turn.
     pub ready: VecDeque<Key>,
     /// Time of the last wake-up.
@@ -56,6 +60,7 @@ impl Core {
         gate: Gate,
         latency: Arc<Latency>,
         counters: Arc<Counters>,
+        policy: LatencyPolicy,
     ) -> io::Result<Core> {
         let now = Instant::now();
         Ok(Core {
@@ -70,6 +75,8 @@ impl Core {
             runs: Vec::new(),
             barrier: None,
             waits: Waits::default(),
+            spin: Spin::new(policy, now),
+            requests: 0,
             ready: VecDeque::new(),
             now,
         })
@@ -120,14 +127,19 @@ impl Core {
         connection.receiving = false;
         let received = *completion.result.as_ref().unwrap_or(&0);
         connection.input.take_back(completion.window, received);
-        match completion.result {
+        self.arrived(key, connection, &completion.result);
+        Ok(())
+    }
+
+    /// Bytes, the end of the stream or its failure: the connection gets a turn.
+    pub fn arrived(&mut self, key: Key, connection: &mut Connection, received: &io::Result<usize>) {
+        match received {
             Err(_) => connection.shut_down(),
             Ok(0) if connection.ending == Ending::No => connection.ending = Ending::Draining,
             Ok(_) => {}
         }
         connection.received = self.stamp();
         self.enqueue(key, connection);
-        Ok(())
     }
 
     pub fn sent(
@@ -199,9 +211,13 @@ impl Core {
         if connection.sending || connection.output.is_empty() {
             return Ok(());
         }
-        let window = connection.swap_output().lend();
-        connection.sending = true;
-        self.driver.push(Purpose::Send(key).token(), Op::Send(connection.fd.clone(), window))
+        match connection.send_now(&mut self.memory) {
+            Some(rest) => {
+                let op = Op::Send(connection.fd.clone(), rest);
+                self.driver.push(Purpose::Send(key).token(), op)
+            }
+            None => Ok(()),
+        }
     }
 
     fn receive(&mut self, key: Key, connection: &mut Connection, total: usize) -> io::Result<()> {
@@ -209,6 +225,14 @@ impl Core {
             connection.pause = Some(Pause::Memory);
             return Ok(());
         }
+        if self.spin.watch(key, self.now) {
+            return Ok(());
+        }
+        self.arm(key, connection)
+    }
+
+    /// Leaves the receive to the kernel.
+    pub fn arm(&mut self, key: Key, connection: &mut Connection) -> io::Result<()> {
         connection.receiving = true;
         let window = connection.input.lend();
         self.driver.push(Purpose::Recv(key).token(), Op::Recv(connection.fd.clone(), window))

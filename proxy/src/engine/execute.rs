@@ -81,6 +81,7 @@ impl Core {
         if connection.input.unread().len() < total {
             return Err(Pause::Bytes(total));
         }
+        self.requests = self.requests.saturating_add(1);
         if request.is_gated() {
             match self.gate.passage() {
                 Passage::Go => {}

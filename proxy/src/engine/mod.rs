@@ -22,6 +22,8 @@ mod execute;
 mod obey;
 mod run;
 mod slots;
+mod spin;
 
 pub use command::{Command, Inbox, Mailbox, NewConnection, mailbox};
 pub use run::{Engine, Setup};
+pub use spin::LatencyPolicy;

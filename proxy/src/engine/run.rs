@@ -4,6 +4,7 @@ use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause};
 use super::core::Core;
 use super::slots::{Key, Purpose, Slots};
+use super::spin::LatencyPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::latency::{Counters, Latency};
@@ -22,6 +23,7 @@ pub struct Setup {
     pub inbox: Inbox,
     pub latency: Arc<Latency>,
     pub counters: Arc<Counters>,
+    pub policy: LatencyPolicy,
 }
 
 pub struct Engine {
@@ -37,15 +39,10 @@ pub struct Engine {
 impl Engine {
     /// Only on the thread that calls [`Engine::run`].
     pub fn new(setup: Setup) -> io::Result<Engine> {
-        let mut core = Core::new(setup.volume, setup.gate, setup.latency, setup.counters)?;
-        core.listen(&setup.inbox, Window::new(vec![0; 16], 0, 16))?;
-        Ok(Engine {
-            core,
-            connections: Slots::new(),
-            inbox: setup.inbox,
-            holds: Vec::new(),
-            stop_by: None,
-        })
+        let Setup { volume, gate, inbox, latency, counters, policy } = setup;
+        let mut core = Core::new(volume, gate, latency, counters, policy)?;
+        core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
+        Ok(Engine { core, connections: Slots::new(), inbox, holds: Vec::new(), stop_by: None })
     }
 
     /// Serves until [`super::command::Command::Stop`]; then every source write is on the medium, or
@@ -85,9 +82,12 @@ impl Engine {
 
     /// Waits for events and acts on all there are. `done` is scratch.
     fn round(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
-        let timeout = self.timeout();
+        let spun = self.spin()?;
+        let timeout = if spun { Some(Duration::ZERO) } else { self.timeout() };
         self.core.driver.wait(1, timeout, done)?;
-        self.core.now = Instant::now();
+        if !spun {
+            self.core.now = Instant::now();
+        }
         for completion in done.drain(..) {
             self.completed(completion)?;
         }

@@ -25,7 +25,8 @@ fn bench() -> Bench {
     let (mailbox, inbox) = mailbox().unwrap();
     let volume = Volume::new("d".parse().unwrap(), Arc::new(disk), None);
     let (latency, counters) = (Arc::default(), Arc::default());
-    let setup = Setup { volume, gate: Gate::Open, inbox, latency, counters };
+    let policy = LatencyPolicy::Frugal;
+    let setup = Setup { volume, gate: Gate::Open, inbox, latency, counters, policy };
     let mut engine = Engine::new(setup).unwrap();
     let (client, server) = UnixStream::pair().unwrap();
     let terms =
