@@ -1,7 +1,7 @@
 //! Three cuts of every test run, and the control that must fail. `scripts/powercut` makes
 //! more.
 
-use towline_tests::powercut::{Life, plan};
+use towline_tests::powercut::{Life, Outcome, plan};
 use towline_tests::volatile::Flushes;
 use towline_tests::{machine, skip, test_name};
 
@@ -28,8 +28,15 @@ fn power_cuts_lose_nothing_flushed_and_the_target_becomes_the_source_again() {
     for (number, outcome) in outcomes.iter().enumerate() {
         println!("{}", outcome.line(number));
     }
-    let cached: u64 = outcomes.iter().map(|outcome| outcome.disk.atoms).sum();
-    assert!(cached > 0, "no cut found anything in the disk's cache: they proved nothing");
+    let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+    assert!(
+        sum(|o| o.disk.lost) > 0,
+        "no cut lost anything of the disk's cache: nothing is proved"
+    );
+    assert!(sum(|o| o.flushes) > 0, "no flush was acknowledged: nothing is proved");
+    let recovery = |number: usize| outcomes[number].recovery.unwrap();
+    assert!(recovery(1).map_bytes < outcomes[1].total_bytes, "cold extents are not compared");
+    assert!(recovery(2).history_bytes > 0, "the durable spill is shipped before anything else");
 }
 
 /// The same judges, over a disk that answers flushes and does not do them.

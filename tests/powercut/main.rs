@@ -164,6 +164,7 @@ fn summary(args: &Args, outcomes: &[Outcome], elapsed_s: f64) -> Value {
         "recoveries_below_everything": outcomes.iter().filter(|o| {
             o.recovery.is_some() && o.hot_bytes < o.total_bytes
         }).count(),
+        "recoveries_with_history": recovered.clone().filter(|r| r.history_bytes > 0).count(),
         "serving_s_max": recovered.map(|r| r.serving_s).fold(0.0, f64::max),
         "elapsed_s": elapsed_s,
         "outcomes": outcomes.iter().map(Outcome::json).collect::<Vec<_>>(),

@@ -21,7 +21,8 @@ pub fn hot_bytes(file: &[u8], sizes: &[u64]) -> Result<u64> {
         let mut words = Vec::new();
         while (words.len() as u64) < extents.div_ceil(64) {
             let bytes = sectors.next().context("too few sectors")?;
-            let sector = ActivitySector::ref_from_bytes(bytes).map_err(|e| anyhow::anyhow!("{e}"))?;
+            let sector =
+                ActivitySector::ref_from_bytes(bytes).map_err(|e| anyhow::anyhow!("{e}"))?;
             ensure!(sector.crc.get() == crc32c(&bytes[..SECTOR_BYTES - 4]), "a damaged sector");
             words.extend(sector.words.iter().map(|word| word.get()));
         }

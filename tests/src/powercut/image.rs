@@ -1,8 +1,9 @@
 //! Looking into the guest's file system from outside, without mounting it.
 
 use crate::PATIENCE;
-use crate::program::run;
+use crate::program::{Finished, debian_command, run_command};
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,8 +17,8 @@ const PIECE_BYTES: u64 = 1 << 20;
 pub fn make(image: &Path, size_bytes: u64, dir: &Path) -> Result<()> {
     File::create(image)?.set_len(size_bytes)?;
     let args = ["-q", "-F", "-t", "ext4", "-b", "4096", "-E", "lazy_itable_init=0", "-d"];
-    let args = args.iter().map(std::ffi::OsStr::new);
-    run("mke2fs", args.chain([dir.as_os_str(), image.as_os_str()]), PATIENCE).ok();
+    let args = args.iter().map(OsStr::new);
+    tool("mke2fs", args.chain([dir.as_os_str(), image.as_os_str()])).ok();
     Ok(())
 }
 
@@ -25,13 +26,13 @@ pub fn make(image: &Path, size_bytes: u64, dir: &Path) -> Result<()> {
 /// it, if anything is.
 pub fn replay(image: &Path) -> Result<Option<String>> {
     let image = image.as_os_str();
-    let only = ["-y", "-E", "journal_only"].map(std::ffi::OsStr::new);
-    let replayed = run("e2fsck", only.into_iter().chain([image]), PATIENCE);
+    let only = ["-y", "-E", "journal_only"].map(OsStr::new);
+    let replayed = tool("e2fsck", only.into_iter().chain([image]));
     if replayed.code() > 1 {
         return Ok(Some(format!("the file system's journal cannot be replayed: {replayed}")));
     }
     // Reads only: a check that repairs would hide what was lost.
-    let checked = run("e2fsck", ["-f".as_ref(), "-n".as_ref(), image], PATIENCE);
+    let checked = tool("e2fsck", ["-f".as_ref(), "-n".as_ref(), image]);
     Ok((checked.code() != 0).then(|| format!("the file system is damaged: {checked}")))
 }
 
@@ -39,7 +40,7 @@ pub fn replay(image: &Path) -> Result<Option<String>> {
 pub fn copy_out(image: &Path, path: &str, to: &Path) -> Result<bool> {
     let command = format!("dump {path} {}", to.to_str().context("a path of odd bytes")?);
     let _ = std::fs::remove_file(to);
-    let finished = run("debugfs", ["-R".as_ref(), command.as_ref(), image.as_os_str()], PATIENCE);
+    let finished = tool("debugfs", ["-R".as_ref(), command.as_ref(), image.as_os_str()]);
     if !to.exists() {
         return Ok(false);
     }
@@ -65,4 +66,11 @@ pub fn read_export(uri: &NbdUri, size_bytes: u64, to: &Path) -> Result<()> {
     }
     client.disconnect()?;
     Ok(())
+}
+
+/// One of e2fsprogs, which others than root lack in their path.
+fn tool<'a>(name: &str, args: impl IntoIterator<Item = &'a OsStr>) -> Finished {
+    let mut command = debian_command(name);
+    command.args(args);
+    run_command(command, PATIENCE)
 }

@@ -32,7 +32,7 @@ const DISK_BYTES: u64 = 512 << 20;
 /// So that the first copy takes longer than a cut's delay.
 const BASELINE_RATE: &str = "--rate 2M";
 /// A first copy, a compare or a catch-up at an emulated processor's pace.
-const WHOLE_WITHIN: Duration = Duration::from_secs(180);
+const WHOLE_WITHIN: Duration = Duration::from_secs(300);
 /// Several rounds of what makes extents cold.
 const COOL_WITHIN: Duration = Duration::from_secs(150);
 
@@ -163,6 +163,7 @@ impl Life {
         };
         let serving_s = site.start_proxy(cut, spill, &self.volumes)?.as_secs_f64();
         let view = site.status()?;
+        site.verify_journal()?;
         self.target.start();
         let options = if cut.phase == Phase::Baseline && !whole { BASELINE_RATE } else { "" };
         site.start_ship(self.target.port, options)?;
@@ -170,6 +171,7 @@ impl Life {
             serving_s,
             map_bytes: view.number("map_set_bytes"),
             compare_bytes: view.number("map_suspect_bytes"),
+            history_bytes: view.number("history_bytes"),
             ..Recovery::default()
         };
         let mut findings = Vec::new();

@@ -36,6 +36,8 @@ pub struct Recovery {
     pub map_bytes: u64,
     /// The same, as far as it is compared by digest.
     pub compare_bytes: u64,
+    /// Durable in the spill of the lost ring, to go to the target before anything is compared.
+    pub history_bytes: u64,
     /// Until the target had everything.
     pub whole_s: Option<f64>,
     /// Sent for that.
@@ -67,11 +69,13 @@ impl Outcome {
         let recovery = match &self.recovery {
             None => "cut again or not reached".to_owned(),
             Some(recovery) => format!(
-                "serving {:.1} s, {} of {} MiB to compare ({} hot), whole {}, sent {} KiB",
+                "serving {:.1} s, {} of {} MiB to compare ({} hot), history {} KiB, whole {}, \
+                 sent {} KiB",
                 recovery.serving_s,
                 recovery.compare_bytes >> 20,
                 self.total_bytes >> 20,
                 self.hot_bytes >> 20,
+                recovery.history_bytes >> 10,
                 recovery.whole_s.map_or("no".to_owned(), |s| format!("{s:.1} s")),
                 recovery.sent_bytes >> 10,
             ),
@@ -96,8 +100,8 @@ impl Outcome {
         let recovery = self.recovery.map(|recovery| {
             json!({
                 "serving_s": recovery.serving_s, "map_bytes": recovery.map_bytes,
-                "compare_bytes": recovery.compare_bytes, "whole_s": recovery.whole_s,
-                "sent_bytes": recovery.sent_bytes,
+                "compare_bytes": recovery.compare_bytes, "history_bytes": recovery.history_bytes,
+                "whole_s": recovery.whole_s, "sent_bytes": recovery.sent_bytes,
             })
         });
         json!({

@@ -151,6 +151,11 @@ impl Site {
         }
     }
 
+    /// Every record that the target lacks is sound, in its place and in order.
+    pub fn verify_journal(&mut self) -> Result<()> {
+        self.machine.must(&format!("towline journal verify /mnt/state/{}", self.group)).map(drop)
+    }
+
     /// The activity map as it stands in the guest's page cache.
     pub fn activity_map(&mut self) -> Result<Vec<u8>> {
         let hex = self.machine.must(&format!("xxd -p /mnt/state/{}/activity.map", self.group))?;
