@@ -8,8 +8,9 @@ use towline_journal::activity::file::{
 };
 use zerocopy::FromBytes;
 
-/// Bytes of volumes of these sizes that lie in hot extents.
-pub fn hot_bytes(file: &[u8], sizes: &[u64]) -> Result<u64> {
+/// Bytes of volumes of these sizes, at or behind the offset `from` of each, that lie in hot
+/// extents; `from` begins an extent.
+pub fn hot_bytes(file: &[u8], sizes: &[u64], from: u64) -> Result<u64> {
     let (first, _) = file.split_at_checked(SECTOR_BYTES).context("shorter than a sector")?;
     let header = ActivityHeader::ref_from_bytes(first).map_err(|e| anyhow::anyhow!("{e}"))?;
     ensure!(header.magic == ACTIVITY_MAGIC, "no activity map");
@@ -29,7 +30,8 @@ pub fn hot_bytes(file: &[u8], sizes: &[u64]) -> Result<u64> {
         ensure!(words.len().is_multiple_of(SECTOR_WORDS), "whole sectors");
         let is_hot = |extent: &u64| words[(extent / 64) as usize] >> (extent % 64) & 1 == 1;
         let len = |extent: u64| extent_bytes.min(size - extent * extent_bytes);
-        sum += (0..extents).filter(is_hot).map(len).sum::<u64>();
+        ensure!(from.is_multiple_of(extent_bytes), "{from} begins no extent");
+        sum += (from / extent_bytes..extents).filter(is_hot).map(len).sum::<u64>();
     }
     Ok(sum)
 }

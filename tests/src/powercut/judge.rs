@@ -46,7 +46,7 @@ pub fn source(image: &Path, dir: &Path, group: &str, history: &History) -> Resul
     let total = sizes.iter().sum();
     let map = dir.join("activity.map");
     let hot_bytes = match image::copy_out(image, &format!("/state/{group}/activity.map"), &map)? {
-        true => hot::hot_bytes(&std::fs::read(&map)?, &sizes).unwrap_or_else(|error| {
+        true => hot::hot_bytes(&std::fs::read(&map)?, &sizes, 0).unwrap_or_else(|error| {
             eprintln!("the activity map cannot be read: {error:?}");
             total
         }),
