@@ -1,23 +1,19 @@
-//! A group whose target has everything, and producers that append to it.
+//! A group whose target has everything, on files of its own.
 
-use super::histogram;
-use hdrhistogram::Histogram;
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 use towline_block::{Access, FileDisk, VolumeId};
 use towline_journal::format::Counter;
 use towline_journal::{
-    AttachPolicy, Begun, Change, Journal, Options, Outcome, Resync, Source, SpillOptions,
-    unix_now_ns,
+    AttachPolicy, Begun, Change, Journal, OpenReport, Options, Outcome, Resync, Source,
+    SpillOptions, unix_now_ns,
 };
 
 const VOLUMES: usize = 2;
-const VOLUME_BYTES: u64 = 64 << 20;
-/// Fits no cache, as in production.
-const RING_BYTES: u64 = 128 << 20;
-/// Appends between two acknowledgements; a quarter of the ring.
+pub const VOLUME_BYTES: u64 = 64 << 20;
+/// Appends between two acknowledgements; an eighth of the smallest ring here.
 const ACK_EVERY: usize = 4096;
 
 pub struct Group {
@@ -25,95 +21,88 @@ pub struct Group {
     _dir: tempfile::TempDir,
 }
 
-pub struct Appended {
-    pub times: Histogram<u64>,
-    /// Appends a second, all producers together, acknowledging included.
-    pub per_s: f64,
+/// A folder in memory: neither ring nor activity map is to measure a disk.
+pub fn memory_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    dir.expect("room for a ring")
+}
+
+/// Opens the group that lives in `dir`, made now if it is not there; `disk` is where its
+/// state and spill are.
+pub fn open(
+    dir: &Path,
+    disk: &Path,
+    ring_bytes: u64,
+    spill: SpillOptions,
+) -> (Arc<Journal>, OpenReport) {
+    let sources = (0..VOLUMES).map(|volume| {
+        let path = dir.join(format!("v{volume}"));
+        if !path.exists() {
+            File::create(&path).and_then(|file| file.set_len(VOLUME_BYTES)).expect("room");
+        }
+        let own = Access::Own { wait: Duration::from_secs(1) };
+        let disk = Arc::new(FileDisk::open(&path, own).expect("a source"));
+        Source { name: format!("v{volume}").parse().expect("a name"), disk }
+    });
+    let options = Options {
+        group: "micro".parse().expect("a name"),
+        state_dir: disk.join("state"),
+        ring_dir: dir.to_owned(),
+        ring_bytes: Some(ring_bytes),
+        sources: sources.collect(),
+        attach: AttachPolicy::Auto,
+        spill,
+        clock: unix_now_ns,
+    };
+    Journal::open(options).expect("a group")
+}
+
+/// As if a shipper had sent every block.
+pub fn heal(journal: &Journal) {
+    journal.resync_all(Resync::Send);
+    let mut last = 0;
+    for volume in 0..VOLUMES {
+        while let Some(claim) = journal.claim(VolumeId(volume as u16), 0, u64::MAX) {
+            last = claim.id;
+        }
+    }
+    journal.ack(journal.get(Counter::Done), last);
+    assert!(journal.heal().is_some(), "nothing is dirty");
+}
+
+/// One write, as the data path does it.
+pub fn append(journal: &Journal, volume: VolumeId, index: usize, data: &[u8]) {
+    let offset = (index * data.len()) as u64 % VOLUME_BYTES;
+    match journal.begin(volume, &Change::Write { offset, data }) {
+        Begun::Record(ticket) => journal.finish(ticket, Outcome::Done),
+        Begun::Map => panic!("the ring overflowed"),
+    }
 }
 
 impl Group {
-    pub fn open() -> Group {
-        let memory = PathBuf::from("/dev/shm");
-        let dir = if memory.is_dir() { tempfile::tempdir_in(&memory) } else { tempfile::tempdir() };
-        let dir = dir.expect("room for a ring");
-        let sources = (0..VOLUMES).map(|volume| {
-            let path = dir.path().join(format!("v{volume}"));
-            File::create(&path).and_then(|file| file.set_len(VOLUME_BYTES)).expect("room");
-            let own = Access::Own { wait: Duration::from_secs(1) };
-            let disk = Arc::new(FileDisk::open(&path, own).expect("a fresh file"));
-            Source { name: format!("v{volume}").parse().expect("a name"), disk }
-        });
-        let options = Options {
-            group: "micro".parse().expect("a name"),
-            state_dir: dir.path().join("state"),
-            ring_dir: dir.path().to_owned(),
-            ring_bytes: Some(RING_BYTES),
-            sources: sources.collect(),
-            attach: AttachPolicy::Auto,
-            spill: SpillOptions::OFF,
-            clock: unix_now_ns,
-        };
-        let (journal, _) = Journal::open(options).expect("a new group");
-        let group = Group { journal, _dir: dir };
-        group.heal();
-        group
+    pub fn in_memory(ring_bytes: u64) -> Group {
+        let dir = memory_dir();
+        let (journal, _) = open(dir.path(), dir.path(), ring_bytes, SpillOptions::OFF);
+        heal(&journal);
+        Group { journal, _dir: dir }
     }
 
-    /// As if a shipper had sent every block.
-    fn heal(&self) {
-        self.journal.resync_all(Resync::Send);
-        let mut last = 0;
-        for volume in 0..VOLUMES {
-            while let Some(claim) = self.journal.claim(VolumeId(volume as u16), 0, u64::MAX) {
-                last = claim.id;
-            }
-        }
-        self.journal.ack(self.journal.get(Counter::Done), last);
-        assert!(self.journal.heal().is_some(), "nothing is dirty");
-    }
-
-    /// `producers` volumes at once, `count` appends each, every one timed.
-    pub fn append_all(&self, producers: usize, count: usize, data: &[u8]) -> Appended {
-        let start = Barrier::new(producers + 1);
-        let mut times = histogram();
-        let elapsed = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..producers)
-                .map(|volume| {
-                    let start = &start;
-                    scope.spawn(move || {
-                        start.wait();
-                        let began = Instant::now();
-                        let times = self.append(VolumeId(volume as u16), count, data);
-                        (times, began, Instant::now())
-                    })
-                })
-                .collect();
-            start.wait();
-            let ends: Vec<_> = threads.into_iter().map(|t| t.join().expect("a producer")).collect();
-            ends.iter().for_each(|(part, ..)| times.add(part).expect("same bounds"));
-            let began = ends.iter().map(|end| end.1).min().expect("a producer");
-            ends.iter().map(|end| end.2).max().expect("a producer") - began
-        });
-        Appended { times, per_s: (producers * count) as f64 / elapsed.as_secs_f64() }
-    }
-
-    fn append(&self, volume: VolumeId, count: usize, data: &[u8]) -> Histogram<u64> {
-        let journal = &self.journal;
-        let mut times = histogram();
+    /// `count` appends; `step` is called with each as a closure. Acknowledges as it goes.
+    pub fn appends(
+        &self,
+        volume: VolumeId,
+        count: usize,
+        data: &[u8],
+        mut step: impl FnMut(&dyn Fn()),
+    ) {
         for index in 0..count {
-            let offset = (index * data.len()) as u64 % VOLUME_BYTES;
-            let began = Instant::now();
-            match journal.begin(volume, &Change::Write { offset, data }) {
-                Begun::Record(ticket) => journal.finish(ticket, Outcome::Done),
-                Begun::Map => panic!("the ring overflowed"),
-            }
-            times.saturating_record(began.elapsed().as_nanos() as u64);
+            step(&|| append(&self.journal, volume, index, data));
             if index % ACK_EVERY == ACK_EVERY - 1 {
                 self.make_room();
             }
         }
         self.make_room();
-        times
     }
 
     /// Acknowledges all; waits for a producer that stands inside an append while the

@@ -13,6 +13,7 @@ use crate::exit::usage;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::AttachPolicy;
 use towline_proxy::ListenAddr;
@@ -59,6 +60,12 @@ pub struct ReceiveConfig {
     pub pki: Option<PathBuf>,
     #[serde(default)]
     pub insecure_loopback: bool,
+    #[serde(default, deserialize_with = "span")]
+    pub mark_every: Option<Duration>,
+    #[serde(default, deserialize_with = "span")]
+    pub keep_marks: Option<Duration>,
+    #[serde(default, deserialize_with = "size")]
+    pub marks_bytes: Option<u64>,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -242,6 +249,12 @@ pub fn size_arg(text: &str) -> Result<u64, String> {
     towline_block::size::parse_size(text).map_err(|e| e.to_string())
 }
 
+/// For clap: a span of time with unit.
+pub fn span_arg(text: &str) -> Result<Duration, String> {
+    let span = crate::when::parse_span(text).filter(|ns| *ns > 0).map(Duration::from_nanos);
+    span.ok_or_else(|| format!("{text:?} is no span of time: write one as 30s, 5m, 12h or 7d"))
+}
+
 /// For clap: an address to serve NBD on.
 pub fn listen_arg(text: &str) -> Result<ListenAddr, String> {
     text.parse::<ListenAddr>().map_err(|e| e.to_string())
@@ -262,6 +275,10 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
         Size::Bytes(bytes) => Ok(Some(bytes)),
         Size::Text(text) => size_arg(&text).map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+fn span<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    span_arg(&String::deserialize(from)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn listen_addrs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<ListenAddr>, D::Error> {

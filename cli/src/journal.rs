@@ -14,7 +14,6 @@ mod stat;
 mod svg;
 mod tail;
 mod verify;
-mod when;
 
 use crate::exit::{Exit, unreachable, usage};
 use crate::view;

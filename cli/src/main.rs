@@ -23,8 +23,10 @@ mod ship;
 mod signals;
 mod status;
 mod table;
+mod target;
 mod target_view;
 mod view;
+mod when;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -52,6 +54,8 @@ enum Command {
     Status(status::Args),
     /// Move the guest to the target.
     Cutover(cutover::Args),
+    /// Look at a target's marks and go back to one.
+    Target(target::Args),
     /// Look into a group's journal.
     Journal(journal::Args),
     /// Move a disk on this machine, with faults and a verdict.
@@ -95,6 +99,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Ship(args) => ship::run(args),
         Command::Status(args) => status::run(&args),
         Command::Cutover(args) => cutover::run(&args),
+        Command::Target(args) => target::run(&args),
         Command::Journal(args) => journal::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Pki(args) => pki::run(&args),

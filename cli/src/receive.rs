@@ -10,9 +10,11 @@ use crate::target_view;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use towline_block::{FileDisk, GroupName, VolumeName};
 use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
-use towline_shipper::receiver::{self, Counters, Limits, Promote, Receiver};
+use towline_shipper::receiver::marks::KEEP_DEFAULT;
+use towline_shipper::receiver::{self, Counters, Limits, MarkPolicy, Promote, Receiver};
 use towline_shipper::{Error, ErrorKind};
 
 #[derive(Debug, clap::Args)]
@@ -38,6 +40,15 @@ pub struct Args {
     /// No encryption and no identity; only on a loopback address.
     #[arg(long)]
     insecure_loopback: bool,
+    /// Keep a mark that can be gone back to so often (30s, 5m, 1h).
+    #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
+    mark_every: Option<Duration>,
+    /// Keep these marks so long; by default a day. Named marks stay.
+    #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
+    keep_marks: Option<Duration>,
+    /// Most disk for all marks; past it the oldest go.
+    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    marks_bytes: Option<u64>,
     /// Serve Prometheus metrics there.
     #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
     metrics: Option<SocketAddr>,
@@ -58,6 +69,9 @@ impl Args {
                 nbd: self.nbd,
                 pki: self.pki,
                 insecure_loopback: self.insecure_loopback,
+                mark_every: self.mark_every,
+                keep_marks: self.keep_marks,
+                marks_bytes: self.marks_bytes,
                 metrics: self.metrics,
             },
             _ => return Err(crate::exit::usage("give --listen and --state, or --config FILE")),
@@ -71,6 +85,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
     let daemon = Daemon::prepare("receive")?;
     let exports_file = target_view::exports_file(&config.state);
+    let marks = MarkPolicy {
+        every: config.mark_every,
+        keep: config.keep_marks.unwrap_or(KEEP_DEFAULT),
+        bytes_max: config.marks_bytes.unwrap_or(u64::MAX),
+    };
+    let limits = Limits { marks, ..Limits::default() };
     let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
     let receiver = Receiver::start(receiver::ReceiveConfig {
         listen: config.listen,
@@ -79,7 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         targets: config.targets.into_iter().map(|t| (t.name, t.path)).collect(),
         security: security(config.pki, config.insecure_loopback),
         promote: Arc::<Place>::clone(&place),
-        limits: Limits::default(),
+        limits,
     })?;
     if let Some(address) = config.metrics {
         let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));

@@ -31,6 +31,8 @@ pub struct GroupStatus {
     pub ring_used_bytes: u64,
     pub spill_used_bytes: u64,
     pub spill_bytes: u64,
+    /// On disk of a ring that was lost: shipped before anything else.
+    pub history_bytes: u64,
     /// Payload written to the spill since the ring was made; none in the steady state.
     pub spill_written_bytes: u64,
     /// Steps between ring, spill and change map since the ring was made.

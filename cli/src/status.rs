@@ -126,6 +126,10 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
             ),
         );
     }
+    if group.history_bytes > 0 {
+        let bytes = format_size(group.history_bytes);
+        lines.row("history", format!("{bytes} on disk of a ring that was lost, shipped first"));
+    }
     lines.row(
         "to copy",
         format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)),

@@ -86,12 +86,16 @@ fn source_status(view: &GroupView) -> GroupStatus {
         durable_seq: view.get(Counter::Acked),
         acked_seq: view.get(Counter::Acked),
         point_seq: (figure(Figure::HasPoint) == 1).then(|| figure(Figure::PointSeq)),
-        lag_bytes: ring_used_bytes + view.get(Counter::SpillUsedBytes) + map_set_bytes,
+        lag_bytes: ring_used_bytes
+            + view.get(Counter::SpillUsedBytes)
+            + view.get(Counter::HistoryBytes)
+            + map_set_bytes,
         lag_s: lag_s(view, map_set_bytes),
         ring_bytes: view.ring_payload_bytes(),
         ring_used_bytes,
         spill_used_bytes: view.get(Counter::SpillUsedBytes),
         spill_bytes: view.get(Counter::SpillBytes),
+        history_bytes: view.get(Counter::HistoryBytes),
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
         ladder_steps: view.get(Counter::LadderSteps),
         map_set_bytes,

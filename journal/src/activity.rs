@@ -134,7 +134,11 @@ impl Activity {
         let mut cold = false;
         for extent in first..=last {
             let (touched, bit) = self.touched.word(volume.index(), extent);
-            touched.fetch_or(bit, SeqCst);
+            // A touch that is there already was not taken yet: whoever takes it takes
+            // this one, too.
+            if touched.load(SeqCst) & bit == 0 {
+                touched.fetch_or(bit, SeqCst);
+            }
             cold |= self.hot.word(volume.index(), extent).0.load(SeqCst) & bit == 0;
         }
         if cold {

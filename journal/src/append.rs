@@ -5,7 +5,7 @@ use crate::format::*;
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::ring::Ring;
-use crate::sys::sync::{Mutex, Ordering, fence};
+use crate::sys::sync::{Mutex, MutexGuard, Ordering, fence};
 use towline_block::{BlockRange, Extent, VolumeId, crc32c, is_zero};
 
 /// A change that a client asked for, checked against the volume's size.
@@ -66,6 +66,24 @@ pub enum Outcome {
     Failed,
 }
 
+/// The append lock with what it guards on the same cache line: producers hand one line
+/// to each other, not two.
+#[repr(align(64))]
+pub(crate) struct AppendLock(Mutex<Cursor>);
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<AppendLock>() == 64);
+
+impl AppendLock {
+    pub(crate) fn new(cursor: Cursor) -> AppendLock {
+        AppendLock(Mutex::new(cursor))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Cursor> {
+        self.0.lock().expect("the append lock's owner never panics")
+    }
+}
+
 /// What the append lock guards: where the next record goes.
 pub(crate) struct Cursor {
     pub next_seq: u64,
@@ -105,10 +123,6 @@ impl Cursor {
     }
 }
 
-/// Slots freed in one go by the acknowledging thread, so that the append lock is
-/// held for microseconds at most.
-const FREED_AT_ONCE_MAX: u64 = 64;
-
 /// How far the time of the last change may lag. Written by every change, its line
 /// would travel between the producers; start allows for two seconds anyway.
 const LAST_CHANGE_GRAIN_NS: u64 = 1_000_000;
@@ -129,12 +143,12 @@ impl Journal {
             if extent.is_empty() {
                 return Begun::Map;
             }
-            ring.counter(Counter::GuestWrittenBytes).fetch_add(extent.len, Ordering::Relaxed);
+            ring.count(Counter::GuestWrittenBytes, volume, extent.len);
             let map = VolumeMap::new(ring, volume);
             // R2. Only this thread, the volume's, takes dirty away from its blocks. An
             // extent with dirty blocks is hot.
             if map.all_set(Bits::Dirty, BlockRange::touching(extent)) {
-                ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
+                ring.count(Counter::MappedBytes, volume, extent.len);
                 return Begun::Map;
             }
         }
@@ -158,7 +172,7 @@ impl Journal {
                 ring.publish(first, &mut slot, SlotState::Intent);
             }
         }
-        ring.counter(Counter::JournaledBytes).fetch_add(payload, Ordering::Relaxed);
+        ring.count(Counter::JournaledBytes, volume, payload);
         // R7: after the number was taken, before the source is written.
         self.activity.touch(volume, extent);
         Begun::Record(Ticket { first, count: count as u32, volume, extent })
@@ -175,7 +189,7 @@ impl Journal {
         let (slots, area) = (self.ring.slots(), self.ring.payload_bytes());
         // Consecutive pieces are aligned each; the last may leave a gap.
         let room = payload.next_multiple_of(PAYLOAD_ALIGN);
-        let mut cursor = self.cursor.lock().expect("the append lock's owner never panics");
+        let mut cursor = self.cursor.lock();
         let position = if room == 0 { Some(0) } else { cursor.place(room, area) };
         let fits = cursor.free_slots(slots) >= count + CONTROL_SLOTS_RESERVED;
         if let (true, Some(position)) = (fits, position) {
@@ -193,7 +207,7 @@ impl Journal {
         }
         if !extent.is_empty() {
             self.make_dirty(&mut cursor, volume, BlockRange::touching(extent));
-            self.ring.counter(Counter::MappedBytes).fetch_add(extent.len, Ordering::Relaxed);
+            self.ring.count(Counter::MappedBytes, volume, extent.len);
         }
         None
     }
@@ -212,11 +226,13 @@ impl Journal {
             pieces.enumerate().zip(data.chunks(RECORD_PAYLOAD_BYTES_MAX as usize))
         {
             let at = position + index as u64 * RECORD_PAYLOAD_BYTES_MAX;
-            self.ring.write_payload(at, bytes);
+            let seq = first + index as u64;
+            self.ring.prefetch(seq, at, piece.len);
             let mut slot = Slot::new(Kind::Write, volume, piece, now_ns);
             slot.payload_position = at.into();
             slot.payload_crc = crc32c(bytes).into();
-            self.ring.publish(first + index as u64, &mut slot, SlotState::Intent);
+            self.ring.write_payload(at, bytes);
+            self.ring.publish(seq, &mut slot, SlotState::Intent);
         }
     }
 
@@ -276,8 +292,7 @@ impl Journal {
             Outcome::Failed => {
                 // R1: what the source now holds there is unknown; the walker reads it.
                 if !ticket.extent.is_empty() {
-                    let mut cursor =
-                        self.cursor.lock().expect("the append lock's owner never panics");
+                    let mut cursor = self.cursor.lock();
                     let blocks = BlockRange::touching(ticket.extent);
                     self.make_dirty(&mut cursor, ticket.volume, blocks);
                 }
@@ -296,38 +311,49 @@ impl Journal {
         // end neighbours at once, at least one sees both (`tests/loom.rs`).
         fence(Ordering::SeqCst);
         let done = self.ring.counter(Counter::Done);
+        let is_final = |seq: u64| {
+            let (found, state) = commit_parts(self.ring.commit(seq).load(Ordering::Acquire));
+            found == seq && state.is_final()
+        };
+        let mut at = done.load(Ordering::Acquire);
         loop {
-            let at = done.load(Ordering::Acquire);
-            let next = at + 1;
-            let (seq, state) = commit_parts(self.ring.commit(next).load(Ordering::Acquire));
-            if seq != next || !state.is_final() {
+            let mut last = at;
+            while is_final(last + 1) {
+                last += 1;
+            }
+            if last == at {
                 return;
             }
-            // Lost races mean that another thread moved it: go on from there.
-            let _ = done.compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire);
+            // A lost race means that another thread moved it: go on from there. After a
+            // won one, whoever ends the record behind it looks itself.
+            match done.compare_exchange(at, last, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(moved) => at = moved,
+            }
         }
     }
 }
 
-/// Frees the ring space of records up to `upto`, which are acknowledged or spilled
-/// (R11), a few at a time.
-pub(crate) fn free_up_to(ring: &Ring, cursor: &Mutex<Cursor>, upto: u64) {
-    loop {
-        let mut cursor = cursor.lock().expect("the append lock's owner never panics");
-        let end = upto.min(cursor.freed_seq + FREED_AT_ONCE_MAX);
-        for seq in cursor.freed_seq + 1..=end {
-            if let Ok(record) = ring.record(seq)
-                && let Some(position) = record.payload_position
-            {
-                let bytes = record.extent.len.next_multiple_of(PAYLOAD_ALIGN);
-                cursor.payload_tail = position + bytes;
-            }
-        }
-        cursor.freed_seq = cursor.freed_seq.max(end);
-        ring.set(Counter::PayloadTail, cursor.payload_tail);
-        if end >= upto {
-            return;
-        }
+/// Frees the ring space of records up to `upto`, which are acknowledged or spilled (R11).
+///
+/// Where their payloads end is looked for without the lock and without checksums: the
+/// slots are final, and nobody reuses them before `freed_seq` passes them. A word that
+/// stray stores have damaged can free too little or, inside what is in use, too much;
+/// payload checksums find that as they find any damage.
+pub(crate) fn free_up_to(ring: &Ring, lock: &AppendLock, upto: u64) {
+    let freed = lock.lock().freed_seq;
+    let mut latest = (freed + 1..=upto).rev();
+    let end = latest.find_map(|seq| ring.payload_end_unchecked(seq));
+    let mut cursor = lock.lock();
+    if cursor.freed_seq >= upto {
+        // Another thread was here first, and what was read above may be reused.
+        return;
+    }
+    cursor.freed_seq = upto;
+    let in_use = cursor.payload_tail..=cursor.payload_head;
+    if let Some(end) = end.filter(|end| in_use.contains(end)) {
+        cursor.payload_tail = end;
+        ring.set(Counter::PayloadTail, end);
     }
 }
 

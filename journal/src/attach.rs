@@ -5,6 +5,7 @@ use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
+use crate::state::Hex16;
 use crate::sys::sync::{MutexGuard, Ordering};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -47,6 +48,21 @@ pub struct Attached {
     pub claims_upto: u64,
     /// Bytes that were on their way under an older session and are dirty again.
     pub reverted_bytes: u64,
+    /// Records of the incarnation before that come first.
+    #[serde(default)]
+    pub history: Option<HistoryPart>,
+}
+
+/// What the spill has of a lost ring for a target that stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryPart {
+    pub incarnation: u32,
+    /// Its segments carry this.
+    pub ring_id: Hex16,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// What the target has of that incarnation's claims.
+    pub claims: u64,
 }
 
 /// What becomes of blocks of which nobody knows whether the target has them.
@@ -81,6 +97,7 @@ impl Journal {
                 seq: self.ring.superblock.base_seq.get(),
                 claims: self.ring.superblock.base_claims.get(),
             },
+            history: self.history(),
         };
         let mut attached = Attached {
             epoch: holding.epoch,
@@ -89,9 +106,20 @@ impl Journal {
             resync: None,
             claims_upto: target.claims,
             reverted_bytes: reverted * BLOCK_BYTES,
+            history: None,
         };
         match resume::decide(target, &holding) {
             Resume::Superseded => return None,
+            Resume::History(run) => {
+                (attached.start_seq, attached.claims_upto) = (1, 0);
+                attached.history = self.history_ring().map(|past| HistoryPart {
+                    incarnation: past.incarnation,
+                    ring_id: past.ring_id,
+                    first_seq: run.first,
+                    last_seq: run.last,
+                    claims: target.claims,
+                });
+            }
             Resume::From(seq) => {
                 attached.start_seq = seq;
                 if target.incarnation != holding.incarnation {
@@ -171,12 +199,17 @@ impl Journal {
             if let Some(spill) = &self.spill {
                 spill.acked(seq, &self.ring);
             }
+            self.end_history();
         }
     }
 
     /// Appends HEAL when nothing is dirty or claimed (R4). The shipper asks once the
     /// stream has passed every Q. Returns the record's number.
     pub fn heal(&self) -> Option<u64> {
+        // What is found damaged in the history becomes dirty: before any point.
+        if self.history_ring().is_some() {
+            return None;
+        }
         // Claims do not revert between the readings of the two counters.
         let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
@@ -190,7 +223,8 @@ impl Journal {
         {
             return None;
         }
-        let seq = self.append_control(&mut cursor, Control::Heal, 0);
+        let seq =
+            self.append_control(&mut cursor, Control::Heal, self.ring.get(Counter::AckedClaims));
         cursor.whole = true;
         self.ring.set(Counter::Whole, 1);
         self.ring.set(Counter::HealedSeq, seq);
@@ -208,7 +242,7 @@ impl Journal {
     }
 
     pub(crate) fn lock_cursor(&self) -> MutexGuard<'_, Cursor> {
-        self.cursor.lock().expect("the append lock's owner never panics")
+        self.cursor.lock()
     }
 
     fn end_claims(&self, up_to: u64) {

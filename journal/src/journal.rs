@@ -2,10 +2,11 @@
 
 mod found;
 mod incarnation;
+mod past;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
-use crate::append::Cursor;
+use crate::append::{AppendLock, Cursor};
 use crate::attach::Resync;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,12 +14,16 @@ use crate::format::*;
 use crate::map::{Bits, VolumeMap, runs_of};
 use crate::record::{Record, SlotFault};
 use crate::recover::{
-    self, ActivityFound, Decision, RingFound, SavedFound, SourceFound, StateFound,
+    self, ActivityFound, Decision, Findings, RingFound, SavedFound, SourceFound, SpillFound,
+    StateFound,
 };
+use crate::resume::History;
 use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::spill::layout::SEGMENT_BYTES;
-use crate::spill::{self, Durability, Owner, Persister, Scanned, Spill, SpillOptions};
+use crate::spill::{
+    self, Durability, Owner, Persister, Scanned, Segments, Spill, SpillOptions, Store,
+};
 use crate::state::*;
 use crate::sys::shm_free_bytes;
 use crate::sys::sync::{Mutex, Ordering};
@@ -34,6 +39,7 @@ use towline_block::{
 pub use crate::recover::AttachPolicy;
 use found::{Found, check_volumes};
 use incarnation::{Content, new_incarnation};
+use past::Past;
 use slots::close_open_records;
 
 /// Largest ring taken without being asked for.
@@ -78,6 +84,8 @@ pub struct OpenReport {
     pub source_bytes_read: u64,
     /// Records that the target lacks were on disk and are not any more.
     pub spill_lost: bool,
+    /// Records of the lost ring that the spill has for a target that stands in it.
+    pub history_records: u64,
     /// Set when the group was sealed by a cutover.
     pub seal: Option<Seal>,
 }
@@ -89,8 +97,10 @@ pub struct Journal {
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
     pub(crate) ring_file: File,
-    pub(crate) cursor: Arc<Mutex<Cursor>>,
+    pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
+    /// What the spill has of the incarnation before, while it counts.
+    pub(crate) history: Mutex<Option<(PastRing, History)>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
     pub(crate) state: Mutex<GroupState>,
     pub(crate) sources: Vec<Source>,
@@ -141,22 +151,16 @@ impl Journal {
             check_volumes(state, &options.sources)?;
         }
         let found = Found::gather(&dir, stored.as_ref(), &options)?;
-        let decision = recover::decide(
-            if stored.is_some() { StateFound::Present } else { StateFound::Absent },
-            found.ring_found,
-            found.saved_found,
-            if found.activity.is_some() { ActivityFound::Sound } else { ActivityFound::Unusable },
-            found.source,
-            options.attach,
-        );
+        let decision = recover::decide(&found.findings(stored.is_some(), options.attach));
+        let past = stored.as_ref().and_then(|state| Past::of(state, &found.scanned));
         let mut report = OpenReport::default();
-        let restart = |why: &str, report: &mut OpenReport| {
+        let restart = |why: &str, past: Option<&Past>, report: &mut OpenReport| {
             *report = OpenReport {
                 restarted: true,
                 summary: format!("everything will be compared with the target: {why}"),
                 ..OpenReport::default()
             };
-            new_incarnation(&dir, &options, stored.as_ref(), &Content::Unknown)
+            new_incarnation(&dir, &options, stored.as_ref(), &Content::Unknown, past)
         };
         let (ring, ring_file, state, cursor) = match decision {
             Decision::Refuse(why) => {
@@ -165,7 +169,7 @@ impl Journal {
                     format!("group {} is left untouched: {why}", options.group),
                 ));
             }
-            Decision::UseRing => {
+            Decision::UseRing | Decision::UseRingCompareAll => {
                 let (ring, file) = found.ring.expect("an intact ring was opened");
                 match close_open_records(&ring, &options, &mut report) {
                     Ok(cursor) => {
@@ -177,36 +181,57 @@ impl Journal {
                     }
                     Err(damage) => {
                         tracing::error!("{damage}");
-                        restart("a record in the ring is damaged", &mut report)?
+                        restart("a record in the ring is damaged", past.as_ref(), &mut report)?
                     }
                 }
             }
             Decision::Create => {
                 report.created = true;
                 report.summary = "new group: everything will be sent".into();
-                new_incarnation(&dir, &options, None, &Content::New)?
+                new_incarnation(&dir, &options, None, &Content::New, None)?
             }
             Decision::RestoreSaved => {
                 report.summary = "journal restored from the orderly stop".into();
                 let saved = found.saved.as_ref().expect("a valid map was read");
                 let content = Content::Saved(saved, found.activity.as_ref());
-                new_incarnation(&dir, &options, stored.as_ref(), &content)?
+                new_incarnation(&dir, &options, stored.as_ref(), &content, None)?
             }
-            Decision::CompareHot => {
+            Decision::CompareHot { history } => {
+                let past = past.as_ref().filter(|_| history);
                 let hot = found.activity.as_ref().expect("a sound map was read");
                 report.restarted = true;
                 report.summary = "the ring is lost: what was active then will be compared".into();
-                new_incarnation(&dir, &options, stored.as_ref(), &Content::Active(hot))?
+                new_incarnation(&dir, &options, stored.as_ref(), &Content::Active(hot), past)?
             }
-            Decision::Restart(why) => restart(why, &mut report)?,
+            Decision::Restart { why, history } => {
+                restart(why, past.as_ref().filter(|_| history), &mut report)?
+            }
         };
         report.seal = state.seal.clone();
         let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
         let activity =
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
-        let (spill, spill_is_lost) = open_spill(&dir, &ring, &options.spill)?;
-        let cursor = Arc::new(Mutex::new(cursor));
+        let is_new = ring.get(Counter::Acked) == 0 && ring.get(Counter::AckedClaims) == 0;
+        let history = state.history.filter(|_| is_new).map(|past| {
+            let runs = found.scanned.runs(&past.ring_id.0);
+            report.history_records = runs.iter().map(|run| run.last + 1 - run.first).sum();
+            (past, History { incarnation: past.incarnation, runs })
+        });
+        if report.history_records > 0 {
+            report.summary += &format!(
+                "; first a target that stands there gets {} records that the spill has of the \
+                 lost ring",
+                report.history_records
+            );
+        }
+        let segments = found.scanned.sorted(
+            &ring.superblock.ring_id,
+            ring.get(Counter::Acked),
+            history.as_ref().map(|(past, _)| &past.ring_id.0),
+        );
+        let spill = open_spill(&dir, segments, &options.spill)?;
+        let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
             group: options.group,
@@ -217,6 +242,7 @@ impl Journal {
             ring_file,
             cursor,
             spill,
+            history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(state),
             sources: options.sources,
@@ -225,7 +251,7 @@ impl Journal {
             _lock: lock,
         };
         journal.start(&mut report)?;
-        if spill_is_lost {
+        if decision == Decision::UseRingCompareAll && !report.restarted {
             report.summary = "part of the spill is lost or damaged: everything will be compared \
                               with the target"
                 .into();
@@ -327,20 +353,16 @@ impl Journal {
     }
 }
 
-/// Looks through the spill: what it holds of this ring, and whether anything that it
-/// should hold is missing.
+/// The spill with what was found of it; `None` without one.
 fn open_spill(
     dir: &GroupDir,
-    ring: &Ring,
+    segments: Segments,
     options: &SpillOptions,
-) -> Result<(Option<Arc<Spill>>, bool)> {
+) -> Result<Option<Arc<Spill>>> {
     let folder = dir.spill_path();
-    let (acked, spilled) = (ring.get(Counter::Acked), ring.get(Counter::Spilled));
-    let found: Scanned =
-        spill::scan(&folder, &ring.superblock.group_uuid, &ring.superblock.ring_id, acked)?;
-    let is_lost = !found.covers(acked, spilled);
     let bytes = options.bytes.unwrap_or_else(|| spill::default_bytes(dir.path()));
-    if bytes == 0 && found.segments.live.is_empty() && found.segments.files > 0 {
+    let is_needed = !segments.live.is_empty() || !segments.history.is_empty();
+    if bytes == 0 && !is_needed && segments.files > 0 {
         // Nothing needs them any more.
         std::fs::remove_dir_all(&folder)
             .map_err(|e| Error::io(format!("cannot remove {}", folder.display()), e))?;
@@ -353,8 +375,8 @@ fn open_spill(
         );
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
-    let spill = Spill::new(folder, bytes, options.durability, found.segments);
-    Ok((spill.map(Arc::new), is_lost))
+    let spill = Spill::new(Store::folder(folder), bytes, options.durability, segments);
+    Ok(spill.map(Arc::new))
 }
 
 /// The activity map's thread, with descriptors of its own.

@@ -34,7 +34,7 @@ mod stop;
 mod sys;
 
 pub use append::{Begun, Change, Outcome, Ticket};
-pub use attach::{Attached, Claim, Resync};
+pub use attach::{Attached, Claim, HistoryPart, Resync};
 pub use error::{Error, ErrorKind, Result};
 pub use format::{Control, Kind, SlotState};
 pub use journal::{Journal, OpenReport, Options, Source, default_ring_bytes, unix_now_ns};
@@ -42,5 +42,5 @@ pub use reader::RingReader;
 pub use record::Record;
 pub use recover::AttachPolicy;
 pub use resume::Durable;
-pub use spill::{Damage, Durability, SpillOptions};
+pub use spill::{Damage, Durability, SpillOptions, SpillReader};
 pub use state::{GroupDir, GroupState};

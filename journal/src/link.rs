@@ -33,6 +33,9 @@ pub enum Request {
     Heal,
     /// A record in the spill is lost or damaged: make dirty what it may have touched.
     Damaged { seq: u64, reason: String },
+    /// A record of the history is lost or damaged: the stream leaves it there and goes on
+    /// with the ring's first record; what the rest of the history touches is compared.
+    HistoryEnded { seq: u64, reason: String },
     /// A record in the ring is damaged: make everything dirty.
     Resync { reason: String },
     /// Hold all writes of the group for at most this long.

@@ -2,7 +2,7 @@
 //! but its opening is the product's own code.
 
 use crate::activity::{Activity, Base, Hot};
-use crate::append::Cursor;
+use crate::append::{AppendLock, Cursor};
 use crate::format::{Counter, PAYLOAD_ALIGN, SlotState, commit_parts};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
@@ -59,7 +59,7 @@ impl Journal {
             activity: activity(),
             cooler: None,
             ring_file: file(),
-            cursor: Arc::new(Mutex::new(Cursor {
+            cursor: Arc::new(AppendLock::new(Cursor {
                 next_seq: 1,
                 payload_head: 0,
                 payload_tail: 0,
@@ -69,6 +69,7 @@ impl Journal {
                 wake_seq: u64::MAX,
             })),
             spill: None,
+            history: Mutex::new(None),
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
             state: Mutex::new(GroupState {
@@ -85,6 +86,7 @@ impl Journal {
                 volumes: Vec::new(),
                 seal: None,
                 stopped: None,
+                history: None,
             }),
             sources: Vec::new(),
             clock: || 0,

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
-use crate::spill::SpillReader;
+use crate::spill::{SpillReader, Store};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -24,9 +24,15 @@ impl RingReader {
     #[must_use]
     pub fn with_spill(mut self, folder: PathBuf) -> RingReader {
         let superblock = &self.ring.superblock;
-        let spill = SpillReader::new(folder, superblock.group_uuid, superblock.ring_id);
+        let store = Store::folder(folder);
+        let spill = SpillReader::new(store, superblock.group_uuid, superblock.ring_id);
         self.spill = Some(Mutex::new(spill));
         self
+    }
+
+    /// Reads what the spill has of another ring of the group.
+    pub fn history(&self, folder: PathBuf, ring_id: [u8; 16]) -> SpillReader {
+        SpillReader::new(Store::folder(folder), self.ring.superblock.group_uuid, ring_id)
     }
 
     /// Whether the record's place may be the spill alone.

@@ -37,6 +37,19 @@ pub enum ActivityFound {
     Unusable,
 }
 
+/// What the spill shows of the ring that `state.json` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillFound {
+    /// Nothing, and nothing is needed of it.
+    Nothing,
+    /// Records, and with an intact ring all that it relies on.
+    Sound,
+    /// The ring is intact, and records that it relies on are missing or damaged.
+    Holed,
+    /// A segment was written by a newer Towline.
+    Newer,
+}
+
 /// Whether the sources are what the journal last saw (R10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceFound {
@@ -61,53 +74,79 @@ pub enum AttachPolicy {
     Resync,
 }
 
+/// Everything the decision depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Findings {
+    pub state: StateFound,
+    pub ring: RingFound,
+    pub saved: SavedFound,
+    pub activity: ActivityFound,
+    pub spill: SpillFound,
+    pub source: SourceFound,
+    pub policy: AttachPolicy,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// First start: a new group, everything dirty.
     Create,
     /// Same incarnation: scan the slots, close what was left open.
     UseRing,
+    /// The same, but records that only the spill had are lost: everything is compared.
+    UseRingCompareAll,
     /// New incarnation whose change map is the saved one.
     RestoreSaved,
-    /// New incarnation; what was active when the ring was lost is compared.
-    CompareHot,
+    /// New incarnation; what was active when the ring was lost is compared. With
+    /// `history`, a target that can first gets what the spill has of the last one.
+    CompareHot { history: bool },
     /// New incarnation, everything dirty; the reason is for the operator.
-    Restart(&'static str),
+    Restart { why: &'static str, history: bool },
     /// Touch nothing; the reason is for the operator.
     Refuse(&'static str),
 }
 
-pub fn decide(
-    state: StateFound,
-    ring: RingFound,
-    saved: SavedFound,
-    activity: ActivityFound,
-    source: SourceFound,
-    policy: AttachPolicy,
-) -> Decision {
-    if state == StateFound::Absent {
+pub fn decide(found: &Findings) -> Decision {
+    if found.spill == SpillFound::Newer {
+        return Decision::Refuse("its spill was written by a newer Towline: use that one");
+    }
+    if found.state == StateFound::Absent {
         return Decision::Create;
     }
-    if ring == RingFound::Newer {
+    if found.ring == RingFound::Newer {
         return Decision::Refuse("its ring was written by a newer Towline: use that one");
     }
-    if policy == AttachPolicy::Resync {
-        return Decision::Restart("the operator asked for it (--attach resync)");
+    let restart = |why| {
+        // The operator who wants everything sent again gets just that.
+        let wanted = found.policy != AttachPolicy::Resync;
+        Decision::Restart { why, history: wanted && found.spill == SpillFound::Sound }
+    };
+    if found.policy == AttachPolicy::Resync {
+        return restart("the operator asked for it (--attach resync)");
     }
-    if source == SourceFound::Changed && policy != AttachPolicy::Trust {
-        return Decision::Restart(
+    if found.source == SourceFound::Changed && found.policy != AttachPolicy::Trust {
+        return restart(
             "a source was changed or replaced while no proxy ran (--attach trust overrules this)",
         );
     }
-    match (ring, saved) {
-        (RingFound::Intact, _) => Decision::UseRing,
-        _ if source == SourceFound::Unknown && policy == AttachPolicy::Auto => Decision::Restart(
+    if found.ring == RingFound::Intact {
+        return match found.spill {
+            SpillFound::Holed => Decision::UseRingCompareAll,
+            _ => Decision::UseRing,
+        };
+    }
+    if found.source == SourceFound::Unknown && found.policy == AttachPolicy::Auto {
+        return restart(
             "the ring is lost, and nothing tells whether a source was changed while no proxy ran \
              (--attach trust overrules this)",
-        ),
-        (_, SavedFound::Valid) => Decision::RestoreSaved,
-        _ if activity == ActivityFound::Sound => Decision::CompareHot,
-        _ => Decision::Restart("the ring is lost (power loss?), and with it what was active"),
+        );
+    }
+    // The saved map is exact, and as new as the spill.
+    if found.saved == SavedFound::Valid {
+        return Decision::RestoreSaved;
+    }
+    match found.activity {
+        ActivityFound::Sound => Decision::CompareHot { history: found.spill == SpillFound::Sound },
+        _ => restart("the ring is lost (power loss?), and with it what was active"),
     }
 }
 
@@ -115,68 +154,99 @@ pub fn decide(
 mod tests {
     use super::*;
 
+    const STATES: [StateFound; 2] = [StateFound::Absent, StateFound::Present];
     const RINGS: [RingFound; 4] =
         [RingFound::Absent, RingFound::Intact, RingFound::Unusable, RingFound::Newer];
     const SAVED: [SavedFound; 3] = [SavedFound::Absent, SavedFound::Valid, SavedFound::Unusable];
     const ACTIVITIES: [ActivityFound; 2] = [ActivityFound::Sound, ActivityFound::Unusable];
+    const SPILLS: [SpillFound; 4] =
+        [SpillFound::Nothing, SpillFound::Sound, SpillFound::Holed, SpillFound::Newer];
     const SOURCES: [SourceFound; 3] =
         [SourceFound::Same, SourceFound::Unknown, SourceFound::Changed];
     const POLICIES: [AttachPolicy; 3] =
         [AttachPolicy::Auto, AttachPolicy::Trust, AttachPolicy::Resync];
 
-    /// Walks all 432 combinations and states what must hold, not what the code says.
-    #[test]
-    fn every_combination_keeps_the_promises() {
-        for state in [StateFound::Absent, StateFound::Present] {
+    fn all() -> Vec<Findings> {
+        let mut all = Vec::new();
+        for state in STATES {
             for ring in RINGS {
                 for saved in SAVED {
                     for activity in ACTIVITIES {
-                        for source in SOURCES {
-                            for policy in POLICIES {
-                                let found = (state, ring, saved, activity, source, policy);
-                                let decision = decide(state, ring, saved, activity, source, policy);
-                                check(found, decision);
+                        for spill in SPILLS {
+                            for source in SOURCES {
+                                let of = |policy| Findings {
+                                    state,
+                                    ring,
+                                    saved,
+                                    activity,
+                                    spill,
+                                    source,
+                                    policy,
+                                };
+                                all.extend(POLICIES.map(of));
                             }
                         }
                     }
                 }
             }
         }
+        all
     }
 
-    type Found = (StateFound, RingFound, SavedFound, ActivityFound, SourceFound, AttachPolicy);
+    /// Walks all 1728 combinations and states what must hold, not what the code says.
+    #[test]
+    fn every_combination_keeps_the_promises() {
+        let all = all();
+        assert_eq!(all.len(), 2 * 4 * 3 * 2 * 4 * 3 * 3);
+        for found in all {
+            check(&found, decide(&found));
+        }
+    }
 
-    fn check(found: Found, decision: Decision) {
-        let (state, ring, saved, activity, source, policy) = found;
+    fn check(found: &Findings, decision: Decision) {
         let ctx = format!("{found:?} -> {decision:?}");
+        let Findings { state, ring, saved, activity, spill, source, policy } = *found;
+        let newer = spill == SpillFound::Newer
+            || (state == StateFound::Present && ring == RingFound::Newer);
+        assert_eq!(matches!(decision, Decision::Refuse(_)), newer, "{ctx}");
+        if newer {
+            return;
+        }
         assert_eq!(decision == Decision::Create, state == StateFound::Absent, "{ctx}");
         if state == StateFound::Absent {
             return;
         }
-        assert_eq!(matches!(decision, Decision::Refuse(_)), ring == RingFound::Newer, "{ctx}");
-        let continues =
-            matches!(decision, Decision::UseRing | Decision::RestoreSaved | Decision::CompareHot);
-        if continues {
+        let vouched = policy == AttachPolicy::Trust;
+        if !matches!(decision, Decision::Restart { .. }) {
             assert_ne!(policy, AttachPolicy::Resync, "{ctx}");
-            let vouched = policy == AttachPolicy::Trust;
             assert!(source != SourceFound::Changed || vouched, "{ctx}");
         }
-        if decision == Decision::UseRing {
-            assert_eq!(ring, RingFound::Intact, "{ctx}");
+        match decision {
+            Decision::UseRing | Decision::UseRingCompareAll => {
+                assert_eq!(ring, RingFound::Intact, "{ctx}");
+                let holed = spill == SpillFound::Holed;
+                assert_eq!(decision == Decision::UseRingCompareAll, holed, "{ctx}");
+            }
+            Decision::RestoreSaved | Decision::CompareHot { .. } => {
+                assert_ne!(ring, RingFound::Intact, "{ctx}");
+                assert!(source == SourceFound::Same || vouched, "{ctx}");
+                let is_saved = saved == SavedFound::Valid;
+                assert_eq!(decision == Decision::RestoreSaved, is_saved, "{ctx}");
+                assert!(is_saved || activity == ActivityFound::Sound, "{ctx}");
+            }
+            _ => {}
         }
-        if decision == Decision::RestoreSaved {
-            assert!(ring != RingFound::Intact && saved == SavedFound::Valid, "{ctx}");
-            assert!(source == SourceFound::Same || policy == AttachPolicy::Trust, "{ctx}");
-        }
-        if decision == Decision::CompareHot {
-            assert!(ring != RingFound::Intact && saved != SavedFound::Valid, "{ctx}");
-            assert_eq!(activity, ActivityFound::Sound, "{ctx}");
-            assert!(source == SourceFound::Same || policy == AttachPolicy::Trust, "{ctx}");
+        // What lies on disk is shipped whenever the ring is given up, unless the operator
+        // wants everything sent again, and only if it is there.
+        if let Decision::CompareHot { history } | Decision::Restart { history, .. } = decision {
+            let there = spill == SpillFound::Sound;
+            assert_eq!(history, there && policy != AttachPolicy::Resync, "{ctx}");
         }
         // Never start over without need: an intact ring under an unchanged source goes on.
         let sound = ring == RingFound::Intact && source == SourceFound::Same;
         if sound && policy != AttachPolicy::Resync {
-            assert_eq!(decision, Decision::UseRing, "{ctx}");
+            let goes_on = matches!(decision, Decision::UseRing | Decision::UseRingCompareAll);
+            assert!(goes_on, "{ctx}");
         }
     }
 }

@@ -8,8 +8,12 @@ use crate::sys::{Mapping, allocate};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use towline_block::{BLOCK_BYTES, BlockRange, crc32c};
+use towline_block::{BLOCK_BYTES, BlockRange, VolumeId, crc32c};
 use zerocopy::{FromBytes, IntoBytes};
+
+/// Payload bytes asked for ahead of their copy. The lines wait for memory while the
+/// checksum is computed; more than this would push out what is being summed.
+const PREFETCH_BYTES_MAX: u64 = 8192;
 
 /// What a ring is made from.
 #[derive(Clone, Debug)]
@@ -102,7 +106,14 @@ impl Ring {
         let lines: Vec<u64> = slot_lines.clone().chain(payload_lines).collect();
         let maps =
             volumes.iter().flat_map(|v| [&v.dirty_offset, &v.claimed_offset, &v.suspect_offset]);
-        let counters = (0..PAGE_BYTES / 64).map(|counter| COUNTERS_OFFSET + counter * 64);
+        let striped = [Counter::GuestWrittenBytes, Counter::JournaledBytes, Counter::MappedBytes];
+        let stripes = (0..volumes.len() as u64)
+            .flat_map(|stripe| striped.map(|counter| counter.striped_offset(stripe)))
+            .flatten();
+        // Up to the stripes; the last is the payload head's, beside the head.
+        let counters =
+            (0..48).map(|line| COUNTERS_OFFSET + line * 64).chain([Counter::PayloadHead.offset()]);
+        let counters = counters.chain(stripes);
         let words: Vec<u64> = slot_lines.chain(maps.map(|at| at.get())).chain(counters).collect();
         let map = Mapping::model(&words, &lines);
         let reader = Ring::new(map.clone(), superblock.clone(), volumes.clone());
@@ -126,7 +137,17 @@ impl Ring {
     }
 
     pub fn get(&self, counter: Counter) -> u64 {
-        self.counter(counter).load(Ordering::Acquire)
+        let value = self.counter(counter).load(Ordering::Acquire);
+        (0..STRIPES)
+            .map_while(|stripe| counter.striped_offset(stripe))
+            .fold(value, |sum, at| sum.saturating_add(self.map.word(at).load(Ordering::Acquire)))
+    }
+
+    /// Raises a striped counter.
+    pub fn count(&self, counter: Counter, volume: VolumeId, by: u64) {
+        if let Some(at) = counter.striped_offset(u64::from(volume.0)) {
+            self.map.word(at).fetch_add(by, Ordering::Relaxed);
+        }
     }
 
     pub fn set(&self, counter: Counter, value: u64) {
@@ -148,6 +169,24 @@ impl Ring {
         let at = self.slot_offset(seq);
         self.map.write(at + 8, &slot.as_bytes()[8..]);
         self.commit(seq).store(commit_word(seq, state), Ordering::Release);
+    }
+
+    /// Where the payload of record `seq` ends, by its slot alone, unchecked: the header's
+    /// checksum is left to those who read the record.
+    pub fn payload_end_unchecked(&self, seq: u64) -> Option<u64> {
+        let mut bytes = [0; size_of::<Slot>()];
+        self.map.read(self.slot_offset(seq) + 8, &mut bytes[8..]);
+        let slot = Slot::read_from_bytes(&bytes).ok()?;
+        let position = slot.payload_position.get();
+        let len = u64::from(slot.len.get()).next_multiple_of(PAYLOAD_ALIGN);
+        (position != NO_PAYLOAD).then(|| position.saturating_add(len))
+    }
+
+    /// Asks for the lines of a record that is about to be written.
+    pub fn prefetch(&self, seq: u64, position: u64, len: u64) {
+        self.map.prefetch(self.slot_offset(seq), 1);
+        let at = self.payload_offset + position % self.payload_bytes;
+        self.map.prefetch(at, len.min(PREFETCH_BYTES_MAX));
     }
 
     /// Reads and decodes record `seq`; re-checks that the slot was not reused

@@ -175,6 +175,17 @@ pub struct GroupState {
     pub seal: Option<Seal>,
     /// Set by an orderly stop, cleared before the next start serves.
     pub stopped: Option<Stopped>,
+    /// The incarnation before this one, if its ring was lost and the spill had records
+    /// of it: what counts until a target has the first record of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<PastRing>,
+}
+
+/// A ring that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRing {
+    pub incarnation: u32,
+    pub ring_id: Hex16,
 }
 
 impl GroupState {

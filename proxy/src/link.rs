@@ -172,6 +172,12 @@ impl Shared {
                 let claims_upto = self.journal.get(Counter::NextClaim).saturating_sub(1);
                 Reply::Resynced { start_seq, claims_upto }
             }
+            Request::HistoryEnded { seq, reason } => {
+                let _session = self.session(number)?;
+                tracing::warn!(seq, reason, "the shipper cannot read on in the lost ring's spill");
+                self.journal.history_damaged(seq);
+                Reply::Ok
+            }
             Request::Damaged { seq, reason } => {
                 let _session = self.session(number)?;
                 tracing::warn!(seq, reason, "the shipper cannot read a record of the spill");

@@ -3,6 +3,7 @@
 mod daemons;
 mod forms;
 mod journal;
+mod marks;
 mod status;
 
 const DISK_BYTES: u64 = 16 << 20;

@@ -77,3 +77,38 @@ fn durability_flush_serves_a_guest_through_kills() {
     rig.assert_acknowledged(&history, Side::Target);
     rig.assert_identical();
 }
+
+/// The shipper is away, everything that was written is flushed, then the power fails: ring
+/// and processes are gone, the spill is not.
+#[test]
+fn what_was_flushed_reaches_the_target_from_the_spill_of_a_lost_ring() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    rig.durability = "flush";
+    rig.attach_trust = true;
+    rig.start_all();
+    let guest = rig.guest(&steady(33));
+    guest.hold();
+    rig.wait_live();
+    rig.kill(Process::Ship);
+    guest.go_on();
+    assert!(guest.wait_for_acks(2000, PATIENCE), "{:?}", guest.progress());
+    let history = guest.stop();
+    let mut client = rig.client("disk0");
+    client.flush().unwrap();
+    drop(client);
+    let ring = rig.ring_path();
+    rig.kill(Process::Proxy);
+    std::fs::remove_file(ring).unwrap();
+    rig.start_proxy();
+    let status = rig.status();
+    assert!(status.0["history_bytes"].as_u64().unwrap_or(0) > 4 << 20, "{}", status.0);
+    rig.start_ship();
+    rig.wait_drained();
+    assert_eq!(rig.status().0["history_bytes"], 0);
+    let said = rig.said(Process::Ship);
+    assert!(said.contains("first the records that the spill has of the lost ring"), "{said}");
+    assert!(!said.contains("everything is sent again"), "{said}");
+    rig.settle_target();
+    rig.assert_acknowledged(&history, Side::Target);
+    rig.assert_identical();
+}

@@ -32,6 +32,10 @@ pub struct Rig {
     /// Disk for what the ring cannot hold; "0": none.
     pub spill: &'static str,
     pub durability: &'static str,
+    /// The operator vouches for the sources: `--attach trust`.
+    pub attach_trust: bool,
+    /// How often the receiver makes a mark; none without it.
+    pub mark_every: Option<&'static str>,
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
@@ -68,6 +72,8 @@ impl Rig {
             ring: "16M",
             spill: "1G",
             durability: "process",
+            attach_trust: false,
+            mark_every: None,
             receiver_address,
             pki: None,
             relay,
@@ -114,6 +120,9 @@ impl Rig {
         let mut all = args!["proxy", "--group", &self.group, "--state", self.state()];
         all.extend(args!["--ring", self.ring, "--nbd", unix(&self.path("proxy.nbd"))]);
         all.extend(args!["--spill", self.spill, "--durability", self.durability]);
+        if self.attach_trust {
+            all.extend(args!["--attach", "trust"]);
+        }
         for volume in &self.volumes {
             all.extend(args!["--source", named(volume, &self.source(volume))]);
         }
@@ -127,6 +136,7 @@ impl Rig {
         for volume in &self.volumes {
             all.extend(args!["--target", named(volume, &self.target(volume))]);
         }
+        all.extend(self.mark_every.into_iter().flat_map(|every| args!["--mark-every", every]));
         all.extend(self.security());
         all
     }
@@ -144,6 +154,25 @@ impl Rig {
             Some(dir) => args!["--pki", dir],
             None => args!["--insecure-loopback"],
         }
+    }
+
+    /// Where the journal's ring lies now.
+    pub fn ring_path(&self) -> PathBuf {
+        let text = std::fs::read(self.state().join(&self.group).join("state.json"))
+            .unwrap_or_else(|e| panic!("no state.json: {e}"));
+        let state: serde_json::Value =
+            serde_json::from_slice(&text).unwrap_or_else(|e| panic!("state.json: {e}"));
+        state["ring"]["path"].as_str().map(PathBuf::from).expect("a ring has a path")
+    }
+
+    /// What a running process has said so far.
+    pub fn said(&self, which: Process) -> String {
+        let daemon = match which {
+            Process::Proxy => &self.proxy,
+            Process::Ship => &self.ship,
+            Process::Receive => &self.receive,
+        };
+        daemon.as_ref().map_or_else(String::new, Daemon::said)
     }
 
     #[track_caller]

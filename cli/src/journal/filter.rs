@@ -1,7 +1,8 @@
 //! Which records are meant: by kind, volume, number and time.
 
-use super::{volume_of, when};
+use super::volume_of;
 use crate::exit::usage;
+use crate::when;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use towline_block::VolumeId;

@@ -1,9 +1,10 @@
 //! `towline journal inspect`: where the journal stands.
 
-use super::{Place, percent, when};
+use super::{Place, percent};
 use crate::exit::Exit;
 use crate::report::InspectReport;
 use crate::table::{self, Table};
+use crate::when;
 use crate::{output, view};
 use serde::Serialize;
 use towline_block::BLOCK_BYTES;

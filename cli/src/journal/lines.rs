@@ -1,6 +1,7 @@
 //! Records as lines on stdout and as objects in JSON.
 
-use super::{hexdump, when};
+use super::hexdump;
+use crate::when;
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, StdoutLock, Write};
 use towline_journal::Record;

@@ -187,6 +187,11 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             get(Counter::SpillBytes) as f64,
         ),
         Sample::gauge(
+            "towline_history_bytes",
+            "Bytes of the spill of a ring that was lost, which the target gets first.",
+            get(Counter::HistoryBytes) as f64,
+        ),
+        Sample::gauge(
             "towline_spill_fault",
             "1 while the spill cannot be written.",
             get(Counter::SpillFault) as f64,

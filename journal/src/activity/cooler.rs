@@ -114,13 +114,17 @@ impl Activity {
         let touched = take(&self.touched);
         let now = Round { touched, head: ring.get(Counter::Head) };
         let Some(last) = last else { return Some(now) };
+        // Nothing of an incarnation goes cold before a target has reached it: until then
+        // a second power loss gives up what the spill has of the one before. After it,
+        // the spill is as good as the target (docs/design/0004, history).
         let acked = ring.get(Counter::Acked);
-        if acked < last.head {
+        let safe = acked.max(ring.get(Counter::SpillDurable));
+        if acked == 0 || safe < last.head {
             return Some(now);
         }
         let base = Base {
             incarnation: ring.incarnation(),
-            seq: acked,
+            seq: safe,
             claims: ring.get(Counter::AckedClaims),
         };
         let idle = self.idle(ring, &last, &now);

@@ -4,7 +4,7 @@ use super::GroupView;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::ring::Ring;
-use crate::spill::SpillReader;
+use crate::spill::{SpillReader, Store};
 use crate::state::{GroupDir, GroupState};
 use std::cell::RefCell;
 use std::fs::File;
@@ -43,7 +43,7 @@ impl GroupView {
         };
         let spill = ring.as_ref().map(|ring| {
             let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
-            RefCell::new(SpillReader::new(dir.spill_path(), uuid, id))
+            RefCell::new(SpillReader::new(Store::folder(dir.spill_path()), uuid, id))
         });
         Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
     }

@@ -59,6 +59,7 @@ impl Lab {
             volumes: vec![volume("a"), volume("b")],
             seal: None,
             stopped: None,
+            history: None,
         };
         let mut lab = Lab { dir, ring, seq: 0, payload_head: 0 };
         lab.group_dir().store(&state).unwrap();

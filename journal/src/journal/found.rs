@@ -35,6 +35,8 @@ pub(crate) struct Found {
     pub(crate) saved: Option<Saved>,
     pub(crate) saved_found: SavedFound,
     pub(crate) activity: Option<activity::Found>,
+    pub(crate) scanned: Scanned,
+    pub(crate) spill_found: SpillFound,
     pub(crate) source: SourceFound,
 }
 
@@ -50,8 +52,16 @@ impl Found {
             saved: None,
             saved_found: SavedFound::Absent,
             activity: None,
+            scanned: Scanned::default(),
+            spill_found: SpillFound::Nothing,
             source: SourceFound::Same,
         };
+        let uuid = state.map_or([0; 16], |state| state.group_uuid.0);
+        found.scanned = spill::scan(&Store::folder(dir.spill_path()), &uuid);
+        if let Some(path) = &found.scanned.newer {
+            tracing::error!("{path} was written by a newer Towline");
+            found.spill_found = SpillFound::Newer;
+        }
         let Some(state) = state else { return Ok(found) };
         match OpenOptions::new().read(true).write(true).open(&state.ring.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -75,6 +85,9 @@ impl Found {
                 }
             },
         }
+        if found.spill_found != SpillFound::Newer {
+            found.spill_found = found.spill(state);
+        }
         match Saved::load(&dir.saved_path()) {
             Ok(None) => {}
             Ok(Some(saved))
@@ -96,6 +109,34 @@ impl Found {
             activity::find(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         found.source = sources_found(state, found.ring.as_ref().map(|(r, _)| r), &options.sources)?;
         Ok(found)
+    }
+
+    fn spill(&self, state: &GroupState) -> SpillFound {
+        let ring_id = &state.ring.id.0;
+        if let Some((ring, _)) = &self.ring {
+            let (acked, spilled) = (ring.get(Counter::Acked), ring.get(Counter::Spilled));
+            if !self.scanned.covers(ring_id, acked, spilled) {
+                return SpillFound::Holed;
+            }
+        }
+        match self.scanned.runs(ring_id).is_empty() {
+            true => SpillFound::Nothing,
+            false => SpillFound::Sound,
+        }
+    }
+
+    /// For the table.
+    pub(crate) fn findings(&self, is_known: bool, policy: AttachPolicy) -> Findings {
+        let sound = self.activity.is_some();
+        Findings {
+            state: if is_known { StateFound::Present } else { StateFound::Absent },
+            ring: self.ring_found,
+            saved: self.saved_found,
+            activity: if sound { ActivityFound::Sound } else { ActivityFound::Unusable },
+            spill: self.spill_found,
+            source: self.source,
+            policy,
+        }
     }
 }
 

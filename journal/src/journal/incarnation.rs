@@ -29,14 +29,30 @@ impl Content<'_> {
         }
     }
 
-    /// The activity map to begin with. What is dirty in the change map is hot here.
-    pub(crate) fn activity(&self) -> (Base, Hot) {
+    /// The activity map to begin with. What is dirty in the change map is hot here, and
+    /// so is what the history touches: if this ring is lost, too, before a target has
+    /// passed the history, its records are given up and their extents compared.
+    pub(crate) fn activity(&self, past: Option<&Past>) -> (Base, Hot) {
         match self {
             Content::New | Content::Unknown | Content::Saved(_, None) => {
                 (Base::default(), Hot::All)
             }
-            Content::Saved(_, Some(found)) | Content::Active(found) => {
-                (found.base, Hot::Words(found.hot.clone()))
+            Content::Saved(saved, Some(found)) => {
+                let mut hot = found.hot.clone();
+                for (volume, words) in saved.words.iter().enumerate() {
+                    for run in runs_of(words, words.len() as u64 * 64) {
+                        heat(&mut hot, volume, run);
+                    }
+                }
+                (self.base(), Hot::Words(hot))
+            }
+            Content::Active(found) => {
+                let mut hot = found.hot.clone();
+                for touched in past.iter().flat_map(|past| &past.touched) {
+                    heat(&mut hot, touched.volume.index(), touched.range());
+                }
+                let base = past.map_or(found.base, |past| past.base_before(found.base));
+                (base, Hot::Words(hot))
             }
         }
     }
@@ -72,6 +88,17 @@ impl Content<'_> {
     }
 }
 
+/// Marks the extents of a range of blocks.
+fn heat(hot: &mut [Vec<u64>], volume: usize, blocks: BlockRange) {
+    let Some(words) = hot.get_mut(volume) else { return };
+    let per_extent = EXTENT_BYTES / BLOCK_BYTES;
+    for extent in blocks.first / per_extent..blocks.end().div_ceil(per_extent) {
+        if let Some(word) = words.get_mut((extent / 64) as usize) {
+            *word |= 1 << (extent % 64);
+        }
+    }
+}
+
 /// Makes a ring for the next incarnation and names it in `state.json`; the change
 /// map is everything, or what an orderly stop saved.
 pub(crate) fn new_incarnation(
@@ -79,6 +106,7 @@ pub(crate) fn new_incarnation(
     options: &Options,
     old: Option<&GroupState>,
     content: &Content<'_>,
+    past: Option<&Past>,
 ) -> Result<(Ring, File, GroupState, Cursor)> {
     let ring_id = Hex16::random();
     let name = format!("towline-{}-{}.ring", options.group, &ring_id.to_string()[..12]);
@@ -110,6 +138,7 @@ pub(crate) fn new_incarnation(
         volumes,
         seal: old.and_then(|old| old.seal.clone()),
         stopped: None,
+        history: past.map(|past| past.ring),
     };
     let spec = RingSpec {
         group_name: options.group.to_string(),
@@ -142,7 +171,7 @@ pub(crate) fn new_incarnation(
     ring.publish(1, &mut slot, SlotState::Done);
     ring.set(Counter::Head, 1);
     ring.set(Counter::Done, 1);
-    let (activity_base, hot) = content.activity();
+    let (activity_base, hot) = content.activity(past);
     let stored = Activity::create(
         &dir.activity_path(),
         state.group_uuid.0,

@@ -1,20 +1,25 @@
 //! The persister's segment files: making them, moving on to the next, giving them back.
 
 use super::Durability;
-use super::index::{Room, segment_path};
+use super::index::Room;
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX};
 use super::persister::{Current, Run, SPANS_AT_ONCE};
 use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
 use crate::sys::allocate;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window};
 
 /// Free segments kept when the ladder is back in memory; the disk gets the rest.
 const SEGMENTS_KEPT: usize = 4;
+
+/// A segment ready to be filled.
+pub(super) struct Opened {
+    pub file: u32,
+    pub fd: Fd,
+    /// Where it begins in the file.
+    pub base: u64,
+}
 
 impl Run {
     /// Sees to it that the current segment has room for a span. False: there is none.
@@ -24,8 +29,8 @@ impl Run {
             return Ok(true);
         }
         self.close_segment();
-        if let Some((file, fd)) = self.spare.take() {
-            self.begin_segment(file, fd);
+        if let Some(spare) = self.spare.take() {
+            self.begin_segment(spare);
             return Ok(true);
         }
         let room = self.spill.room();
@@ -47,8 +52,8 @@ impl Run {
             Room::Reuse(file) => (file, false),
         };
         match self.open_file(file, fresh) {
-            Ok(fd) => {
-                self.begin_segment(file, fd);
+            Ok(opened) => {
+                self.begin_segment(opened);
                 Ok(true)
             }
             Err(error) => {
@@ -58,13 +63,14 @@ impl Run {
         }
     }
 
-    fn begin_segment(&mut self, file: u32, fd: Fd) {
+    fn begin_segment(&mut self, opened: Opened) {
+        let Opened { file, fd, base } = opened;
         let mut segments = self.spill.segments();
         let serial = segments.next_serial.max(1);
         segments.next_serial = serial + 1;
         segments.current = Some(serial);
         drop(segments);
-        self.current = Some(Current { file, serial, fd, offset: 0 });
+        self.current = Some(Current { file, serial, fd, base, offset: 0 });
     }
 
     /// Makes the next segment while nobody waits.
@@ -76,7 +82,7 @@ impl Run {
         let room = self.spill.room();
         let (Room::Make(file) | Room::Reuse(file)) = room else { return };
         match self.open_file(file, matches!(room, Room::Make(_))) {
-            Ok(fd) => self.spare = Some((file, fd)),
+            Ok(opened) => self.spare = Some(opened),
             Err(error) => {
                 self.spill.give_back(room);
                 self.fault(&error);
@@ -92,30 +98,29 @@ impl Run {
         segments.release(self.owner.ring.get(Counter::Acked));
     }
 
-    /// Opens a segment's file for O_DIRECT, its room reserved.
-    fn open_file(&mut self, file: u32, fresh: bool) -> Result<Fd> {
-        let spill = self.spill.clone();
-        let dir = &spill.dir;
-        let path = segment_path(dir, file);
+    /// Opens a segment for O_DIRECT, its room reserved.
+    fn open_file(&mut self, file: u32, fresh: bool) -> Result<Opened> {
+        let store = self.spill.store.clone();
+        let path = store.segment_path(file);
         let failed = |e| Error::io(format!("cannot make the spill's {}", path.display()), e);
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let opened = open_direct(&path).map_err(failed)?;
-        let is_short = opened.metadata().map_err(failed)?.len() < SEGMENT_BYTES;
-        let fd: Fd = Arc::new(opened.try_clone().map_err(failed)?.into());
+        let opened = store.open_for_writing(file).map_err(failed)?;
+        let is_short = !store.is_whole(&opened).map_err(failed)?;
+        let base = opened.base;
+        let fd: Fd = Arc::new(opened.file.try_clone().map_err(failed)?.into());
         if fresh || is_short {
-            allocate(&opened, SEGMENT_BYTES).map_err(failed)?;
+            allocate(&opened.file, SEGMENT_BYTES).map_err(failed)?;
             // Only a commit gains by it: writing into reserved extents converts them,
             // which a sync then has to journal.
             if self.spill.durability != Durability::Process {
-                self.zero_fill(&fd).map_err(failed)?;
-                opened.sync_all().map_err(failed)?;
-                std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+                self.zero_fill(&fd, base).map_err(failed)?;
+                opened.file.sync_all().map_err(failed)?;
+                store.sync_names().map_err(failed)?;
             }
         }
-        Ok(fd)
+        Ok(Opened { file, fd, base })
     }
 
-    fn zero_fill(&mut self, fd: &Fd) -> std::io::Result<()> {
+    fn zero_fill(&mut self, fd: &Fd, base: u64) -> std::io::Result<()> {
         let piece = SPAN_BYTES_MAX / SPAN_ALIGN * SPAN_ALIGN;
         let driver = driver(&mut self.driver).map_err(std::io::Error::other)?;
         let mut offset = 0;
@@ -129,7 +134,7 @@ impl Run {
                 let address = storage.as_ptr().addr();
                 let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
                 let window = Window::new(storage, start, bytes as usize);
-                driver.push(token, Op::Write(fd.clone(), offset, window))?;
+                driver.push(token, Op::Write(fd.clone(), base + offset, window))?;
                 offset += bytes;
             }
             for completion in wait_all(driver, "zero-filling").map_err(std::io::Error::other)? {
@@ -149,8 +154,8 @@ impl Run {
             && let last = segments.files.saturating_sub(1)
             && let Some(at) = segments.free.iter().position(|file| *file == last)
         {
-            let path = segment_path(&self.spill.dir, last);
-            if let Err(error) = std::fs::remove_file(&path) {
+            if let Err(error) = self.spill.store.remove(last) {
+                let path = self.spill.store.segment_path(last);
                 tracing::warn!("cannot remove {}: {error}", path.display());
                 return;
             }
@@ -175,14 +180,4 @@ pub(super) fn wait_all(driver: &mut Driver, what: &str) -> Result<Vec<Completion
         driver.wait(1, None, &mut done).map_err(|e| Error::io(what, e))?;
     }
     Ok(done)
-}
-
-/// Opens for O_DIRECT where the file system knows it.
-fn open_direct(path: &Path) -> std::io::Result<std::fs::File> {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true).mode(0o600);
-    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path),
-        opened => opened,
-    }
 }

@@ -2,13 +2,14 @@
 //! and persister meet.
 
 use super::layout::SEGMENT_BYTES;
+use super::runs::{self, Run};
 use super::span::Built;
+use super::store::Store;
 use super::touched::{Touched, TouchedSet};
 use super::{Durability, Rung};
 use crate::format::Counter;
 use crate::ring::Ring;
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::Thread;
@@ -27,6 +28,8 @@ pub struct Segment {
     /// Times of its first and last span.
     pub first_ns: u64,
     pub last_ns: u64,
+    /// Its records without the gaps.
+    pub runs: Vec<Run>,
     pub touched: TouchedSet,
 }
 
@@ -41,6 +44,7 @@ impl Segment {
             bytes: 0,
             first_ns: 0,
             last_ns: 0,
+            runs: Vec::new(),
             touched: TouchedSet::default(),
         }
     }
@@ -51,6 +55,7 @@ impl Segment {
         }
         (self.last_seq, self.last_ns) = (span.last_seq, span.unix_ns);
         self.bytes += span.bytes;
+        runs::push(&mut self.runs, Run { first: span.first_seq, last: span.last_seq });
         self.touched.extend(span.touched);
     }
 }
@@ -80,6 +85,8 @@ impl<'a> SpanFigures<'a> {
 #[derive(Debug, Default)]
 pub struct Segments {
     pub live: VecDeque<Segment>,
+    /// What the incarnation before left, until the target has passed it.
+    pub history: Vec<Segment>,
     /// Files that hold nothing needed.
     pub free: Vec<u32>,
     /// Files there are, numbered from 0.
@@ -101,6 +108,10 @@ impl Segments {
             released = true;
         }
         released
+    }
+
+    fn is_full(&self, segments_max: u32) -> bool {
+        self.live.len() + self.history.len() >= segments_max as usize
     }
 
     /// Bytes that hold records above `acked`, a segment that is partly acknowledged in
@@ -140,7 +151,7 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 
 /// Shared by the journal and its persister.
 pub struct Spill {
-    pub dir: PathBuf,
+    pub store: Store,
     pub durability: Durability,
     segments_max: u32,
     segments: Mutex<Segments>,
@@ -156,10 +167,11 @@ pub struct Spill {
 
 impl Spill {
     /// `None` when the size is less than one segment and nothing needed is there.
-    pub fn new(dir: PathBuf, bytes: u64, durability: Durability, found: Segments) -> Option<Spill> {
+    pub fn new(store: Store, bytes: u64, durability: Durability, found: Segments) -> Option<Spill> {
         let segments_max = u32::try_from(bytes / SEGMENT_BYTES).unwrap_or(u32::MAX);
-        (segments_max > 0 || !found.live.is_empty()).then(|| Spill {
-            dir,
+        let is_needed = !found.live.is_empty() || !found.history.is_empty();
+        (segments_max > 0 || is_needed).then(|| Spill {
+            store,
             durability,
             segments_max,
             segments: Mutex::new(found),
@@ -203,7 +215,7 @@ impl Spill {
     /// A place for the next segment.
     pub fn room(&self) -> Room {
         let mut segments = self.segments();
-        if segments.live.len() >= self.segments_max as usize {
+        if segments.is_full(self.segments_max) {
             return Room::Full;
         }
         match segments.free.pop() {
@@ -224,13 +236,14 @@ impl Spill {
     }
 
     pub fn has_room(&self) -> bool {
-        self.segments().live.len() < self.segments_max as usize
+        !self.segments().is_full(self.segments_max)
     }
 
     /// At least half of it is free: a HEAL would not break again at once.
     pub fn is_half_free(&self) -> bool {
         let segments = self.segments();
-        segments.live.len() as u64 * 2 <= u64::from(self.segments_max).max(2)
+        let used = segments.live.len() + segments.history.len();
+        used as u64 * 2 <= u64::from(self.segments_max).max(2)
     }
 
     pub fn acked(&self, seq: u64, ring: &Ring) {
@@ -247,6 +260,8 @@ impl Spill {
         let segments = self.segments();
         ring.set(Counter::SpillUsedBytes, segments.used_bytes(acked));
         ring.set(Counter::SpillOldestNs, segments.oldest_ns(acked));
+        let history = segments.history.iter().map(|segment| segment.bytes).sum();
+        ring.set(Counter::HistoryBytes, history);
         ring.set(Counter::SpillBytes, self.capacity_bytes());
     }
 
@@ -262,6 +277,22 @@ impl Spill {
         let segments = self.segments();
         let above = segments.live.iter().filter(|segment| segment.last_seq > acked);
         above.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
+    }
+
+    /// What the history's segments touch that hold records from `seq` on.
+    pub fn history_touches(&self, seq: u64) -> Vec<Touched> {
+        let segments = self.segments();
+        let rest = segments.history.iter().filter(|segment| segment.last_seq >= seq);
+        rest.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
+    }
+
+    /// The target has passed the history: its segments are free.
+    pub fn free_history(&self) {
+        let mut segments = self.segments();
+        let files: Vec<u32> = segments.history.drain(..).map(|segment| segment.file).collect();
+        segments.free.extend(files);
+        drop(segments);
+        self.wake();
     }
 
     /// Calls `listener` whenever more is durable, on the persister's thread.
@@ -293,11 +324,6 @@ impl Spill {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake();
     }
-}
-
-/// The file of segment number `file`.
-pub fn segment_path(dir: &Path, file: u32) -> PathBuf {
-    dir.join(format!("{file:05}.seg"))
 }
 
 /// Sentence for the log at a step of the ladder.

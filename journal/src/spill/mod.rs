@@ -14,17 +14,21 @@ mod ladder;
 pub mod layout;
 mod persister;
 mod reader;
+mod runs;
 mod scan;
 mod service;
 mod span;
+mod store;
 mod touched;
 
-pub(crate) use index::Spill;
+pub(crate) use index::{Segments, Spill};
 pub use ladder::{Ladder, Observed, Rung};
 pub(crate) use persister::{Owner, Persister};
 pub use reader::SpillReader;
+pub use runs::Run;
 pub(crate) use scan::{Scanned, scan};
 pub use service::Damage;
+pub use store::Store;
 pub use touched::Touched;
 
 use crate::sys::shm_free_bytes;

@@ -6,17 +6,16 @@
 //! broken disk the ring overflows into the change map, as without a spill.
 
 use super::Durability;
-use super::files::{driver, wait_all};
+use super::files::{Opened, driver, wait_all};
 use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
 use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
 use super::span::{Built, Place, SpanBuilder};
-use crate::append::{Cursor, free_up_to};
+use crate::append::{AppendLock, free_up_to};
 use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
-use crate::sys::sync::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -43,7 +42,7 @@ pub struct Persister {
 pub struct Owner {
     pub group: GroupName,
     pub ring: Arc<Ring>,
-    pub cursor: Arc<Mutex<Cursor>>,
+    pub cursor: Arc<AppendLock>,
 }
 
 impl Persister {
@@ -57,14 +56,15 @@ impl Persister {
                     _ => Rung::from_code(owner.ring.get(Counter::Rung)),
                 };
                 owner.ring.set(Counter::SpillFault, 0);
+                let (unsynced, lost_upto) = unsynced_before(&for_thread, &owner.ring);
                 let mut run = Run {
                     spill: for_thread,
                     owner,
                     driver: None,
                     memory: Vec::new(),
                     current: None,
-                    unsynced: Vec::new(),
-                    lost_upto: 0,
+                    unsynced,
+                    lost_upto,
                     ladder: Ladder::new(rung),
                     retry_at: None,
                     full: false,
@@ -106,7 +106,7 @@ pub(super) struct Run {
     pub retry_at: Option<Instant>,
     pub full: bool,
     /// The next segment, made ahead so that no commit waits for its zeroes.
-    pub spare: Option<(u32, Fd)>,
+    pub spare: Option<Opened>,
 }
 
 /// The segment that is being filled.
@@ -114,6 +114,8 @@ pub(super) struct Current {
     pub file: u32,
     pub serial: u64,
     pub fd: Fd,
+    /// Where the segment begins in the file.
+    pub base: u64,
     pub offset: u64,
 }
 
@@ -200,7 +202,7 @@ impl Run {
     fn upto(&mut self) -> u64 {
         let ring = &self.owner.ring;
         let (fill_percent, half) = {
-            let cursor = self.owner.cursor.lock().expect("append lock");
+            let cursor = self.owner.cursor.lock();
             let used = cursor.next_seq - 1 - cursor.freed_seq;
             let bytes = cursor.payload_head - cursor.payload_tail;
             let slots = used * 100 / ring.slots();
@@ -235,7 +237,7 @@ impl Run {
         let ring = &self.owner.ring;
         let looks = waits || self.ladder.rung() != Rung::Ring;
         self.spill.watches_acks.store(looks, Ordering::SeqCst);
-        let mut cursor = self.owner.cursor.lock().expect("append lock");
+        let mut cursor = self.owner.cursor.lock();
         cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() / 2;
         cursor.wake_seq = cursor.freed_seq + ring.slots() / 2;
         let is_due = cursor.is_wake_due();
@@ -323,14 +325,17 @@ impl Run {
     /// Writes spans behind each other; once all are on disk they count.
     fn write(&mut self, spans: Vec<Built>) -> Result<()> {
         let Some(current) = &mut self.current else { return Ok(()) };
-        let what = format!("cannot write the spill in {}", self.spill.dir.display());
+        let what = format!("cannot write the spill in {}", self.spill.store.path().display());
         let driver = driver(&mut self.driver)?;
         let mut figures = Vec::new();
         for (index, mut span) in spans.into_iter().enumerate() {
             let storage = std::mem::take(&mut span.storage);
             let window = Window::new(storage, span.start, span.bytes);
             driver
-                .push(index as u64, Op::Write(current.fd.clone(), current.offset, window))
+                .push(
+                    index as u64,
+                    Op::Write(current.fd.clone(), current.base + current.offset, window),
+                )
                 .map_err(|e| Error::io(what.clone(), e))?;
             current.offset += span.bytes as u64;
             figures.push(span);
@@ -379,7 +384,7 @@ impl Run {
         {
             // Under the append lock, so that a BREAK or HEAL is never out of recovery's
             // sight before *whole* says the same.
-            let _cursor = self.owner.cursor.lock().expect("append lock");
+            let _cursor = self.owner.cursor.lock();
             ring.set(Counter::Spilled, last.last_seq);
         }
         free_up_to(ring, &self.owner.cursor, last.last_seq);
@@ -399,7 +404,7 @@ impl Run {
             return Ok(());
         }
         let driver = driver(&mut self.driver)?;
-        let what = format!("cannot sync the spill in {}", self.spill.dir.display());
+        let what = format!("cannot sync the spill in {}", self.spill.store.path().display());
         for (index, fd) in self.unsynced.drain(..).enumerate() {
             driver.push(index as u64, Op::Datasync(fd)).map_err(|e| Error::io(what.clone(), e))?;
         }
@@ -417,6 +422,23 @@ impl Run {
         self.spill.progressed();
         Ok(())
     }
+}
+
+/// Segments that an earlier process wrote and may not have synced, and up to which record
+/// that cannot be made good.
+fn unsynced_before(spill: &Spill, ring: &Ring) -> (Vec<Fd>, u64) {
+    let (mut unsynced, mut lost_upto) = (Vec::new(), 0);
+    if spill.durability == Durability::Process {
+        return (unsynced, lost_upto);
+    }
+    let durable = ring.get(Counter::SpillDurable);
+    for segment in spill.segments().live.iter().filter(|segment| segment.last_seq > durable) {
+        match spill.store.open(segment.file) {
+            Ok(opened) => unsynced.push(Arc::new(opened.file.into())),
+            Err(_) => lost_upto = lost_upto.max(segment.last_seq),
+        }
+    }
+    (unsynced, lost_upto)
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]

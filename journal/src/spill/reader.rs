@@ -3,21 +3,18 @@
 //! Reads a span at a time, asynchronously and past the page cache, as all background
 //! reads ([`towline_block::DirectReader`]); records are asked for in order.
 
-use super::index::segment_path;
-use super::layout::{SEGMENT_BYTES, SPAN_ALIGN};
+use super::layout::SEGMENT_BYTES;
 use super::span::{Entry, SpanHead, entries, record_at};
+use super::store::{OpenedSegment, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SlotState;
 use crate::record::Record;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::sync::Arc;
 use towline_block::sys::uring::Fd;
 use towline_block::{BLOCK_BYTES, DirectReader, Extent, crc32c};
 
 pub struct SpillReader {
-    dir: PathBuf,
+    store: Store,
     group_uuid: [u8; 16],
     ring_id: [u8; 16],
     segment: Option<OpenSegment>,
@@ -26,7 +23,7 @@ pub struct SpillReader {
 
 struct OpenSegment {
     fd: Fd,
-    file: File,
+    opened: OpenedSegment,
     serial: u64,
     /// Where the next span is looked for.
     next: u64,
@@ -39,8 +36,8 @@ struct OpenSpan {
 }
 
 impl SpillReader {
-    pub fn new(dir: PathBuf, group_uuid: [u8; 16], ring_id: [u8; 16]) -> SpillReader {
-        SpillReader { dir, group_uuid, ring_id, segment: None, span: None }
+    pub fn new(store: Store, group_uuid: [u8; 16], ring_id: [u8; 16]) -> SpillReader {
+        SpillReader { store, group_uuid, ring_id, segment: None, span: None }
     }
 
     /// Record `seq`, its payload appended to `payload`.
@@ -91,13 +88,9 @@ impl SpillReader {
     /// Goes on in the open segment; false when `seq` is not in it from there on.
     fn find_in_segment(&mut self, seq: u64) -> Result<bool> {
         let Some(segment) = &mut self.segment else { return Ok(false) };
-        let mut page = vec![0; SPAN_ALIGN as usize];
         while segment.next < SEGMENT_BYTES {
             let offset = segment.next;
-            if segment.file.read_exact_at(&mut page, offset).is_err() {
-                return Ok(false);
-            }
-            let Ok(head) = SpanHead::parse(&page, offset) else { return Ok(false) };
+            let Some(head) = segment.opened.head_at(offset) else { return Ok(false) };
             let belongs = head.is_of(&self.group_uuid, &self.ring_id)
                 && head.header.serial.get() == segment.serial;
             if !belongs || head.header.first_seq.get() > seq {
@@ -105,7 +98,7 @@ impl SpillReader {
             }
             segment.next = offset + u64::from(head.header.span_bytes.get());
             if head.header.last_seq.get() >= seq {
-                let extent = Extent::new(offset, segment.next - offset);
+                let extent = Extent::new(segment.opened.base + offset, segment.next - offset);
                 let fd = segment.fd.clone();
                 self.span = Some(load(&fd, extent, head)?);
                 return Ok(true);
@@ -117,26 +110,16 @@ impl SpillReader {
     /// Opens the newest segment that begins at or before `seq`.
     fn open_segment(&mut self, seq: u64) -> Result<()> {
         let mut best: Option<OpenSegment> = None;
-        let mut page = vec![0; SPAN_ALIGN as usize];
-        for number in 0.. {
-            let path = segment_path(&self.dir, number);
-            let Ok(file) = File::open(&path) else { break };
-            if file.read_exact_at(&mut page, 0).is_err() {
-                continue;
-            }
-            let Ok(head) = SpanHead::parse(&page, 0) else { continue };
+        for number in 0..self.store.count() {
+            let Ok(opened) = self.store.open(number) else { continue };
+            let Some(head) = opened.head_at(0) else { continue };
             let serial = head.header.serial.get();
             let is_better = head.is_of(&self.group_uuid, &self.ring_id)
                 && head.header.first_seq.get() <= seq
                 && best.as_ref().is_none_or(|best| serial > best.serial);
             if is_better {
-                let direct = OpenOptions::new()
-                    .read(true)
-                    .custom_flags(libc::O_DIRECT)
-                    .open(&path)
-                    .or_else(|_| File::open(&path))
-                    .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-                best = Some(OpenSegment { fd: Arc::new(direct.into()), file, serial, next: 0 });
+                let Ok(file) = opened.file.try_clone() else { continue };
+                best = Some(OpenSegment { fd: Arc::new(file.into()), opened, serial, next: 0 });
             }
         }
         self.segment = best;

@@ -1,136 +1,219 @@
-//! Finds out what a `spill/` folder holds: reads span headers only. Used by the owner
-//! at start; payloads are verified when they are shipped.
+//! Finds out what a spill holds: reads span headers only, of many segments at a time.
+//! Used at start and by tools; payloads are verified when they are shipped.
 
-use super::index::{Segment, Segments, SpanFigures, segment_path};
+use super::index::{Segment, Segments, SpanFigures};
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN};
+use super::runs::{self, Run};
 use super::span::{SpanFault, SpanHead};
-use crate::error::{Error, ErrorKind, Result};
-use std::fs::File;
+use super::store::{OpenedSegment, Store};
+use super::touched::Touched;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use towline_block::sys::uring::{Driver, Fd, Op, Window};
 
-/// Threads that read headers: a disk answers several at once, and 16 GiB are 16384
-/// headers.
-const SCAN_THREADS: usize = 8;
+/// Segments whose headers are read at once: a segment's next header is known only when
+/// the one before it is, so the disk's queue is filled with other segments.
+const SEGMENTS_AT_ONCE: usize = 64;
+const PAGE: usize = SPAN_ALIGN as usize;
 
-/// What was found for one ring.
+/// What was found, of whatever ring.
 #[derive(Debug, Default)]
 pub struct Scanned {
-    pub segments: Segments,
+    files: Vec<FileFound>,
     /// Spans whose header was read.
     pub spans: u64,
+    /// A segment was written by a newer Towline: its path.
+    pub newer: Option<String>,
 }
 
-/// One file's content.
+/// One segment's content.
+#[derive(Clone, Debug, Default)]
 struct FileFound {
     file: u32,
-    /// Serial of its first span, of whatever ring.
+    /// Serial of its first span, of whatever group.
     serial: u64,
+    ring_id: [u8; 16],
+    incarnation: u32,
+    /// Set when its first span is of the group.
     segment: Option<Segment>,
     spans: u64,
+    newer: bool,
 }
 
-/// Reads all segments of the folder. Those of another ring, or whose records are all
-/// at or below `acked`, are free.
-///
-/// # Errors
-/// [`ErrorKind::Newer`] when a segment was written by a newer Towline.
-pub fn scan(dir: &Path, group_uuid: &[u8; 16], ring_id: &[u8; 16], acked: u64) -> Result<Scanned> {
-    let mut files = Vec::new();
-    while segment_path(dir, files.len() as u32).exists() {
-        files.push(files.len() as u32);
-    }
-    let next = AtomicUsize::new(0);
-    let read = || -> Result<Vec<FileFound>> {
-        let mut found = Vec::new();
-        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            found.push(read_file(dir, *file, group_uuid, ring_id)?);
-        }
-        Ok(found)
-    };
-    let results: Vec<Result<Vec<FileFound>>> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..SCAN_THREADS.min(files.len())).map(|_| scope.spawn(read)).collect();
-        threads.into_iter().map(|t| t.join().expect("a scan never panics")).collect()
-    });
-    let mut found = Vec::new();
-    for result in results {
-        found.extend(result?);
-    }
+/// Reads all segments.
+pub fn scan(store: &Store, group_uuid: &[u8; 16]) -> Scanned {
+    let count = store.count();
     let mut scanned = Scanned::default();
-    scanned.segments.files = files.len() as u32;
-    scanned.segments.next_serial = found.iter().map(|f| f.serial).max().unwrap_or(0) + 1;
-    scanned.spans = found.iter().map(|f| f.spans).sum();
-    let mut live = Vec::new();
-    let mut serials = vec![0; files.len()];
-    for file in &found {
-        serials[file.file as usize] = file.serial;
-    }
-    for file in found {
-        match file.segment.filter(|segment| segment.last_seq > acked) {
-            Some(segment) => live.push(segment),
-            None => scanned.segments.free.push(file.file),
-        }
-    }
-    // What was in flight when the last owner was killed lands in its newest segment:
-    // that one is used again last.
-    let age = |file: &u32| serials.get(*file as usize).copied();
-    scanned.segments.free.sort_by_key(|file| std::cmp::Reverse(age(file)));
-    live.sort_by_key(|segment| segment.serial);
-    scanned.segments.live = live.into();
-    Ok(scanned)
+    let mut files: Vec<FileFound> = match Driver::new(SEGMENTS_AT_ONCE as u32) {
+        Ok(mut driver) => read_many(&mut driver, store, count, group_uuid),
+        // Tools also run where io_uring does not.
+        Err(_) => (0..count).map(|file| read_alone(store, file, group_uuid)).collect(),
+    };
+    files.sort_by_key(|found| found.file);
+    scanned.spans = files.iter().map(|found| found.spans).sum();
+    let newer = files.iter().find(|found| found.newer);
+    scanned.newer = newer.map(|found| store.segment_path(found.file).display().to_string());
+    scanned.files = files;
+    scanned
 }
 
 impl Scanned {
-    /// Whether every record of `acked + 1 ..= spilled` is there.
-    pub fn covers(&self, acked: u64, spilled: u64) -> bool {
-        let mut reached = acked;
-        for segment in &self.segments.live {
-            if segment.first_seq > reached + 1 || reached >= spilled {
-                break;
+    /// The segments for the owner of ring `ring_id`, of which the target has all up to
+    /// `acked`. What ring `history` left is kept apart; the rest is free.
+    pub fn sorted(self, ring_id: &[u8; 16], acked: u64, history: Option<&[u8; 16]>) -> Segments {
+        let mut segments = Segments { files: self.files.len() as u32, ..Segments::default() };
+        let serials: Vec<u64> = self.files.iter().map(|found| found.serial).collect();
+        segments.next_serial = serials.iter().max().unwrap_or(&0) + 1;
+        let (mut live, mut kept) = (Vec::new(), Vec::new());
+        for found in self.files {
+            let is_history = history == Some(&found.ring_id);
+            match found.segment {
+                Some(segment) if found.ring_id == *ring_id && segment.last_seq > acked => {
+                    live.push(segment);
+                }
+                Some(segment) if is_history => kept.push(segment),
+                _ => segments.free.push(found.file),
             }
-            reached = reached.max(segment.last_seq);
         }
-        reached >= spilled
+        // What was in flight when the last owner was killed lands in its newest segment:
+        // that one is used again last.
+        let age = |file: &u32| serials.get(*file as usize).copied();
+        segments.free.sort_by_key(|file| std::cmp::Reverse(age(file)));
+        live.sort_by_key(|segment| segment.serial);
+        kept.sort_by_key(|segment| segment.serial);
+        segments.live = live.into();
+        segments.history = kept;
+        segments
+    }
+
+    /// What can be replayed of ring `ring_id`, as far as headers tell.
+    pub fn runs(&self, ring_id: &[u8; 16]) -> Vec<Run> {
+        let of_ring = self.files.iter().filter(|found| found.ring_id == *ring_id);
+        let segments = of_ring.filter_map(|found| found.segment.as_ref());
+        runs::joined(segments.flat_map(|segment| segment.runs.iter().copied()).collect())
+    }
+
+    /// Blocks that records of ring `ring_id` touch.
+    pub fn touched(&self, ring_id: &[u8; 16]) -> Vec<Touched> {
+        let of_ring = self.files.iter().filter(|found| found.ring_id == *ring_id);
+        let segments = of_ring.filter_map(|found| found.segment.as_ref());
+        segments.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
+    }
+
+    /// Whether every record of `acked + 1 ..= spilled` of the ring is there.
+    pub fn covers(&self, ring_id: &[u8; 16], acked: u64, spilled: u64) -> bool {
+        let is_whole = |run: &Run| run.first <= acked + 1 && run.last >= spilled;
+        spilled <= acked || self.runs(ring_id).iter().any(is_whole)
     }
 }
 
-fn read_file(
-    dir: &Path,
-    file: u32,
+/// A segment being read.
+struct Reading {
+    found: FileFound,
+    fd: Fd,
+    base: u64,
+    offset: u64,
+}
+
+fn read_many(
+    driver: &mut Driver,
+    store: &Store,
+    count: u32,
     group_uuid: &[u8; 16],
-    ring_id: &[u8; 16],
-) -> Result<FileFound> {
-    let path = segment_path(dir, file);
-    let mut found = FileFound { file, serial: 0, segment: None, spans: 0 };
-    let Ok(opened) = File::open(&path) else { return Ok(found) };
-    let mut page = vec![0; SPAN_ALIGN as usize];
-    let mut offset = 0;
-    while offset < SEGMENT_BYTES && opened.read_exact_at(&mut page, offset).is_ok() {
-        let head = match SpanHead::parse(&page, offset) {
-            Ok(head) => head,
-            Err(SpanFault::Newer) => {
-                let what =
-                    format!("{} was written by a newer Towline: use that one", path.display());
-                return Err(Error::new(ErrorKind::Newer, what));
-            }
-            Err(_) => break,
-        };
-        let header = &head.header;
-        if offset == 0 {
-            found.serial = header.serial.get();
-            if head.is_of(group_uuid, ring_id) {
-                found.segment = Some(Segment::new(file, header.serial.get()));
+) -> Vec<FileFound> {
+    let mut found = Vec::with_capacity(count as usize);
+    let mut reading: Vec<Option<Reading>> = Vec::new();
+    reading.resize_with(SEGMENTS_AT_ONCE.min(count as usize), || None);
+    let mut next = 0;
+    let mut done = Vec::new();
+    // A page for each segment under way; the kernel has it while it is being filled.
+    let mut free: Vec<usize> = (0..reading.len()).collect();
+    while next < count || driver.pending() > 0 {
+        while next < count
+            && let Some(at) = free.pop()
+        {
+            let (file, blank) = (next, FileFound { file: next, ..FileFound::default() });
+            next += 1;
+            let Ok(OpenedSegment { file: opened, base, .. }) = store.open(file) else {
+                found.push(blank);
+                free.push(at);
+                continue;
+            };
+            let part = Reading { found: blank, fd: Arc::new(opened.into()), base, offset: 0 };
+            match ask(driver, at, &part, vec![0; 2 * PAGE]) {
+                true => reading[at] = Some(part),
+                false => {
+                    found.push(read_alone(store, file, group_uuid));
+                    free.push(at);
+                }
             }
         }
-        let Some(segment) = &mut found.segment else { break };
-        let continues = head.is_of(group_uuid, ring_id)
-            && header.serial.get() == segment.serial
-            && (offset == 0 || header.first_seq.get() > segment.last_seq);
-        // After a gap in the numbers the target had what is missing; before it, too.
-        if !continues {
+        if driver.wait(1, None, &mut done).is_err() {
             break;
+        }
+        for completion in done.drain(..) {
+            let at = completion.token as usize;
+            let Some(mut part) = reading[at].take() else { continue };
+            let window = completion.window;
+            let whole = matches!(completion.result, Ok(bytes) if bytes == PAGE);
+            let page = &window.buf[window.start..window.start + PAGE];
+            let more = whole && part.found.take(page, &mut part.offset, group_uuid);
+            if more && ask(driver, at, &part, window.buf) {
+                reading[at] = Some(part);
+            } else {
+                found.push(part.found);
+                free.push(at);
+            }
+        }
+    }
+    found
+}
+
+fn ask(driver: &mut Driver, at: usize, part: &Reading, page: Vec<u8>) -> bool {
+    let address = page.as_ptr().addr();
+    let start = address.next_multiple_of(PAGE) - address;
+    let window = Window::new(page, start, PAGE);
+    driver.push(at as u64, Op::Read(part.fd.clone(), part.base + part.offset, window)).is_ok()
+}
+
+fn read_alone(store: &Store, file: u32, group_uuid: &[u8; 16]) -> FileFound {
+    let mut found = FileFound { file, ..FileFound::default() };
+    let Ok(opened) = store.open(file) else { return found };
+    let storage = vec![0; 2 * PAGE];
+    let start = storage.as_ptr().addr().next_multiple_of(PAGE) - storage.as_ptr().addr();
+    let (mut storage, mut offset) = (storage, 0);
+    let page = &mut storage[start..start + PAGE];
+    while opened.file.read_exact_at(page, opened.base + offset).is_ok()
+        && found.take(page, &mut offset, group_uuid)
+    {}
+    found
+}
+
+impl FileFound {
+    /// Takes the page at `offset`; true when another header may follow, at `offset` then.
+    fn take(&mut self, page: &[u8], offset: &mut u64, group_uuid: &[u8; 16]) -> bool {
+        let head = match SpanHead::parse(page, *offset) {
+            Ok(head) => head,
+            Err(fault) => {
+                self.newer |= fault == SpanFault::Newer;
+                return false;
+            }
+        };
+        let header = &head.header;
+        if *offset == 0 {
+            self.serial = header.serial.get();
+            if header.group_uuid == *group_uuid {
+                self.ring_id = header.ring_id;
+                self.incarnation = header.incarnation.get();
+                self.segment = Some(Segment::new(self.file, self.serial));
+            }
+        }
+        let Some(segment) = &mut self.segment else { return false };
+        let continues = head.is_of(group_uuid, &self.ring_id)
+            && header.serial.get() == segment.serial
+            && (*offset == 0 || header.first_seq.get() > segment.last_seq);
+        if !continues {
+            return false;
         }
         segment.add(&SpanFigures {
             first_seq: header.first_seq.get(),
@@ -139,88 +222,11 @@ fn read_file(
             unix_ns: header.unix_ns.get(),
             touched: &head.touched,
         });
-        found.spans += 1;
-        offset += u64::from(header.span_bytes.get());
+        self.spans += 1;
+        *offset += u64::from(header.span_bytes.get());
+        *offset < SEGMENT_BYTES
     }
-    Ok(found)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::{Kind, RECORD_PAYLOAD_BYTES_MAX, Slot, SlotState, commit_word};
-    use crate::record::Record;
-    use crate::spill::span::{Place, SpanBuilder};
-    use towline_block::{Extent, VolumeId};
-
-    const UUID: [u8; 16] = [1; 16];
-    const RING: [u8; 16] = [2; 16];
-
-    /// One record of 1 MiB a span, of which only the header's page is written.
-    fn span(seq: u64, serial: u64, offset: u64) -> (Vec<u8>, u64) {
-        let extent = Extent::new(seq << 20, RECORD_PAYLOAD_BYTES_MAX);
-        let mut slot = Slot::new(Kind::Write, VolumeId(0), extent, seq);
-        slot.payload_position = 0.into();
-        slot.header_crc = slot.checksum(seq).into();
-        slot.commit = commit_word(seq, SlotState::Done).into();
-        let record = Record::decode(seq, &slot).unwrap();
-        let mut builder = SpanBuilder::new(Vec::new());
-        assert!(builder.push(&record, &slot, |_| {}));
-        let (group_uuid, ring_id) = (UUID, RING);
-        let place = Place { group_uuid, ring_id, incarnation: 1, epoch: 1, serial, offset };
-        let built = builder.finish(&place);
-        let page = built.storage[built.start..built.start + SPAN_ALIGN as usize].to_vec();
-        (page, built.bytes as u64)
-    }
-
-    /// Fills segments; returns records and spans, one each.
-    fn fill(dir: &Path, segments: u32) -> u64 {
-        let mut seq = 0;
-        for number in 0..segments {
-            let file = File::create(segment_path(dir, number)).unwrap();
-            file.set_len(SEGMENT_BYTES).unwrap();
-            let mut offset = 0;
-            while offset + crate::spill::layout::SPAN_BYTES_MAX <= SEGMENT_BYTES {
-                let (page, bytes) = span(seq + 1, u64::from(number) + 1, offset);
-                file.write_all_at(&page, offset).unwrap();
-                (seq, offset) = (seq + 1, offset + bytes);
-            }
-            file.sync_all().unwrap();
-        }
-        seq
-    }
-
-    /// TOWLINE_SCAN_SEGMENTS=256 measures a spill of 16 GiB.
-    #[test]
-    fn headers_alone_tell_what_a_spill_holds() {
-        let count = std::env::var("TOWLINE_SCAN_SEGMENTS").map_or(3, |n| n.parse().unwrap());
-        let dir = tempfile::tempdir().unwrap();
-        let records = fill(dir.path(), count);
-        let scanned = scan(dir.path(), &UUID, &RING, 0).unwrap();
-        assert_eq!((scanned.spans, scanned.segments.files), (records, count));
-        assert!(scanned.covers(0, records) && !scanned.covers(0, records + 1));
-        assert_eq!(scanned.segments.next_serial, u64::from(count) + 1);
-        let in_first = scanned.segments.live[0].last_seq;
-        let later = scan(dir.path(), &UUID, &RING, in_first).unwrap();
-        assert_eq!(later.segments.free, [0]);
-        assert!(later.covers(in_first, records) && !later.covers(in_first - 1, records));
-        let other = scan(dir.path(), &UUID, &[9; 16], 0).unwrap();
-        assert_eq!((other.segments.live.len(), other.segments.free.len()), (0, count as usize));
-    }
-
-    #[test]
-    fn a_damaged_header_ends_its_segment_and_a_newer_one_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = fill(dir.path(), 2);
-        let (_, bytes) = span(1, 1, 0);
-        let first = std::fs::OpenOptions::new().write(true).open(segment_path(dir.path(), 0));
-        let first = first.unwrap();
-        first.write_all_at(&[0xff], 5 * bytes + 40).unwrap();
-        let scanned = scan(dir.path(), &UUID, &RING, 0).unwrap();
-        assert_eq!(scanned.segments.live[0].last_seq, 5);
-        assert!(scanned.covers(0, 5) && !scanned.covers(0, records));
-        first.write_all_at(&[2], 8).unwrap();
-        let refused = scan(dir.path(), &UUID, &RING, 0).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Newer);
-    }
-}
+mod tests;

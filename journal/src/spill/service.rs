@@ -89,6 +89,11 @@ impl Journal {
         }
     }
 
+    /// As [`Self::wait_spilled`], for [`Self::durable_seq`].
+    pub fn wait_durable(&self, seq: u64, limit: Duration) -> bool {
+        self.spill.as_ref().is_some_and(|spill| spill.wait(limit, || self.durable_seq() >= seq))
+    }
+
     /// Waits until all records up to `seq` are in the spill or at the target. For tests
     /// and tools; false when that takes longer than `limit`.
     pub fn wait_spilled(&self, seq: u64, limit: Duration) -> bool {

@@ -34,6 +34,10 @@ enum Step {
     Kill,
     Stop,
     LoseRing,
+    /// The ring is gone, and any part of what the sources did not sync.
+    CutPower {
+        seed: u64,
+    },
     /// Extents that nothing holds open go cold.
     Cool,
     /// Orderly stop, then the ring is gone: a reboot.
@@ -76,6 +80,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Kill),
         1 => Just(Step::Stop),
         2 => Just(Step::LoseRing),
+        2 => any::<u64>().prop_map(|seed| Step::CutPower { seed }),
         2 => Just(Step::Cool),
         1 => Just(Step::Reboot),
         1 => Just(Step::ForgetTarget),
@@ -120,7 +125,9 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 std::fs::remove_file(lab.ring_path()).unwrap();
                 assert!(lab.open().restarted);
             }
+            Step::CutPower { seed } => assert!(lab.cut_power(seed).restarted),
             Step::Reboot => {
+                lab.synced = Vec::from_iter((0..VOLUMES).map(|v| read(&lab, v)));
                 lab.journal().stop().unwrap();
                 std::fs::remove_file(lab.ring_path()).unwrap();
                 let report = lab.open();
@@ -130,9 +137,13 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 let journal = lab.journal();
                 let done = journal.get(Counter::Done);
                 journal.persist(done);
+                let flushes = lab.spill.durability == Durability::Flush;
                 let is_on = lab.spill.bytes != Some(0);
                 // A full spill or one in the way of damage may not get there.
                 assert!(!is_on || journal.wait_spilled(done, LIMIT) || is_full(&lab));
+                if flushes && !is_full(&lab) {
+                    assert!(journal.wait_durable(done, LIMIT));
+                }
                 lab.forget_spilled();
             }
             Step::DamageSpill { offset, kill } => {
@@ -183,8 +194,25 @@ proptest! {
     }
 }
 
+proptest! {
+    // Fewer: each case zero-fills segments.
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_target_converges_with_a_durable_spill_whatever_is_lost(
+        steps in prop::collection::vec(step(), 1..40)
+    ) {
+        let bytes = Some(4 * SEGMENT_BYTES);
+        run(&steps, SpillOptions { bytes, durability: Durability::Flush });
+    }
+}
+
 fn is_full(lab: &Lab) -> bool {
-    lab.journal().get(Counter::SpillUsedBytes) > SEGMENT_BYTES
+    lab.journal().get(Counter::SpillFault) != 0
+}
+
+fn read(lab: &Lab, volume: usize) -> Vec<u8> {
+    std::fs::read(lab.source_path(volume)).unwrap()
 }
 
 #[test]

@@ -21,24 +21,32 @@ pub(crate) struct Cut {
     pub sealed: bool,
 }
 
-/// Cuts at most one batch of the records `first..=done`. `None`: there are none.
+/// Which records to cut, and what the stream says beside them.
+#[derive(Clone, Copy)]
+pub(crate) struct Range {
+    pub epoch: u32,
+    pub incarnation: u32,
+    pub first: u64,
+    pub last: u64,
+    pub claims_upto: u64,
+}
+
+/// Cuts at most one batch of a range of records, each from `read`. `None`: it is empty.
 pub(crate) fn cut(
-    reader: &RingReader,
-    epoch: u32,
-    first: u64,
-    done: u64,
-    claims_upto: u64,
+    range: &Range,
     scratch: &mut Vec<u8>,
+    mut read: impl FnMut(u64, &mut Vec<u8>) -> towline_journal::Result<Record>,
 ) -> Result<Option<Cut>> {
-    if first > done {
+    let Range { epoch, incarnation, first, last, claims_upto } = *range;
+    if first > last {
         return Ok(None);
     }
-    let position = Position::new(Epoch(epoch), Incarnation(reader.incarnation()), Seq(first));
+    let position = Position::new(Epoch(epoch), Incarnation(incarnation), Seq(first));
     let batch = BatchBuilder::records(position, claims_upto);
     let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
-    for seq in first..=done {
+    for seq in first..=last {
         scratch.clear();
-        let record = match reader.read(seq, scratch) {
+        let record = match read(seq, scratch) {
             Ok(record) => record,
             // What precedes it goes out first.
             Err(_) if seq > first => break,

@@ -8,6 +8,7 @@
 
 use super::control::Order;
 use super::cutover::Driver;
+use super::history::History;
 use super::stream::{News, Stream};
 use super::walker::{Chunk, Walker, shared};
 use super::{cutter, from_journal};
@@ -59,6 +60,8 @@ pub(crate) struct Drain {
 pub(crate) struct Feed {
     link: Link,
     pub reader: RingReader,
+    /// Until all of it is in the stream, nothing else is.
+    history: Option<History>,
     walker: Walker,
     chain: Chain,
     epoch: u32,
@@ -190,6 +193,9 @@ impl Drain {
         };
         feed.acknowledge(&self.stream)?;
         let mut moved = false;
+        if feed.history.is_some() {
+            return if self.stream.has_room() { feed.cut_history(&self.stream) } else { Ok(false) };
+        }
         if self.stream.has_room() {
             moved |= feed.cut_records(&self.stream)?;
         }
@@ -251,11 +257,22 @@ impl Drain {
             return Ok(false);
         }
         tracing::info!(start_seq = attached.start_seq, "attached to the journal");
+        if let Some(part) = &attached.history {
+            tracing::info!(
+                incarnation = part.incarnation,
+                first = part.first_seq,
+                last = part.last_seq,
+                "first the records that the spill has of the lost ring"
+            );
+        }
+        let folder = self.dir.spill_path();
+        let history = attached.history.map(|part| History::new(&reader, folder, part));
         self.stream.progress().set_error("");
         self.last_error.clear();
         self.feed = Some(Feed {
             link,
             reader,
+            history,
             walker: Walker::new(direct)?,
             chain,
             epoch: attached.epoch,
@@ -325,16 +342,40 @@ impl Feed {
         Ok(())
     }
 
+    /// Moves the history on; once it is all in the stream, or can be read no further, the
+    /// ring follows.
+    fn cut_history(&mut self, stream: &Stream) -> Result<bool> {
+        let Some(history) = &mut self.history else { return Ok(false) };
+        match history.cut(self.epoch, &mut self.scratch) {
+            Ok(Some(cut)) => {
+                stream.progress().add(Figure::RecordBytes, cut.payload_bytes);
+                self.seal(cut.batch, stream);
+            }
+            Ok(None) => self.history = None,
+            Err(error) => {
+                let seq = history.next_seq();
+                tracing::error!(
+                    seq,
+                    "{error}: what the rest of the lost ring's spill may have \
+                                      touched is compared"
+                );
+                self.ask(&Request::HistoryEnded { seq, reason: error.to_string() })?;
+                self.history = None;
+            }
+        }
+        Ok(true)
+    }
+
     fn cut_records(&mut self, stream: &Stream) -> Result<bool> {
-        let done = self.reader.done_seq();
-        let cut = cutter::cut(
-            &self.reader,
-            self.epoch,
-            self.cut + 1,
-            done,
-            self.claims_upto,
-            &mut self.scratch,
-        );
+        let range = cutter::Range {
+            epoch: self.epoch,
+            incarnation: self.reader.incarnation(),
+            first: self.cut + 1,
+            last: self.reader.done_seq(),
+            claims_upto: self.claims_upto,
+        };
+        let (reader, scratch) = (&self.reader, &mut self.scratch);
+        let cut = cutter::cut(&range, scratch, |seq, payload| reader.read(seq, payload));
         let cut = match cut {
             Ok(Some(cut)) => cut,
             Ok(None) => return Ok(false),
@@ -495,7 +536,7 @@ impl Meter {
         }
         let in_ring =
             reader.get(Counter::PayloadHead).saturating_sub(reader.get(Counter::PayloadTail));
-        let in_spill = reader.get(Counter::SpillUsedBytes);
+        let in_spill = reader.get(Counter::SpillUsedBytes) + reader.get(Counter::HistoryBytes);
         progress.set(Figure::LagBytes, in_ring + in_spill + pending * BLOCK_BYTES);
         let acked = reader.get(Counter::Acked);
         let oldest =

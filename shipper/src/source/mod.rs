@@ -13,6 +13,7 @@ pub mod control;
 mod cutover;
 mod cutter;
 mod drain;
+mod history;
 mod session;
 mod stream;
 mod walker;

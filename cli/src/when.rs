@@ -19,7 +19,8 @@ pub fn parse(text: &str, now_ns: u64) -> anyhow::Result<u64> {
     })
 }
 
-fn parse_span(text: &str) -> Option<u64> {
+/// A span in nanoseconds, such as `90s` or `1.5h`.
+pub fn parse_span(text: &str) -> Option<u64> {
     let split = text.find(|c: char| c.is_ascii_alphabetic())?;
     let (number, unit) = text.split_at(split);
     let unit_ns = match unit {

@@ -1,0 +1,88 @@
+//! The history: what the spill has of the incarnation before this one, whose ring was
+//! lost. A target that stands in it gets these records first (docs/design/0004).
+//!
+//! It counts until a target durably has the first record of this incarnation. Until then
+//! its segments are kept, nothing heals, and no extent goes cold.
+
+use super::*;
+use crate::resume::History;
+use crate::spill::{Run, Touched};
+
+/// What was found of a lost ring when the next incarnation began.
+pub(crate) struct Past {
+    pub(crate) ring: PastRing,
+    pub(crate) runs: Vec<Run>,
+    /// Blocks of all its records.
+    pub(crate) touched: Vec<Touched>,
+}
+
+impl Past {
+    /// Of the ring that `state` names; `None` when the spill has nothing of it.
+    pub(crate) fn of(state: &GroupState, scanned: &Scanned) -> Option<Past> {
+        let ring = PastRing { incarnation: state.incarnation, ring_id: state.ring.id };
+        let runs = scanned.runs(&ring.ring_id.0);
+        let touched = scanned.touched(&ring.ring_id.0);
+        (!runs.is_empty()).then_some(Past { ring, runs, touched })
+    }
+
+    /// The least position of a target for which everything is right outside the hot
+    /// extents, once those that the history touches are hot as well.
+    pub(crate) fn base_before(&self, base: Base) -> Base {
+        let run = self.runs.iter().find(|run| run.holds(base.seq));
+        match run.filter(|_| base.incarnation == self.ring.incarnation) {
+            Some(run) => Base { seq: run.first - 1, ..base },
+            None => base,
+        }
+    }
+}
+
+impl Journal {
+    /// What a target of the incarnation before can be given, while that counts.
+    pub(crate) fn history(&self) -> Option<History> {
+        self.history.lock().expect("history lock").as_ref().map(|(_, history)| history.clone())
+    }
+
+    pub(crate) fn history_ring(&self) -> Option<PastRing> {
+        self.history.lock().expect("history lock").as_ref().map(|(ring, _)| *ring)
+    }
+
+    /// A target has passed it, or will never need it.
+    pub(crate) fn end_history(&self) {
+        let ended = self.history.lock().expect("history lock").take();
+        if let Some((ring, _)) = ended
+            && let Some(spill) = &self.spill
+        {
+            spill.free_history();
+            spill.publish(&self.ring);
+            tracing::info!(
+                group = %self.group, incarnation = ring.incarnation,
+                "the target has passed what the spill had of the lost ring"
+            );
+        }
+    }
+
+    /// The history cannot be read from record `seq` on: what the rest of it may have
+    /// touched is compared. The stream goes on with this incarnation's first record.
+    pub fn history_damaged(&self, seq: u64) {
+        if self.history_ring().is_none() {
+            return;
+        }
+        let touched = self.spill.as_ref().map_or_else(Vec::new, |s| s.history_touches(seq));
+        let mut cursor = self.lock_cursor();
+        for range in &touched {
+            if range.volume.index() >= self.sources.len() {
+                continue;
+            }
+            let map = VolumeMap::new(&self.ring, range.volume);
+            let end = range.range().end().min(map.all().count);
+            let blocks = BlockRange::new(range.first_block, end.saturating_sub(range.first_block));
+            map.set(Bits::Suspect, blocks);
+            self.make_dirty(&mut cursor, range.volume, blocks);
+        }
+        drop(cursor);
+        tracing::error!(
+            group = %self.group, seq, ranges = touched.len(),
+            "what the spill has of the lost ring ends here: what the rest touched is compared"
+        );
+    }
+}
