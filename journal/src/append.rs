@@ -109,6 +109,13 @@ impl Cursor {
         slots - (self.next_seq - 1 - self.freed_seq)
     }
 
+    /// Fill of the ring, slots or payload, 0 to 100.
+    pub(crate) fn fill_percent(&self, ring: &Ring) -> u64 {
+        let slots = (self.next_seq - 1 - self.freed_seq) * 100 / ring.slots();
+        let payload = (self.payload_head - self.payload_tail) * 100 / ring.payload_bytes();
+        slots.max(payload)
+    }
+
     /// Where a payload of `len` bytes would begin, if it fits. Payloads do not wrap;
     /// what is skipped at the end of the area counts as used until they are freed.
     fn place(&mut self, len: u64, area: u64) -> Option<u64> {

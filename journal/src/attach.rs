@@ -5,10 +5,12 @@ use crate::format::{Control, Counter};
 use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
+use crate::spill::{HealSeen, may_heal};
 use crate::state::Hex16;
 use crate::sys::sync::{MutexGuard, Ordering};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::time::Duration;
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
 /// Free slots there must be before a HEAL: its own, the next BREAK's, a RESYNC's and
@@ -214,15 +216,14 @@ impl Journal {
         let _claims = self.claims.lock().expect("claims lock");
         let mut cursor = self.lock_cursor();
         let pending = self.ring.get(Counter::DirtyBlocks) + self.ring.get(Counter::ClaimedBlocks);
-        // Hysteresis of the ladder: with a spill still full, the next BREAK would be near.
-        let spill_is_full = self.spill.as_ref().is_some_and(|spill| !spill.is_half_free());
         if cursor.whole
             || pending > 0
-            || spill_is_full
             || cursor.free_slots(self.ring.slots()) < HEAL_LEAVES_SLOTS
+            || !self.heal_is_due(&cursor)
         {
             return None;
         }
+        self.heal_asked_ns.store(0, Ordering::Relaxed);
         let seq =
             self.append_control(&mut cursor, Control::Heal, self.ring.get(Counter::AckedClaims));
         cursor.whole = true;
@@ -230,6 +231,22 @@ impl Journal {
         self.ring.set(Counter::HealedSeq, seq);
         tracing::info!(group = %self.group, seq, "the journal holds every change again (HEAL)");
         Some(seq)
+    }
+
+    /// Hysteresis of the ladder: while ring or spill are full the next BREAK would be near.
+    fn heal_is_due(&self, cursor: &Cursor) -> bool {
+        let now = (self.clock)().max(1);
+        let asked = match self.heal_asked_ns.load(Ordering::Relaxed) {
+            // Never asked, or the clock was put back.
+            asked if asked == 0 || asked > now => now,
+            asked => asked,
+        };
+        self.heal_asked_ns.store(asked, Ordering::Relaxed);
+        may_heal(&HealSeen {
+            fill_percent: cursor.fill_percent(&self.ring),
+            spill_half_free: self.spill.as_ref().is_none_or(|spill| spill.is_half_free()),
+            waited: Duration::from_nanos(now - asked),
+        })
     }
 
     /// The ring's file, to be passed to the shipper. It maps it read-only.

@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use towline_block::{
     BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
@@ -102,6 +103,8 @@ pub struct Journal {
     /// What the spill has of the incarnation before, while it counts.
     pub(crate) history: Mutex<Option<(PastRing, History)>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
+    /// When a HEAL that nothing but the ladder holds back was first asked for; 0: it was not.
+    pub(crate) heal_asked_ns: AtomicU64,
     pub(crate) state: Mutex<GroupState>,
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
@@ -244,6 +247,7 @@ impl Journal {
             spill,
             history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
+            heal_asked_ns: AtomicU64::new(0),
             state: Mutex::new(state),
             sources: options.sources,
             clock: options.clock,

@@ -8,12 +8,14 @@ use crate::journal::Journal;
 use crate::map::{Bits, VolumeMap};
 use crate::reader::RingReader;
 use crate::ring::{Ring, RingSpec};
+use crate::spill::HEAL_WAIT_MAX;
 use crate::state::*;
 pub use crate::sys::model::{Fault, set_fault};
 use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 
@@ -72,6 +74,8 @@ impl Journal {
             history: Mutex::new(None),
             _persister: None,
             claims: Mutex::new(BTreeMap::new()),
+            // The ladder never holds a HEAL back: what is searched is who comes first.
+            heal_asked_ns: AtomicU64::new(1),
             state: Mutex::new(GroupState {
                 version: STATE_VERSION,
                 group: "model".parse().expect("a name"),
@@ -89,7 +93,7 @@ impl Journal {
                 history: None,
             }),
             sources: Vec::new(),
-            clock: || 0,
+            clock: || 1 + HEAL_WAIT_MAX.as_nanos() as u64,
             _lock: file(),
         };
         (journal, RingReader::model(readers))

@@ -22,7 +22,7 @@ mod store;
 mod touched;
 
 pub(crate) use index::{Segments, Spill};
-pub use ladder::{Ladder, Observed, Rung};
+pub use ladder::{HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, may_heal};
 pub(crate) use persister::{Owner, Persister};
 pub use reader::SpillReader;
 pub use runs::Run;

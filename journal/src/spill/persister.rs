@@ -204,9 +204,7 @@ impl Run {
         let (fill_percent, half) = {
             let cursor = self.owner.cursor.lock();
             let used = cursor.next_seq - 1 - cursor.freed_seq;
-            let bytes = cursor.payload_head - cursor.payload_tail;
-            let slots = used * 100 / ring.slots();
-            (slots.max(bytes * 100 / ring.payload_bytes()), cursor.freed_seq + used / 2)
+            (cursor.fill_percent(ring), cursor.freed_seq + used / 2)
         };
         let seen = Observed {
             fill_percent,

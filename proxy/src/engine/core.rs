@@ -5,6 +5,7 @@ use super::buffers::LargeMemory;
 use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause};
 use super::durable::Waits;
+use super::pending::Pending;
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
 use crate::error::Result;
@@ -47,6 +48,7 @@ pub(super) struct Core {
     pub sync_begun: Instant,
     pub sync_took: Duration,
     pub waits: Waits,
+    pub pending: Pending,
     pub spin: Spin,
     /// Requests executed since the last look.
     pub requests: u32,
@@ -78,6 +80,7 @@ impl Core {
             sync_begun: now,
             sync_took: Duration::ZERO,
             waits: Waits::default(),
+            pending: Pending::default(),
             spin: Spin::new(policy, now),
             requests: 0,
             ready: VecDeque::new(),
@@ -193,7 +196,13 @@ impl Core {
                 connection.pause = Some(Pause::Gate);
                 self.watch(key, connection)?;
             }
-            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory)) => {
+            Some(Pause::Source) => {
+                connection.pause = Some(Pause::Source);
+                if !self.pending.waiters.contains(&key) {
+                    self.pending.waiters.push_back(key);
+                }
+            }
+            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory | Pause::Owed)) => {
                 connection.pause = Some(pause);
             }
             Some(Pause::Broken) => {

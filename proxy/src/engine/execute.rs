@@ -13,12 +13,13 @@ use crate::nbd::request::{RawRequest, Request, validate};
 use crate::volume::{Failure, ZERO_PIECE_BYTES_MAX};
 use towline_block::Extent;
 
-/// Data moved for one connection before the others of its volume get a turn: about
-/// 100 us of copying.
-const TURN_BYTES: usize = 1 << 20;
+/// Data moved for one connection before the others of its volume get a turn: received,
+/// written or read, about 100 us of copying. A longer write is done in pieces, so that a
+/// reader beside a writer of 32 MiB waits for one of them and not for 10 ms.
+pub(super) const TURN_BYTES: usize = 256 << 10;
 /// Unsent replies of a connection at which its requests wait. One more reply, of
 /// at most 32 MiB, can come on top.
-const REPLY_BATCH_BYTES: usize = 1 << 20;
+pub(super) const REPLY_BATCH_BYTES: usize = 1 << 20;
 /// Unanswered flushes of a connection at which its requests wait. No client known
 /// has more than 128 requests in flight.
 pub(super) const SYNCS_MAX: u32 = 256;
@@ -107,11 +108,20 @@ impl Core {
         raw: &RawRequest,
         request: Request,
     ) -> Result<usize, Pause> {
+        if self.is_asynchronous()
+            && let Some(moved) = self.accept(key, connection, raw, request)?
+        {
+            return Ok(moved);
+        }
         match request {
             Request::Read { extent } => return self.read(connection, raw, extent),
             Request::Write { extent, fua } => {
-                let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
-                let result = self.volume.write(data, extent.offset);
+                let result =
+                    self.in_pieces(connection, extent, TURN_BYTES as u64, |core, rest, piece| {
+                        let data = &rest[REQUEST_FRAME_BYTES..];
+                        let at = (piece.offset - extent.offset) as usize;
+                        core.volume.write(&data[at..][..piece.len as usize], piece.offset)
+                    })?;
                 self.counters.writes.add(1);
                 self.counters.written_bytes.add(extent.len);
                 let kind = if fua { Kind::Fua } else { Kind::Write };
@@ -119,7 +129,9 @@ impl Core {
                 self.complete(key, connection, raw.cookie, fua, result, timing);
             }
             Request::Zero { extent, fua, no_hole } => {
-                let result = self.in_pieces(connection, extent, |core, piece| {
+                let most = ZERO_PIECE_BYTES_MAX;
+                let result = self.in_pieces(connection, extent, most, |core, _, piece| {
+                    core.counters.zeroed_bytes.add(piece.len);
                     core.volume.zero(piece, no_hole)
                 })?;
                 self.counters.zeroes.add(1);
@@ -127,8 +139,11 @@ impl Core {
                 self.complete(key, connection, raw.cookie, fua, result, timing);
             }
             Request::Trim { extent, fua } => {
-                let result =
-                    self.in_pieces(connection, extent, |core, piece| core.volume.trim(piece))?;
+                let most = ZERO_PIECE_BYTES_MAX;
+                let result = self.in_pieces(connection, extent, most, |core, _, piece| {
+                    core.counters.zeroed_bytes.add(piece.len);
+                    core.volume.trim(piece)
+                })?;
                 self.counters.trims.add(1);
                 let timing = self.timing(connection, Kind::Zero, raw);
                 self.complete(key, connection, raw.cookie, fua, result, timing);
@@ -175,19 +190,20 @@ impl Core {
         Ok(len)
     }
 
-    /// One piece of a long operation; the result once it was the last.
+    /// One piece of a change, of at most `most` bytes; the result once it was the last.
+    /// The operation gets the request as it was received, too.
     fn in_pieces(
         &mut self,
         connection: &mut Connection,
         extent: Extent,
-        operation: impl FnOnce(&mut Core, Extent) -> Result<(), Failure>,
+        most: u64,
+        operation: impl FnOnce(&mut Core, &[u8], Extent) -> Result<(), Failure>,
     ) -> Result<Result<(), Failure>, Pause> {
         let left = extent.len - connection.progress;
         let offset = extent.offset + connection.progress;
-        let piece = Extent::new(offset, left.min(ZERO_PIECE_BYTES_MAX));
-        let result = operation(self, piece);
+        let piece = Extent::new(offset, left.min(most));
+        let result = operation(self, connection.input.unread(), piece);
         connection.source += self.volume.take_source_time();
-        self.counters.zeroed_bytes.add(piece.len);
         if result.is_ok() && piece.len < left {
             connection.progress += piece.len;
             return Err(Pause::Turn);
@@ -197,7 +213,7 @@ impl Core {
     }
 
     /// Replies to a change: now, or when it is durable.
-    fn complete(
+    pub(super) fn complete(
         &mut self,
         key: Key,
         connection: &mut Connection,
@@ -239,7 +255,7 @@ impl Core {
         }
     }
 
-    fn fail(&mut self, connection: &mut Connection, cookie: u64, failure: Failure) {
+    pub(super) fn fail(&mut self, connection: &mut Connection, cookie: u64, failure: Failure) {
         self.counters.errors.add(1);
         connection.reply_error(cookie, failure.error, failure.text);
     }
@@ -251,7 +267,7 @@ impl Core {
     }
 
     /// The reply of a request is in the output.
-    fn replied(&self, connection: &mut Connection, timing: Timing) {
+    pub(super) fn replied(&self, connection: &mut Connection, timing: Timing) {
         if connection.timings.len() == TIMINGS_MAX {
             self.fold(connection);
         }

@@ -3,6 +3,7 @@
 use super::super::core::Waiter;
 use super::*;
 use crate::engine::command::{Command, Mailbox, NewConnection, mailbox};
+use crate::engine::execute::TURN_BYTES;
 use crate::latency::{Kind, Timing};
 use crate::nbd::errno::Errno;
 use crate::nbd::proto::{REQUEST_MAGIC, command, command_flag};
@@ -171,4 +172,34 @@ fn every_request_is_timed_once_and_a_flush_without_its_fdatasync() {
     bench.replies(16);
     let flushes = bench.engine.core.shadow.total(&[Kind::Flush]);
     assert!(flushes.count == 2 && flushes.sum_s < long.as_secs_f64(), "{flushes:?}");
+}
+
+#[test]
+fn a_reader_is_answered_between_two_pieces_of_a_large_write() {
+    let mut bench = bench();
+    let writer = bench.engine.connections.keys().next().unwrap();
+    // As received, to the last byte.
+    let mut bytes = request(command::WRITE, 0, 1, 1 << 20);
+    bytes.resize(bytes.len() + (1 << 20), 7);
+    let connection = bench.engine.connections.get_mut(writer).unwrap();
+    assert!(connection.input.make_room(bytes.len(), &mut bench.engine.core.memory));
+    for part in bytes.chunks(TURN_BYTES) {
+        connection.input.space()[..part.len()].copy_from_slice(part);
+        connection.input.fill(part.len());
+    }
+    let (mut reader, server) = UnixStream::pair().unwrap();
+    reader.write_all(&request(command::READ, 0, 2, 4096)).unwrap();
+    reader.set_nonblocking(true).unwrap();
+    let terms =
+        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
+    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
+    bench.engine.obey(Command::Connect(new)).unwrap();
+    let mut reply = [0; 16 + 4096];
+    while reader.read(&mut reply).is_err() {
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    let progress = bench.engine.connections.get_mut(writer).unwrap().progress;
+    assert!(progress > 0 && progress < 1 << 20, "{progress} bytes were written first");
+    assert_eq!(bench.replies(16), simple(1, None));
+    assert_eq!(std::fs::read(bench._dir.path().join("d")).unwrap(), [7; 1 << 20]);
 }
