@@ -6,7 +6,7 @@ use crate::engine::command::{Command, Mailbox, NewConnection, mailbox};
 use crate::engine::execute::TURN_BYTES;
 use crate::latency::{Kind, Timing};
 use crate::nbd::errno::Errno;
-use crate::nbd::proto::{REQUEST_MAGIC, command, command_flag};
+use crate::nbd::proto::{REQUEST_FRAME_BYTES, REQUEST_MAGIC, command, command_flag};
 use crate::nbd::reply::simple;
 use crate::nbd::request::Terms;
 use std::io::{Read, Write};
@@ -180,7 +180,7 @@ fn a_reader_is_answered_between_two_pieces_of_a_large_write() {
     let writer = bench.engine.connections.keys().next().unwrap();
     // As received, to the last byte.
     let mut bytes = request(command::WRITE, 0, 1, 1 << 20);
-    bytes.resize(bytes.len() + (1 << 20), 7);
+    bytes[REQUEST_FRAME_BYTES..].fill(7);
     let connection = bench.engine.connections.get_mut(writer).unwrap();
     assert!(connection.input.make_room(bytes.len(), &mut bench.engine.core.memory));
     for part in bytes.chunks(TURN_BYTES) {
@@ -201,5 +201,5 @@ fn a_reader_is_answered_between_two_pieces_of_a_large_write() {
     let progress = bench.engine.connections.get_mut(writer).unwrap().progress;
     assert!(progress > 0 && progress < 1 << 20, "{progress} bytes were written first");
     assert_eq!(bench.replies(16), simple(1, None));
-    assert_eq!(std::fs::read(bench._dir.path().join("d")).unwrap(), [7; 1 << 20]);
+    assert!(std::fs::read(bench._dir.path().join("d")).unwrap() == [7; 1 << 20]);
 }
