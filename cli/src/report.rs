@@ -44,6 +44,8 @@ pub struct GroupStatus {
     pub resent_bytes: u64,
     pub sent_bytes: u64,
     pub added_write_us: Percentiles,
+    pub added_read_us: Percentiles,
+    pub added_flush_us: Percentiles,
     pub volumes: Vec<VolumeStatus>,
     pub processes: Vec<ProcessStatus>,
     pub last_error: Option<String>,
