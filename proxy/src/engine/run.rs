@@ -9,7 +9,7 @@ use super::spin::LatencyPolicy;
 use super::upstream::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::latency::{Counters, Latency};
+use crate::latency::{Counters, Shadow};
 use crate::volume::Volume;
 use crossbeam::channel::Sender;
 use std::io;
@@ -26,7 +26,7 @@ pub struct Setup {
     pub inbox: Inbox,
     /// The other end of `inbox`, for threads that the engine starts.
     pub mailbox: Mailbox,
-    pub latency: Arc<Latency>,
+    pub shadow: Arc<Shadow>,
     pub counters: Arc<Counters>,
     pub policy: LatencyPolicy,
 }
@@ -46,8 +46,8 @@ pub struct Engine {
 impl Engine {
     /// Only on the thread that calls [`Engine::run`].
     pub fn new(setup: Setup) -> io::Result<Engine> {
-        let Setup { volume, gate, inbox, mailbox, latency, counters, policy } = setup;
-        let mut core = Core::new(volume, gate, latency, counters, policy, mailbox)?;
+        let Setup { volume, gate, inbox, mailbox, shadow, counters, policy } = setup;
+        let mut core = Core::new(volume, gate, shadow, counters, policy, mailbox)?;
         let flush_due = core.link.is_some();
         core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
         Ok(Engine {
@@ -68,7 +68,6 @@ impl Engine {
             tracing::error!(volume = %self.core.volume.name(), %error, "the volume's thread ends");
         }
         let core = &mut self.core;
-        core.recorder.publish_now(core.now, &core.latency);
         let flushed = match core.volume.disk().backend() {
             Backend::File(disk) if !core.volume.is_read_only() => disk.flush(),
             Backend::Upstream(_) if self.flush_due || !core.syncs.is_idle() => {
@@ -130,7 +129,6 @@ impl Engine {
         self.answer_upstream()?;
         self.core.send_upstream()?;
         self.answer_holds();
-        self.core.recorder.publish(self.core.now, &self.core.latency);
         Ok(())
     }
 
@@ -164,7 +162,7 @@ impl Engine {
         let waits = core.waits.deadline();
         let stop_by = self.stop_by.filter(|stop_by| core.pending.is_idle() || *stop_by > core.now);
         let upstream = core.link.as_ref().and_then(Link::deadline);
-        let deadlines = [core.gate.deadline(), core.recorder.deadline(), waits, stop_by, upstream];
+        let deadlines = [core.gate.deadline(), waits, stop_by, upstream];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -251,6 +249,7 @@ impl Engine {
     }
 
     pub(super) fn synced(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        self.core.sync_took = self.core.now.saturating_duration_since(self.core.sync_begun);
         let succeeded = result.is_ok();
         if let Err(error) = result {
             let volume = self.core.volume.name();
