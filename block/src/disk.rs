@@ -1,10 +1,12 @@
 //! A raw image file or a block device, opened, owned and identified.
 //!
-//! Reads and writes go through the page cache: measured on ext4, an inline
+//! By default reads and writes go through the page cache: measured on ext4, an inline
 //! `pwrite` costs a fifth of an io_uring write that the kernel punts to a worker
-//! (docs/design/0001). Flushes and background reads are asynchronous and belong
-//! to the callers that own a [`crate::sys::uring::Driver`].
+//! (docs/design/0001). A disk opened past the page cache ([`Cache::Direct`]) is written
+//! by callers that own a [`crate::sys::uring::Driver`]; so are flushes and background
+//! reads of either kind.
 
+use crate::buffer::DIRECT_ALIGN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, uring::Fd};
 use crate::{Extent, zero};
@@ -54,9 +56,22 @@ pub struct Stamp {
     pub modified_ns: i128,
 }
 
+/// Whether the owner's I/O goes through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    Page,
+    /// O_DIRECT: address, offset and length of every operation on [`FileDisk::fd`] are
+    /// multiples of [`DIRECT_ALIGN`].
+    Direct,
+}
+
 #[derive(Debug)]
 pub struct FileDisk {
+    /// Carries the lock; with [`Cache::Direct`] it is O_DIRECT itself, so that the lock
+    /// of a killed owner lasts until the last of its I/O has ended (R9).
     file: Arc<File>,
+    /// Of a direct disk: reads through the page cache, of any alignment.
+    buffered: Option<File>,
     fd: Fd,
     path: PathBuf,
     kind: DiskKind,
@@ -71,13 +86,26 @@ impl FileDisk {
     /// [`ErrorKind::Open`] when it is missing, not permitted or neither a regular
     /// file nor a block device; [`ErrorKind::Busy`] when another process owns it.
     pub fn open(path: &Path, access: Access) -> Result<FileDisk> {
+        FileDisk::open_cached(path, access, Cache::Page)
+    }
+
+    /// As [`FileDisk::open`], past the page cache or through it.
+    ///
+    /// # Errors
+    /// As there, and [`ErrorKind::Unsupported`] when the disk does not take O_DIRECT or
+    /// its size is no multiple of [`DIRECT_ALIGN`].
+    pub fn open_cached(path: &Path, access: Access, cache: Cache) -> Result<FileDisk> {
         let what = || format!("cannot open {}", path.display());
+        let direct = if cache == Cache::Direct { libc::O_DIRECT } else { 0 };
         let file = OpenOptions::new()
             .read(true)
             .write(matches!(access, Access::Own { .. }))
-            .custom_flags(libc::O_NONBLOCK)
+            .custom_flags(libc::O_NONBLOCK | direct)
             .open(path)
-            .map_err(|e| Error::io(what(), e).with_kind(ErrorKind::Open))?;
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EINVAL) if cache == Cache::Direct => no_direct(path),
+                _ => Error::io(what(), e).with_kind(ErrorKind::Open),
+            })?;
         let kind = kind_of(&file, path)?;
         if let Access::Own { wait } = access {
             own(&file, path, wait)?;
@@ -85,16 +113,32 @@ impl FileDisk {
         let size_bytes = (&file)
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::io(format!("cannot tell the size of {}", path.display()), e))?;
+        if cache == Cache::Direct && size_bytes % DIRECT_ALIGN as u64 != 0 {
+            return Err(no_direct(path));
+        }
+        let buffered = match cache {
+            Cache::Page => None,
+            Cache::Direct => Some(File::open(path).map_err(|e| Error::io(what(), e))?),
+        };
         sys::advise_random(&file);
         let fd = file.try_clone().map_err(|e| Error::io(what(), e))?;
-        Ok(FileDisk {
+        let disk = FileDisk {
             file: Arc::new(file),
+            buffered,
             fd: Arc::new(fd.into()),
             path: path.to_owned(),
             kind,
             size_bytes,
             access,
-        })
+        };
+        match disk.buffered.as_ref().map(|buffered| buffered.metadata()) {
+            Some(Ok(meta)) if meta.ino() != disk.metadata()?.ino() => Err(Error::new(
+                ErrorKind::Open,
+                format!("{} was replaced while it was opened: start again", path.display()),
+            )),
+            Some(Err(e)) => Err(Error::io(what(), e)),
+            _ => Ok(disk),
+        }
     }
 
     /// Creates a sparse image file of `size_bytes`, or opens an existing disk and
@@ -156,7 +200,11 @@ impl FileDisk {
         self.access
     }
 
-    /// The descriptor for asynchronous flushes.
+    pub fn cache(&self) -> Cache {
+        if self.buffered.is_some() { Cache::Direct } else { Cache::Page }
+    }
+
+    /// The descriptor for asynchronous flushes; of a direct disk for everything.
     pub fn fd(&self) -> &Fd {
         &self.fd
     }
@@ -188,11 +236,16 @@ impl FileDisk {
     /// Fills `buf` from `offset`; the range must lie inside the disk.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(Extent::new(offset, buf.len() as u64))?;
-        self.file.read_exact_at(buf, offset).map_err(|e| self.failed("read", offset, e))
+        let file = self.buffered.as_ref().unwrap_or(&self.file);
+        file.read_exact_at(buf, offset).map_err(|e| self.failed("read", offset, e))
     }
 
     /// Writes all of `buf` at `offset`, through the page cache.
+    ///
+    /// # Panics
+    /// On a direct disk: its owner writes by [`FileDisk::fd`].
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        assert!(self.cache() == Cache::Page, "an inline write to a direct disk");
         self.check(Extent::new(offset, buf.len() as u64))?;
         self.file.write_all_at(buf, offset).map_err(|e| self.failed("write", offset, e))
     }
@@ -279,6 +332,17 @@ pub fn run_at(file: &File, offset: u64, size_bytes: u64) -> std::io::Result<Run>
     }
     let hole = sys::seek_hole(file, offset)?.unwrap_or(size_bytes);
     Ok(Run { is_data: true, end: hole.clamp(offset + 1, size_bytes) })
+}
+
+fn no_direct(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "{} cannot be used past the page cache (no O_DIRECT there, or its size is no multiple \
+             of {DIRECT_ALIGN} bytes): choose cache = \"page\"",
+            path.display()
+        ),
+    )
 }
 
 fn kind_of(file: &File, path: &Path) -> Result<DiskKind> {

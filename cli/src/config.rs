@@ -45,6 +45,9 @@ pub struct ProxyConfig {
     #[serde(default)]
     pub attach: Attach,
     #[serde(default)]
+    pub engine: Engine,
+    pub cache: Option<Cache>,
+    #[serde(default)]
     pub latency: Latency,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
@@ -106,6 +109,29 @@ pub enum Durability {
     Write,
 }
 
+/// How sources are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// As the source's kind says; the log tells which and why.
+    #[default]
+    Auto,
+    /// Through the page cache, one operation after the other.
+    Inline,
+    /// Past the page cache, many operations at once.
+    Uring,
+}
+
+/// Whether sources are used through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Through it.
+    Page,
+    /// Past it (O_DIRECT).
+    Direct,
+}
+
 /// How much of a core may be spent on answering the guest sooner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -163,8 +189,24 @@ impl From<Attach> for AttachPolicy {
 }
 
 impl ProxyConfig {
+    /// What the probe of a source is asked for.
+    pub fn wish(&self) -> towline_block::Wish {
+        towline_block::Wish {
+            engine: match self.engine {
+                Engine::Auto => None,
+                Engine::Inline => Some(towline_block::Engine::Inline),
+                Engine::Uring => Some(towline_block::Engine::Uring),
+            },
+            cache: self.cache.map(|cache| match cache {
+                Cache::Page => towline_block::Cache::Page,
+                Cache::Direct => towline_block::Cache::Direct,
+            }),
+        }
+    }
+
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.sources, "source")?;
+        self.wish().cache().map_err(|error| usage(error.to_string()))?;
         if self.durability != Durability::Process && self.spill == Some(0) {
             return Err(usage(
                 "durability flush and write put the journal on disk: they need a spill, give a \

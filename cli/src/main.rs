@@ -11,6 +11,7 @@ mod demo;
 mod exit;
 mod journal;
 mod logging;
+mod mark;
 mod metrics;
 mod output;
 mod pki;
@@ -54,6 +55,8 @@ enum Command {
     Status(status::Args),
     /// Move the guest to the target.
     Cutover(cutover::Args),
+    /// Name the point at which a group is now, to go back to at the target.
+    Mark(mark::Args),
     /// Look at a target's marks and go back to one.
     Target(target::Args),
     /// Look into a group's journal.
@@ -99,6 +102,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Ship(args) => ship::run(args),
         Command::Status(args) => status::run(&args),
         Command::Cutover(args) => cutover::run(&args),
+        Command::Mark(args) => mark::run(&args),
         Command::Target(args) => target::run(&args),
         Command::Journal(args) => journal::run(&args),
         Command::Demo(args) => demo::run(&args),

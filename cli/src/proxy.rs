@@ -6,7 +6,7 @@
 mod figures;
 
 use crate::address::nbd_uri;
-use crate::config::{self, Attach, Disk, Durability, Latency, ProxyConfig};
+use crate::config::{self, Attach, Cache, Disk, Durability, Engine, Latency, ProxyConfig};
 use crate::daemon::Daemon;
 use crate::exit::Exit;
 use crate::metrics;
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use towline_block::{Access, FileDisk, GroupName, VolumeId};
+use towline_block::{Access, GroupName, VolumeId, probe};
 use towline_journal::spill::SPILL_START_PERCENT;
 use towline_journal::state::Seal;
 use towline_journal::{Journal, Options, Source, SpillOptions, unix_now_ns};
@@ -63,6 +63,12 @@ pub struct Args {
     /// What to make of sources that may have changed while no proxy ran.
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
+    /// How sources are read and written.
+    #[arg(long, value_enum, default_value_t)]
+    engine: Engine,
+    /// Whether sources are used through the page cache or past it [default: as the engine and the source's kind say].
+    #[arg(long, value_enum)]
+    cache: Option<Cache>,
     /// How much of a core may be spent on answering the guest sooner.
     #[arg(long, value_enum, default_value_t)]
     latency: Latency,
@@ -90,6 +96,8 @@ impl Args {
                 spill_start: self.spill_start,
                 strict: self.strict,
                 attach: self.attach,
+                engine: self.engine,
+                cache: self.cache,
                 latency: self.latency,
                 metrics: self.metrics,
             },
@@ -125,8 +133,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Seal>)> {
     let mut sources = Vec::new();
     for source in &config.sources {
-        let disk = FileDisk::open(&source.path, Access::Own { wait: OWNER_WAIT })?;
-        sources.push(Source { name: source.name.clone(), disk: Arc::new(disk) });
+        let probe = probe::open(&source.path, Access::Own { wait: OWNER_WAIT }, config.wish())?;
+        tracing::info!(
+            volume = %source.name, engine = ?probe.engine, cache = ?probe.disk.cache(),
+            reason = probe.reason, "source opened"
+        );
+        sources.push(Source { name: source.name.clone(), disk: Arc::new(probe.disk) });
     }
     let (journal, report) = Journal::open(Options {
         group: config.group.clone(),

@@ -118,7 +118,7 @@ impl Cursor {
 
     /// Where a payload of `len` bytes would begin, if it fits. Payloads do not wrap;
     /// what is skipped at the end of the area counts as used until they are freed.
-    fn place(&mut self, len: u64, area: u64) -> Option<u64> {
+    pub(crate) fn place(&mut self, len: u64, area: u64) -> Option<u64> {
         let into = self.payload_head % area;
         let start =
             if into + len > area { self.payload_head + area - into } else { self.payload_head };

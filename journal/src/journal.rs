@@ -2,6 +2,7 @@
 
 mod found;
 mod incarnation;
+mod mark;
 mod past;
 mod slots;
 
@@ -307,8 +308,8 @@ impl Journal {
         let kept = self.ring.get(Counter::Acked).max(self.ring.get(Counter::Spilled));
         for seq in kept + 1..=head {
             let Ok(record) = self.ring.record(seq) else { continue };
-            if record.state == SlotState::Failed && !record.extent.is_empty() {
-                let blocks = BlockRange::touching(record.extent);
+            let blocks = record.blocks();
+            if record.state == SlotState::Failed && blocks.count > 0 {
                 let map = VolumeMap::new(&self.ring, record.volume);
                 if !map.all_set(Bits::Dirty, blocks) {
                     report.dirtied += 1;

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
-use towline_block::{GroupName, VolumeId};
+use towline_block::{GroupName, MarkName, VolumeId};
 
 pub const LINK_VERSION: u32 = 1;
 /// Longest message: an attach reply with the largest number of volumes is 16 KiB.
@@ -38,6 +38,8 @@ pub enum Request {
     HistoryEnded { seq: u64, reason: String },
     /// A record in the ring is damaged: make everything dirty.
     Resync { reason: String },
+    /// Append a MARK record of this name.
+    Mark { name: MarkName },
     /// Hold all writes of the group for at most this long.
     Hold { attempt: u64, max_ms: u64 },
     /// End the hold: writes go on.
@@ -74,6 +76,10 @@ pub enum Reply {
     /// The stream breaks at the damaged record and passes all up to here.
     Skipped {
         upto: u64,
+    },
+    /// Number of the MARK record.
+    Marked {
+        seq: u64,
     },
     /// All writes wait; this is the last record.
     Held {

@@ -1,7 +1,7 @@
 //! A record as readers see it: decoded, checked, copied out of the ring.
 
 use crate::format::{Control, Kind, NO_PAYLOAD, Slot, SlotState};
-use towline_block::{Extent, VolumeId};
+use towline_block::{BlockRange, Extent, VolumeId};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -9,7 +9,8 @@ pub struct Record {
     pub state: SlotState,
     pub kind: Kind,
     pub volume: VolumeId,
-    /// The bytes it touches; empty for barriers and control records.
+    /// The bytes it touches; empty for barriers and control records. Of a mark: the length
+    /// of its name, which is its payload.
     pub extent: Extent,
     /// Where its payload is; `None` for records without one.
     pub(crate) payload_position: Option<u64>,
@@ -54,7 +55,7 @@ impl Record {
         };
         let payload_position =
             Some(slot.payload_position.get()).filter(|position| *position != NO_PAYLOAD);
-        if payload_position.is_some() != (kind == Kind::Write) {
+        if payload_position.is_some() != matches!(kind, Kind::Write | Kind::Mark) {
             return Err(SlotFault::Field("payload_position"));
         }
         Ok(Record {
@@ -70,6 +71,14 @@ impl Record {
             argument: slot.argument.get(),
             incarnation: slot.incarnation.get(),
         })
+    }
+
+    /// The blocks of its volume that it may have changed; none for what changes nothing.
+    pub fn blocks(&self) -> BlockRange {
+        match self.kind {
+            Kind::Write | Kind::Zero | Kind::Trim => BlockRange::touching(self.extent),
+            _ => BlockRange::new(0, 0),
+        }
     }
 
     pub fn has_payload(&self) -> bool {

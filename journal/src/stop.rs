@@ -6,7 +6,7 @@ use crate::journal::Journal;
 use crate::map::{VolumeMap, runs_of};
 use crate::saved::Saved;
 use crate::state::{Promoted, Seal, Stopped};
-use towline_block::{BlockRange, VolumeId};
+use towline_block::VolumeId;
 
 impl Journal {
     /// Ends the epoch's stream with a SEAL record, durably. The caller holds all
@@ -90,7 +90,7 @@ impl Journal {
         let spilled = self.spill.as_ref().map_or_else(Vec::new, |s| s.touched_above(acked_seq));
         let in_ring = (acked_seq + 1..=head)
             .filter_map(|seq| self.ring.record(seq).ok())
-            .map(|record| (record.volume, BlockRange::touching(record.extent)));
+            .map(|record| (record.volume, record.blocks()));
         let touched = spilled.iter().map(|touched| (touched.volume, touched.range()));
         for (volume, blocks) in touched.chain(in_ring) {
             let Some(words) = words.get_mut(volume.index()) else { continue };

@@ -9,7 +9,7 @@ use crate::gate::Attempt;
 use crossbeam::channel::{Sender, bounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use towline_block::{Seq, VolumeId, VolumeName};
+use towline_block::{MarkName, Seq, VolumeId, VolumeName};
 use towline_journal::format::Counter;
 use towline_journal::state::{Promoted, Seal};
 use towline_journal::{Claim, Journal};
@@ -65,6 +65,17 @@ impl Group {
         }
         *steps = Some(Hold { attempt, until });
         Ok(self.0.journal.as_ref().map_or(Seq::NONE, |journal| Seq(journal.get(Counter::Head))))
+    }
+
+    /// Names the point at which the group is now. What was acknowledged before is in it.
+    pub fn mark(&self, name: &MarkName) -> Result<Seq> {
+        // A seal comes before or behind it, never between.
+        let _steps = self.steps();
+        let Some(journal) = &self.0.journal else {
+            return Err(Error::new(ErrorKind::InvalidInput, "the group has no journal"));
+        };
+        let marked = journal.mark(name);
+        marked.map(Seq).map_err(|error| Error::new(ErrorKind::Busy, error.to_string()))
     }
 
     /// Ends the hold of this attempt; of no consequence when it is over already.

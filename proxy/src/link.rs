@@ -202,6 +202,7 @@ impl Shared {
                 let seq = group.hold(attempt, Duration::from_millis(max_ms))?;
                 Ok(Reply::Held { seq: seq.0 })
             }
+            Request::Mark { name } => group.mark(&name).map(|seq| Reply::Marked { seq: seq.0 }),
             Request::Release { attempt } => group.release(attempt).map(|()| Reply::Ok),
             Request::Seal { attempt } => {
                 group.seal(attempt).map(|seal| Reply::Sealed { seq: seal.seq })

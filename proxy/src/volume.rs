@@ -1,8 +1,9 @@
 //! Executes one volume's valid requests: journal, source, journal.
 //!
-//! Lives on the volume's thread, which makes every operation inline: no two of a
-//! volume are ever in flight to its source together, so nothing here locks or
-//! waits. Flushes alone are asynchronous; they belong to the engine.
+//! Lives on the volume's thread. Of a page-cache source it makes every operation inline:
+//! no two of a volume are ever in flight together, so nothing here locks or waits.
+//! Operations of an asynchronous source, and flushes, belong to the engine; it takes
+//! their records here.
 
 use crate::nbd::errno::Errno;
 use crate::nbd::proto::allocation;
@@ -213,12 +214,12 @@ impl Volume {
         journal.claim(*id, from_block, blocks_max)
     }
 
-    fn begin<'a>(&self, change: impl FnOnce() -> Change<'a>) -> Option<Begun> {
+    pub fn begin<'a>(&self, change: impl FnOnce() -> Change<'a>) -> Option<Begun> {
         let Journaled { journal, id } = self.journaled.as_ref()?;
         Some(journal.begin(*id, &change()))
     }
 
-    fn finish(&self, begun: Option<Begun>, result: &towline_block::Result<()>) {
+    pub fn finish(&self, begun: Option<Begun>, result: &towline_block::Result<()>) {
         if let (Some(Begun::Record(ticket)), Some(journaled)) = (begun, &self.journaled) {
             let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Failed };
             journaled.journal.finish(ticket, outcome);
@@ -232,7 +233,7 @@ impl Volume {
         result
     }
 
-    fn failed(&self, verb: &str, offset: u64, error: &towline_block::Error) -> Failure {
+    pub fn failed(&self, verb: &str, offset: u64, error: &towline_block::Error) -> Failure {
         tracing::error!(volume = %self.name, offset, %error, "source failed to {verb}");
         let text = match Errno::from(error) {
             Errno::NoSpace => "the volume's source has no room",

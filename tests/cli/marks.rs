@@ -30,6 +30,41 @@ fn write_and_mark(rig: &Rig, offset: u64, byte: u8) -> Value {
     found().unwrap_or_default()
 }
 
+fn mark(rig: &Rig, name: &str) -> towline_tests::program::Finished {
+    let base = args!["mark", &rig.group, "--state", rig.state(), "--name", name];
+    rig.towline([base, args!["--wait", "30s", "--json"]].concat())
+}
+
+#[test]
+fn a_mark_named_at_the_source_is_where_the_target_can_go_back_to() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    rig.start_proxy();
+    let early = mark(&rig, "too-early");
+    assert_eq!(early.code(), 1, "before the baseline there is no point to name: {early}");
+    rig.start_receive();
+    rig.start_ship();
+    rig.wait_live();
+    for volume in ["disk0", "disk1"] {
+        rig.client(volume).write(65536, &[1; 4096]).unwrap();
+    }
+    let images = ["disk0", "disk1"].map(|volume| std::fs::read(rig.source(volume)).unwrap());
+    let marked = mark(&rig, "before-patch");
+    assert_eq!(marked.code(), 0, "{marked}");
+    assert_eq!(marked.json()["at_target"], true, "{marked}");
+    rig.client("disk1").write(65536, &[2; 4096]).unwrap();
+    rig.wait_drained();
+    rig.settle_target();
+
+    let marks = list(&rig);
+    assert_eq!(marks.len(), 1, "{marks:?}");
+    assert_eq!((&marks[0]["mark"], &marks[0]["kind"]), (&"before-patch".into(), &"named".into()));
+    assert_eq!(marks[0]["seq"], marked.json()["seq"]);
+    let done = rewind(&rig, "before-patch");
+    assert_eq!(done.code(), 0, "{done}");
+    let targets = ["disk0", "disk1"].map(|volume| std::fs::read(rig.target(volume)).unwrap());
+    assert!(targets == images, "both volumes are as they were at the mark");
+}
+
 #[test]
 fn a_target_goes_back_to_a_mark_and_shipping_brings_it_forward_again() {
     let mut rig = Rig::new(1, DISK_BYTES);

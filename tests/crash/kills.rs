@@ -14,10 +14,21 @@ const KILLS_DEFAULT: u64 = 6;
 #[test]
 fn random_kills_lose_no_acknowledged_write_and_source_equals_target() {
     let kills = number("TOWLINE_KILLS", KILLS_DEFAULT);
+    kill_at_random(Rig::new(2, DISK_BYTES), kills);
+}
+
+/// The same past the page cache, where many changes are in flight at once.
+#[test]
+fn random_kills_of_asynchronous_sources_lose_nothing_either() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    rig.engine = "uring";
+    kill_at_random(rig, number("TOWLINE_KILLS", 4));
+}
+
+fn kill_at_random(mut rig: Rig, kills: u64) {
     let seed = number("TOWLINE_SEED", 1);
     println!("TOWLINE_KILLS={kills} TOWLINE_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut rig = Rig::new(2, DISK_BYTES);
     let prefilled = rig.prefill();
     rig.start_all();
     let guest = rig.guest_knowing(&plan(seed), prefilled);

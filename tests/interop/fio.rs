@@ -1,12 +1,18 @@
 //! fio with its nbd engine and verification.
 
-use crate::{served, uri, write_file};
+use crate::{served_by, uri, write_file};
 use towline_tests::{PATIENCE, args, require, run};
 
 #[test]
 fn verified_sequential_and_random_writes_hold() {
     require!("fio");
-    let rig = served();
+    for engine in ["inline", "uring"] {
+        write_and_verify(engine);
+    }
+}
+
+fn write_and_verify(engine: &'static str) {
+    let rig = served_by(engine);
     let engines = run("fio", ["--enghelp"], PATIENCE).ok();
     towline_tests::require_that!(engines.contains("nbd"), "this fio has no nbd engine");
     let job = format!(

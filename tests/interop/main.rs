@@ -16,7 +16,12 @@ const DISK_BYTES: u64 = 64 << 20;
 
 /// A proxy with one empty disk, without a shipper: everything a client needs.
 fn served() -> Rig {
+    served_by("auto")
+}
+
+fn served_by(engine: &'static str) -> Rig {
     let mut rig = Rig::new(1, DISK_BYTES);
+    rig.engine = engine;
     rig.start_proxy();
     rig
 }

@@ -32,6 +32,8 @@ pub struct Rig {
     /// Disk for what the ring cannot hold; "0": none.
     pub spill: &'static str,
     pub durability: &'static str,
+    /// `--engine` of the proxy.
+    pub engine: &'static str,
     /// The operator vouches for the sources: `--attach trust`.
     pub attach_trust: bool,
     /// How often the receiver makes a mark; none without it.
@@ -72,6 +74,7 @@ impl Rig {
             ring: "16M",
             spill: "1G",
             durability: "process",
+            engine: "auto",
             attach_trust: false,
             mark_every: None,
             receiver_address,
@@ -120,6 +123,7 @@ impl Rig {
         let mut all = args!["proxy", "--group", &self.group, "--state", self.state()];
         all.extend(args!["--ring", self.ring, "--nbd", unix(&self.path("proxy.nbd"))]);
         all.extend(args!["--spill", self.spill, "--durability", self.durability]);
+        all.extend(args!["--engine", self.engine]);
         if self.attach_trust {
             all.extend(args!["--attach", "trust"]);
         }

@@ -11,6 +11,7 @@
 //! 4. On drop everything in flight is cancelled and awaited; if that fails, the
 //!    buffers are leaked rather than freed under the kernel.
 
+use crate::Extent;
 use io_uring::types::{CancelBuilder, Fd as RawTarget, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use std::io;
@@ -49,8 +50,16 @@ pub enum Op {
     Write(Fd, u64, Window),
     /// fdatasync.
     Datasync(Fd),
+    /// Make a range read as zero: deallocated, or kept allocated.
+    Zero(Fd, Extent, Zeroing),
     /// Wait until the descriptor is readable.
     PollIn(Fd),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    Deallocate,
+    KeepAllocated,
 }
 
 /// The end of an operation, with its buffer.
@@ -220,6 +229,17 @@ fn build(token: u64, op: Op) -> (squeue::Entry, InFlight) {
         }
         Op::Datasync(fd) => {
             let entry = opcode::Fsync::new(target(&fd)).flags(FsyncFlags::DATASYNC).build();
+            (entry, hold(fd, Window::default()))
+        }
+        Op::Zero(fd, extent, how) => {
+            let mode = match how {
+                Zeroing::Deallocate => libc::FALLOC_FL_PUNCH_HOLE,
+                Zeroing::KeepAllocated => libc::FALLOC_FL_ZERO_RANGE,
+            };
+            let entry = opcode::Fallocate::new(target(&fd), extent.len)
+                .offset(extent.offset)
+                .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
+                .build();
             (entry, hold(fd, Window::default()))
         }
         Op::PollIn(fd) => {

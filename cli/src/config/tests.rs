@@ -32,6 +32,7 @@ fn a_file_fills_the_same_struct_as_flags() {
     assert_eq!(names, ["system", "data"]);
     assert_eq!(config.durability, Durability::Process);
     assert_eq!(config.latency, Latency::Balanced);
+    assert_eq!((config.engine, config.cache), (Engine::Auto, None));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::layout::*;
 use super::touched::{self, Touched};
 use crate::format::{PAGE_BYTES, SLOT_BYTES, Slot, commit_parts};
 use crate::record::Record;
-use towline_block::{BlockRange, VolumeId};
+use towline_block::VolumeId;
 use zerocopy::{FromBytes, IntoBytes};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -78,8 +78,9 @@ impl SpanBuilder {
         if self.records > 0 && self.body_bytes + bytes > SPAN_BODY_GOAL as usize {
             return false;
         }
-        if !record.extent.is_empty() {
-            let touched = Touched::new(record.volume, BlockRange::touching(record.extent));
+        let blocks = record.blocks();
+        if blocks.count > 0 {
+            let touched = Touched::new(record.volume, blocks);
             if !touched::add(&mut self.touched, touched, TOUCHED_MAX) {
                 return false;
             }

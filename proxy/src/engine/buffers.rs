@@ -28,14 +28,15 @@ fn charge_of(bytes: usize) -> usize {
 /// The memory that large requests of one volume share. A request that does not fit
 /// waits until another has been answered.
 pub struct LargeMemory {
-    free_bytes: usize,
+    /// Below zero when answers of requests at the source were larger than it.
+    free_bytes: isize,
     /// Something was given back since the last look.
     freed: bool,
 }
 
 /// Eight requests of the largest size at a time for a volume: more would only
 /// queue at the same disk.
-const LARGE_BYTES_MAX: usize = 8 * (32 << 20);
+const LARGE_BYTES_MAX: isize = 8 * (32 << 20);
 
 impl LargeMemory {
     pub fn new() -> LargeMemory {
@@ -44,12 +45,21 @@ impl LargeMemory {
 
     fn resize(&mut self, from: usize, to: usize) -> bool {
         let (from, to) = (charge_of(from), charge_of(to));
-        if to > from && to - from > self.free_bytes {
+        if to > from && (to - from) as isize > self.free_bytes {
             return false;
         }
-        self.free_bytes = self.free_bytes + from - to;
-        self.freed |= to < from;
+        self.charge(from, to);
         true
+    }
+
+    fn charge(&mut self, from: usize, to: usize) {
+        self.free_bytes += from as isize - to as isize;
+        self.freed |= to < from;
+    }
+
+    /// Whether a large read may be sent to the source.
+    pub fn has_free(&self) -> bool {
+        self.free_bytes > 0
     }
 
     /// Whether those who wait for memory should try again.
@@ -197,6 +207,17 @@ impl Output {
         true
     }
 
+    /// As [`Output::make_room`], whatever the memory has: for the answer of a request that
+    /// was let through, of which the source's permits bound the bytes.
+    pub fn force_room(&mut self, len: usize, memory: &mut LargeMemory) {
+        if self.make_room(len, memory) {
+            return;
+        }
+        let to = self.len + len + SYNC_REPLIES_BYTES;
+        memory.charge(charge_of(self.bytes.len()), charge_of(to));
+        self.grow(to);
+    }
+
     /// A fresh buffer costs no clearing of what is overwritten anyway.
     fn grow(&mut self, to: usize) {
         let mut larger = vec![0; to];
@@ -332,7 +353,7 @@ mod tests {
             }
             outputs.push(output);
         }
-        assert_eq!(outputs.len(), LARGE_BYTES_MAX / ((32 << 20) - BUFFER_KEEP_BYTES));
+        assert_eq!(outputs.len(), LARGE_BYTES_MAX as usize / ((32 << 20) - BUFFER_KEEP_BYTES));
         let recycled = Output::recycle(outputs.pop().unwrap().lend(0).buf, &mut memory);
         assert_eq!(recycled.bytes.len(), BUFFER_BYTES);
         assert!(memory.take_freed());

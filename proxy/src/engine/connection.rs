@@ -31,6 +31,10 @@ pub enum Pause {
     Syncs,
     /// A change waits at the gate.
     Gate,
+    /// Enough replies are owed by requests at the source; each one that ends gives a turn.
+    Owed,
+    /// No permit of the source is free.
+    Source,
     /// A large request waits for the volume's memory.
     Memory,
     /// The client has taken its leave.
@@ -82,6 +86,10 @@ pub struct Connection {
     pub dead: bool,
     /// Flushes not answered yet.
     pub syncs: u32,
+    /// Requests at an asynchronous source.
+    pub pending: u32,
+    /// Data bytes of their replies.
+    pub owed: usize,
     /// Bytes done of the zero or trim at the head of the input.
     pub progress: u64,
     pub received: Stamp,
@@ -105,6 +113,8 @@ impl Connection {
             ending: Ending::No,
             dead: false,
             syncs: 0,
+            pending: 0,
+            owed: 0,
             progress: 0,
             received,
             discard: None,
@@ -184,7 +194,7 @@ impl Connection {
     /// Everything was executed, answered and sent.
     pub fn is_finished(&self) -> bool {
         let unsent = self.sending || !self.output.is_empty();
-        self.ending == Ending::Drained && !unsent && self.syncs == 0
+        self.ending == Ending::Drained && !unsent && self.syncs == 0 && self.pending == 0
     }
 
     /// Dead, and the kernel holds nothing of it.

@@ -5,6 +5,7 @@ use super::buffers::LargeMemory;
 use super::command::Inbox;
 use super::connection::{Connection, Ending, Pause, Stamp};
 use super::durable::Waits;
+use super::pending::Pending;
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
 use crate::error::Result;
@@ -45,6 +46,7 @@ pub(super) struct Core {
     /// Barrier of the fdatasync in flight.
     pub barrier: Option<Ticket>,
     pub waits: Waits,
+    pub pending: Pending,
     pub spin: Spin,
     /// Requests executed since the last look.
     pub requests: u32,
@@ -75,6 +77,7 @@ impl Core {
             runs: Vec::new(),
             barrier: None,
             waits: Waits::default(),
+            pending: Pending::default(),
             spin: Spin::new(policy, now),
             requests: 0,
             ready: VecDeque::new(),
@@ -201,7 +204,13 @@ impl Core {
                 connection.pause = Some(Pause::Gate);
                 self.watch(key, connection)?;
             }
-            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory)) => {
+            Some(Pause::Source) => {
+                connection.pause = Some(Pause::Source);
+                if !self.pending.waiters.contains(&key) {
+                    self.pending.waiters.push_back(key);
+                }
+            }
+            Some(pause @ (Pause::Replies | Pause::Syncs | Pause::Memory | Pause::Owed)) => {
                 connection.pause = Some(pause);
             }
             Some(Pause::Broken) => {

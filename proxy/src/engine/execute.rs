@@ -18,7 +18,7 @@ use towline_block::Extent;
 const TURN_BYTES: usize = 1 << 20;
 /// Unsent replies of a connection at which its requests wait. One more reply, of
 /// at most 32 MiB, can come on top.
-const REPLY_BATCH_BYTES: usize = 1 << 20;
+pub(super) const REPLY_BATCH_BYTES: usize = 1 << 20;
 /// Unanswered flushes of a connection at which its requests wait. No client known
 /// has more than 128 requests in flight.
 pub(super) const SYNCS_MAX: u32 = 256;
@@ -107,6 +107,11 @@ impl Core {
         raw: &RawRequest,
         request: Request,
     ) -> Result<usize, Pause> {
+        if self.is_asynchronous()
+            && let Some(moved) = self.accept(key, connection, raw, request)?
+        {
+            return Ok(moved);
+        }
         match request {
             Request::Read { extent } => return self.read(connection, raw, extent),
             Request::Write { extent, fua } => {
@@ -190,7 +195,7 @@ impl Core {
     }
 
     /// Replies to a change: now, or when it is durable.
-    fn complete(
+    pub(super) fn complete(
         &mut self,
         key: Key,
         connection: &mut Connection,
@@ -219,7 +224,7 @@ impl Core {
         }
     }
 
-    fn fail(&mut self, connection: &mut Connection, cookie: u64, failure: Failure) {
+    pub(super) fn fail(&mut self, connection: &mut Connection, cookie: u64, failure: Failure) {
         self.counters.errors.add(1);
         connection.reply_error(cookie, failure.error, failure.text);
     }

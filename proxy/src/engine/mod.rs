@@ -13,6 +13,7 @@
 //! state; bounded memory per connection and per volume; a late completion of a
 //! closed connection reaches nobody.
 
+mod asynchronous;
 mod buffers;
 mod command;
 mod connection;
@@ -20,6 +21,7 @@ mod core;
 mod durable;
 mod execute;
 mod obey;
+mod pending;
 mod run;
 mod slots;
 mod spin;

@@ -1,5 +1,6 @@
-//! Commands of other threads, obeyed between two events of the volume's thread:
-//! at that moment nothing is in flight to the source but an fdatasync.
+//! Commands of other threads, obeyed between two events of the volume's thread: at that
+//! moment nothing is in flight to an inline source but an fdatasync. Of an asynchronous
+//! one, holds and claims wait for the changes that came before them.
 
 use super::command::{Command, NewConnection};
 use super::connection::{Connection, Pause};
@@ -64,7 +65,7 @@ impl Engine {
                 answer(&done, Ok(()));
             }
             Command::Claim { from_block, blocks_max, done } => {
-                answer(&done, Ok(self.core.volume.claim(from_block, blocks_max)));
+                self.core.claim(from_block, blocks_max, done);
             }
             // Whoever waits for it is answered in every round.
             Command::Persisted => {}
@@ -105,7 +106,10 @@ impl Engine {
 
     /// Tells those who asked for a hold that nothing is in flight any more.
     pub(super) fn answer_holds(&mut self) {
-        if self.holds.is_empty() || !self.core.syncs.is_idle() {
+        if self.holds.is_empty()
+            || !self.core.syncs.is_idle()
+            || self.core.pending.overlaps.has_changes()
+        {
             return;
         }
         let held = matches!(self.core.gate, Gate::Held { .. });

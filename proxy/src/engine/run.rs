@@ -96,12 +96,14 @@ impl Engine {
             self.resume(Pause::Gate);
         }
         self.answer_durable()?;
+        self.admit_waiter();
         for _ in 0..self.core.ready.len() {
             self.turn()?;
         }
         if self.core.memory.take_freed() {
             self.resume(Pause::Memory);
         }
+        self.core.issue()?;
         self.core.start_sync()?;
         self.answer_holds();
         self.core.recorder.publish(self.core.now, &self.core.latency);
@@ -110,6 +112,10 @@ impl Engine {
 
     fn is_over(&self) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
+        // What is at the source is waited for, however long: as an inline write would.
+        if !self.core.pending.is_idle() {
+            return false;
+        }
         let idle = self.connections.is_empty() && self.core.syncs.is_idle();
         idle || self.core.now >= stop_by
     }
@@ -120,7 +126,8 @@ impl Engine {
         }
         let core = &self.core;
         let waits = core.waits.deadline();
-        let deadlines = [core.gate.deadline(), core.recorder.deadline(), waits, self.stop_by];
+        let stop_by = self.stop_by.filter(|stop_by| core.pending.is_idle() || *stop_by > core.now);
+        let deadlines = [core.gate.deadline(), core.recorder.deadline(), waits, stop_by];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -140,6 +147,7 @@ impl Engine {
                 self.core.listen(&self.inbox, completion.window)
             }
             Purpose::Sync => self.synced(completion.result),
+            Purpose::Source(slot) => self.source_done(slot, completion),
             Purpose::Recv(key) => {
                 self.with(key, |core, connection| core.received(key, connection, completion))
             }

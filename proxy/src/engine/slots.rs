@@ -6,6 +6,8 @@
 pub enum Purpose {
     Wake,
     Sync,
+    /// An operation at the source, by its slot.
+    Source(u32),
     Recv(Key),
     Send(Key),
     /// Watching a connection that is not read at the moment.
@@ -27,6 +29,7 @@ impl Purpose {
         let (kind, key) = match self {
             Purpose::Wake => (0, None),
             Purpose::Sync => (1, None),
+            Purpose::Source(slot) => (5, Some(Key { slot, generation: 0 })),
             Purpose::Recv(key) => (2, Some(key)),
             Purpose::Send(key) => (3, Some(key)),
             Purpose::Watch(key) => (4, Some(key)),
@@ -47,6 +50,7 @@ impl Purpose {
             2 => Purpose::Recv(key),
             3 => Purpose::Send(key),
             4 => Purpose::Watch(key),
+            5 => Purpose::Source(slot),
             kind => unreachable!("token of kind {kind}"),
         }
     }
@@ -137,6 +141,7 @@ mod tests {
             }
         }
         assert_eq!(Purpose::of_token(Purpose::Wake.token()), Purpose::Wake);
+        assert_eq!(Purpose::of_token(Purpose::Source(9).token()), Purpose::Source(9));
         assert_eq!(Purpose::of_token(Purpose::Sync.token()), Purpose::Sync);
     }
 }

@@ -1,5 +1,6 @@
 //! The server as a client sees it: raw bytes over real sockets.
 
+mod asynchronous;
 mod client;
 mod durable;
 mod gate;

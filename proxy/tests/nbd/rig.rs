@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use towline_block::{Access, FileDisk, VolumeId};
+use towline_block::{Access, Cache, FileDisk, VolumeId};
 use towline_journal::{AttachPolicy, Journal, Options, Source, SpillOptions, unix_now_ns};
 use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
 
@@ -25,6 +25,12 @@ impl Rig {
 
     pub fn journaled(sizes: &[u64]) -> Rig {
         Rig::start(sizes, true, |_| StartGate::Open)
+    }
+
+    /// Disks past the page cache, journaled.
+    pub fn direct(sizes: &[u64]) -> Rig {
+        let dir = TempDir::new().unwrap();
+        Rig::start_cached(dir, sizes, true, Cache::Direct, SpillOptions::OFF, |_| StartGate::Open)
     }
 
     fn start(sizes: &[u64], journaled: bool, gate: impl Fn(Option<&Journal>) -> StartGate) -> Rig {
@@ -49,6 +55,17 @@ impl Rig {
         spill: SpillOptions,
         gate: impl Fn(Option<&Journal>) -> StartGate,
     ) -> Rig {
+        Rig::start_cached(dir, sizes, journaled, Cache::Page, spill, gate)
+    }
+
+    fn start_cached(
+        dir: TempDir,
+        sizes: &[u64],
+        journaled: bool,
+        cache: Cache,
+        spill: SpillOptions,
+        gate: impl Fn(Option<&Journal>) -> StartGate,
+    ) -> Rig {
         let access = Access::Own { wait: PATIENCE };
         let sources: Vec<Source> = sizes
             .iter()
@@ -57,7 +74,10 @@ impl Rig {
                 let path = dir.path().join(format!("disk{index}.img"));
                 Source {
                     name: format!("disk{index}").parse().unwrap(),
-                    disk: Arc::new(FileDisk::open_or_create(&path, *size, access).unwrap()),
+                    disk: {
+                        drop(FileDisk::open_or_create(&path, *size, access).unwrap());
+                        Arc::new(FileDisk::open_cached(&path, access, cache).unwrap())
+                    },
                 }
             })
             .collect();

@@ -58,7 +58,8 @@ pub(crate) fn cut(
         add(&mut cut, &record, scratch)?;
         cut.last = seq;
         cut.payload_bytes += scratch.len() as u64;
-        if cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
+        // A mark ends its batch: it names a batch end (R5).
+        if record.kind == Kind::Mark || cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
             break;
         }
     }
@@ -89,6 +90,7 @@ fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {
     }
     match record.kind {
         Kind::Write => cut.batch.write(seq, volume, extent.offset, payload, record.payload_crc),
+        Kind::Mark => cut.batch.mark(seq, payload),
         Kind::Zero => cut.batch.zero(seq, volume, extent, false),
         Kind::Trim => cut.batch.trim(seq, volume, extent),
         Kind::Control => {
@@ -110,6 +112,6 @@ fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {
             )
         }
         // A barrier orders; the batch as a whole already does.
-        Kind::Barrier | Kind::Mark | Kind::Void => Ok(()),
+        Kind::Barrier | Kind::Void => Ok(()),
     }
 }

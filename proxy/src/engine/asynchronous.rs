@@ -1,0 +1,231 @@
+//! Requests of an asynchronous source: from the connection to the source and back.
+//!
+//! A request takes a permit, is copied out of the input and stands in the overlap table;
+//! its reply is written when it has ended, in whatever order. All that became runnable
+//! in a round is issued at its end, in one submission.
+
+use super::connection::{Connection, Pause};
+use super::core::Core;
+use super::execute::REPLY_BATCH_BYTES;
+use super::pending::{Kind, Operation, Step, WaitingClaim, whole_blocks};
+use super::run::Engine;
+use super::slots::{Key, Purpose};
+use crate::error::Result as ProxyResult;
+use crate::nbd::proto::REQUEST_FRAME_BYTES;
+use crate::nbd::reply::{READ_HEAD_BYTES_MAX, ReadHead};
+use crate::nbd::request::{RawRequest, Request};
+use crate::overlap::Use;
+use crate::volume::Failure;
+use crossbeam::channel::Sender;
+use std::io;
+use std::time::Instant;
+use towline_block::sys::uring::Completion;
+use towline_block::{BLOCK_BYTES, Cache, Extent};
+use towline_journal::{Change, Claim};
+
+impl Core {
+    pub(super) fn is_asynchronous(&self) -> bool {
+        self.volume.disk().cache() == Cache::Direct
+    }
+
+    /// Takes a request for the source; `None` when it is none.
+    pub(super) fn accept(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        raw: &RawRequest,
+        request: Request,
+    ) -> Result<Option<usize>, Pause> {
+        let (kind, extent) = match request {
+            Request::Read { extent } => (Kind::Read, extent),
+            Request::Write { extent, fua } => (Kind::Write { fua }, extent),
+            Request::Zero { extent, fua, no_hole } => (Kind::Zero { fua, keep: no_hole }, extent),
+            Request::Trim { extent, fua } => (Kind::Trim { fua }, extent),
+            Request::Flush | Request::Status { .. } | Request::Disconnect => return Ok(None),
+        };
+        if extent.is_empty() {
+            return Ok(None);
+        }
+        let bytes = kind.buffer_bytes(extent);
+        let permit = kind.permit_bytes(extent);
+        let reply_bytes = if kind.is_read() { extent.len as usize } else { 0 };
+        if connection.output.len() + connection.owed >= REPLY_BATCH_BYTES {
+            return Err(if connection.pending > 0 { Pause::Owed } else { Pause::Replies });
+        }
+        if reply_bytes > REPLY_BATCH_BYTES && !self.memory.has_free() {
+            return Err(Pause::Memory);
+        }
+        if !self.pending.overlaps.admits(permit) {
+            return Err(Pause::Source);
+        }
+        let buf = self.pending.take_buf(bytes);
+        let at = connection.received.at;
+        let mut operation = Operation::new((key, raw.cookie), kind, extent, buf, at);
+        if let Kind::Write { .. } = kind {
+            let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
+            let range = operation.data_range();
+            operation.buf.as_mut_slice()[range].copy_from_slice(data);
+        }
+        let used = if kind.is_read() { Use::Read } else { Use::Change };
+        let slot = self.pending.insert(operation);
+        let (arrival, runs) = self.pending.overlaps.enter(slot, whole_blocks(extent), used, permit);
+        self.pending.get(slot).arrival = arrival;
+        if runs {
+            self.pending.runnable.push(slot);
+        }
+        connection.pending += 1;
+        connection.owed += reply_bytes;
+        Ok(Some(reply_bytes))
+    }
+
+    /// Issues all that may run. Changes take their place in the journal here.
+    pub(super) fn issue(&mut self) -> io::Result<()> {
+        if self.pending.runnable.is_empty() {
+            return Ok(());
+        }
+        let runnable = std::mem::take(&mut self.pending.runnable);
+        let now = Instant::now();
+        for slot in runnable.iter().copied() {
+            let operation = self.pending.get(slot);
+            let (offset, extent) = (operation.extent.offset, operation.extent);
+            let data = operation.data_range();
+            operation.begun = match operation.kind {
+                Kind::Read => None,
+                Kind::Write { .. } => {
+                    let data = &operation.buf.as_slice()[data];
+                    self.volume.begin(|| Change::Write { offset, data })
+                }
+                Kind::Zero { .. } => self.volume.begin(|| Change::Zero { extent, trim: false }),
+                Kind::Trim { .. } => self.volume.begin(|| Change::Zero { extent, trim: true }),
+            };
+            operation.submitted = now;
+            let op = operation.start(self.volume.disk().fd());
+            self.driver.push(Purpose::Source(slot as u32).token(), op)?;
+        }
+        self.recycle_runnable(runnable);
+        Ok(())
+    }
+
+    /// Keeps the list's memory.
+    fn recycle_runnable(&mut self, mut runnable: Vec<usize>) {
+        if self.pending.runnable.is_empty() {
+            runnable.clear();
+            self.pending.runnable = runnable;
+        }
+    }
+
+    /// Replies to an operation that has ended.
+    fn reply(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        ended: &Operation,
+        result: Result<(), Failure>,
+    ) {
+        connection.pending -= 1;
+        let len = if ended.kind.is_read() { ended.extent.len as usize } else { 0 };
+        connection.owed -= len;
+        connection.output.force_room(READ_HEAD_BYTES_MAX + len, &mut self.memory);
+        let counters = &self.counters;
+        match ended.kind {
+            Kind::Read => {
+                counters.reads.add(1);
+                counters.read_bytes.add(ended.extent.len);
+                if let Err(failure) = result {
+                    return self.fail(connection, ended.cookie, failure);
+                }
+                let structured = connection.terms.structured;
+                let (offset, len32) = (ended.extent.offset, ended.extent.len as u32);
+                let head = ReadHead::new(structured, ended.cookie, offset, len32);
+                connection.output.put(head.as_bytes());
+                let data = &ended.buf.as_slice()[ended.data_range()];
+                connection.output.put_space(len).copy_from_slice(data);
+                return;
+            }
+            Kind::Write { .. } => {
+                counters.writes.add(1);
+                counters.written_bytes.add(ended.extent.len);
+                let at_source = self.now.saturating_duration_since(ended.submitted);
+                let elapsed = Instant::now().saturating_duration_since(ended.received);
+                self.recorder.record(elapsed.saturating_sub(at_source).as_nanos() as u64);
+            }
+            Kind::Zero { .. } => counters.zeroes.add(1),
+            Kind::Trim { .. } => counters.trims.add(1),
+        }
+        if !matches!(ended.kind, Kind::Write { .. }) {
+            counters.zeroed_bytes.add(ended.extent.len);
+        }
+        self.complete(key, connection, ended.cookie, ended.kind.fua(), result);
+    }
+
+    /// Makes a claim; answered at once, or when the changes before it have ended (R3).
+    pub(super) fn claim(
+        &mut self,
+        from_block: u64,
+        blocks_max: u64,
+        done: Sender<ProxyResult<Option<Claim>>>,
+    ) {
+        let claim = self.volume.claim(from_block, blocks_max);
+        let Some(found) = claim else { return super::obey::answer(&done, Ok(None)) };
+        let range = found.range();
+        let range = Extent::new(range.first * BLOCK_BYTES, range.count * BLOCK_BYTES);
+        let mark = self.pending.overlaps.mark();
+        self.pending.claims.push(WaitingClaim { claim: found, range, mark, done });
+        self.answer_claims();
+    }
+
+    fn answer_claims(&mut self) {
+        let overlaps = &self.pending.overlaps;
+        self.pending.claims.retain(|waiting| {
+            let waits = overlaps.changes_before(waiting.mark, waiting.range);
+            if !waits {
+                super::obey::answer(&waiting.done, Ok(Some(waiting.claim)));
+            }
+            waits
+        });
+    }
+}
+
+impl Engine {
+    /// An operation of the kernel at the source has ended.
+    pub(super) fn source_done(&mut self, slot: u32, completion: Completion) -> io::Result<()> {
+        let core = &mut self.core;
+        let operation = core.pending.get(slot as usize);
+        let fd = core.volume.disk().fd();
+        let result = match operation.step(fd, completion.result, completion.window) {
+            Step::Next(op) => return core.driver.push(Purpose::Source(slot).token(), op),
+            Step::Ended(result) => result,
+        };
+        let mut ended = core.pending.remove(slot as usize);
+        let offset = ended.extent.offset;
+        let verb = if ended.kind.is_read() { "read" } else { "change" };
+        let result = result.map_err(|error| {
+            let what = format!("cannot {verb} {} at {offset}", core.volume.disk().path().display());
+            towline_block::Error::io(what, error)
+        });
+        core.volume.finish(ended.begun.take(), &result);
+        core.answer_claims();
+        let result = result.map_err(|error| core.volume.failed(verb, offset, &error));
+        let key = ended.key;
+        self.with(key, |core, connection| {
+            core.reply(key, connection, &ended, result);
+            core.enqueue(key, connection);
+            Ok(())
+        })?;
+        self.core.pending.give_buf(ended.buf);
+        Ok(())
+    }
+
+    /// The connection that waits longest for a permit gets the next turn.
+    pub(super) fn admit_waiter(&mut self) {
+        while self.core.pending.overlaps.admits(0) {
+            let Some(key) = self.core.pending.waiters.pop_front() else { return };
+            if let Some(connection) = self.connections.get_mut(key)
+                && connection.pause == Some(Pause::Source)
+            {
+                self.core.resume(key, connection);
+                return;
+            }
+        }
+    }
+}
