@@ -1,9 +1,10 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, append). Single operations are timed by themselves; the timer's
+//! (steps, codec, append). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
 mod append;
+mod codec;
 mod figures;
 mod group;
 mod steps;
@@ -13,7 +14,8 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 2] = [("steps", steps::measure), ("append", append::measure)];
+const PARTS: [Part; 3] =
+    [("steps", steps::measure), ("codec", codec::measure), ("append", append::measure)];
 
 fn main() {
     let value_of = |name: &str| std::env::args().skip_while(|argument| argument != name).nth(1);

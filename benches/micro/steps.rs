@@ -47,7 +47,7 @@ pub fn measure(found: &mut Found) {
     ]);
 }
 
-fn timed(name: &'static str, bytes: usize, calls: usize, mut step: impl FnMut()) -> Row {
+pub fn timed(name: &'static str, bytes: usize, calls: usize, mut step: impl FnMut()) -> Row {
     let mut times = histogram();
     (0..calls / 10).for_each(|_| step());
     for _ in 0..calls {

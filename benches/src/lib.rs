@@ -8,6 +8,8 @@
 
 pub mod check;
 pub mod error;
+pub mod impact;
+pub mod load;
 #[cfg(test)]
 mod memory_server;
 pub mod nbd_client;

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use reply::{Flight, Receiver};
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
-use stream::Stream;
+pub(crate) use stream::Stream;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const FLAG_FUA: u16 = 1;
@@ -333,6 +333,14 @@ impl Client {
         self.broken = true;
         Error::socket(what, source)
     }
+}
+
+/// A connection that gets simple replies only, for who does the rest itself.
+pub(crate) fn connect_plain(uri: &NbdUri) -> Result<(Stream, ExportInfo)> {
+    let timeout = Options::default().timeout;
+    let mut stream = Stream::connect(&uri.address, timeout)?;
+    let (export, _) = handshake::negotiate(&mut stream, &uri.export, false, timeout)?;
+    Ok((stream, export))
 }
 
 fn length(len: usize) -> Result<u32> {

@@ -4,6 +4,7 @@
 //! codes are mapped in [`exit`] alone.
 
 mod address;
+mod bench;
 mod config;
 mod cutover;
 mod daemon;
@@ -63,6 +64,8 @@ enum Command {
     Journal(journal::Args),
     /// Move a disk on this machine, with faults and a verdict.
     Demo(demo::Args),
+    /// Measure on this machine's storage.
+    Bench(bench::Args),
     /// Make certificates for shippers and receivers.
     Pki(pki::Args),
 }
@@ -106,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Target(args) => target::run(&args),
         Command::Journal(args) => journal::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(args),
         Command::Pki(args) => pki::run(&args),
     }
 }

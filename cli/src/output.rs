@@ -16,9 +16,13 @@ struct Versioned<'a, T> {
 
 /// Prints `body` as the command's one JSON object, `schema` first.
 pub fn json(body: &impl Serialize) -> anyhow::Result<()> {
-    let text = serde_json::to_string(&Versioned { schema: SCHEMA, body })
-        .context("cannot write the result as JSON")?;
-    text_line(&text)
+    text_line(&json_text(body)?)
+}
+
+/// The same object as text, for a file.
+pub fn json_text(body: &impl Serialize) -> anyhow::Result<String> {
+    serde_json::to_string(&Versioned { schema: SCHEMA, body })
+        .context("cannot write the result as JSON")
 }
 
 /// Prints text. A reader that closed the pipe is no error: it has what it wanted.

@@ -173,8 +173,31 @@ impl Activity {
         self.desk.lock().expect("no holder of the desk panics")
     }
 
+    /// These extents hot, durably, for blocks that become dirty without a write of a
+    /// guest. Not for the guest's path: it waits for the state disk.
+    pub fn heat_now(&self, extents: &[(usize, u64)]) -> Result<()> {
+        // The touch first: a cooler that is about to clear the bit looks at it last.
+        let mut cold = false;
+        for (volume, extent) in extents {
+            let (touched, bit) = self.touched.word(*volume, *extent);
+            touched.fetch_or(bit, SeqCst);
+        }
+        let mut file = self.file.lock().expect("no holder of the map file panics");
+        for (volume, extent) in extents {
+            let (hot, bit) = self.hot.word(*volume, *extent);
+            cold |= hot.fetch_or(bit, SeqCst) & bit == 0;
+        }
+        if !cold && !self.invalid.load(SeqCst) {
+            return Ok(());
+        }
+        file.store(&self.hot, extents.iter().copied())
+    }
+
     /// Everything hot, durably: the target's content is not known any more.
     pub fn heat_all(&self) -> Result<()> {
+        for volume in &self.touched.volumes {
+            volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        }
         let mut file = self.file.lock().expect("no holder of the map file panics");
         for volume in &self.hot.volumes {
             volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
@@ -211,6 +234,12 @@ impl Activity {
     }
 }
 
+/// The extents of a range of a volume that has `size` bytes.
+pub(crate) fn extents_of(volume: usize, range: Extent, size: u64) -> Vec<(usize, u64)> {
+    let end = range.end().min(size).div_ceil(EXTENT_BYTES);
+    (range.offset / EXTENT_BYTES..end).map(|extent| (volume, extent)).collect()
+}
+
 /// Which extents a new map has hot.
 pub(crate) enum Hot {
     All,
@@ -229,3 +258,6 @@ impl Hot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -318,8 +318,29 @@ impl Journal {
             }
         }
         drop(cursor);
+        self.heat_pending();
         self.advance_done();
         Ok(())
+    }
+
+    /// R7: what is dirty is hot, before any guest is served: a write to dirty blocks goes
+    /// past the journal and heats nothing. A kill may have come before the map knew, and
+    /// the records closed above never touched it.
+    fn heat_pending(&self) {
+        let mut pending = Vec::new();
+        for (index, volume) in self.ring.volumes.iter().enumerate() {
+            let size = volume.size_bytes.get();
+            let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
+            let extents = activity::extents_of(index, Extent::new(0, size), size);
+            pending.extend(extents.into_iter().filter(|(_, extent)| {
+                let offset = extent * EXTENT_BYTES;
+                let range = Extent::new(offset, EXTENT_BYTES.min(size - offset));
+                map.is_pending(BlockRange::touching(range))
+            }));
+        }
+        if let Err(e) = self.activity.heat_now(&pending) {
+            tracing::error!("{e}: a power loss before what is dirty is sent may go unnoticed");
+        }
     }
 
     /// Bytes of extents that a power loss now would compare.
@@ -404,9 +425,13 @@ fn start_cooler(
         files.push(file);
     }
     let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
+    let observer = durable::observer();
     std::thread::Builder::new()
         .name("activity".into())
-        .spawn(move || activity.serve(&ring, &CoolerContext { sources: files }))
+        .spawn(move || {
+            durable::observe(observer);
+            activity.serve(&ring, &CoolerContext { sources: files });
+        })
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }
 

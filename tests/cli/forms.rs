@@ -2,8 +2,8 @@
 
 use towline_tests::{PATIENCE, args, run, towline};
 
-const COMMANDS: [&str; 8] =
-    ["proxy", "receive", "ship", "status", "cutover", "journal", "demo", "pki"];
+const COMMANDS: [&str; 9] =
+    ["proxy", "receive", "ship", "status", "cutover", "journal", "demo", "bench", "pki"];
 
 #[test]
 fn help_lists_the_commands_and_each_has_its_own() {

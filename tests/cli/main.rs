@@ -1,5 +1,6 @@
 //! What scripts rely on: forms, exit codes, JSON.
 
+mod bench;
 mod daemons;
 mod forms;
 mod journal;

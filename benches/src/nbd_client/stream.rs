@@ -19,7 +19,7 @@ enum Socket {
 }
 
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     socket: Socket,
     read_timeout: Duration,
 }
@@ -55,7 +55,7 @@ impl Stream {
     }
 
     /// How long a read may wait. One system call when it changes, none otherwise.
-    pub(super) fn set_read_timeout(&mut self, timeout: Duration) -> io::Result<()> {
+    pub(crate) fn set_read_timeout(&mut self, timeout: Duration) -> io::Result<()> {
         // The kernel takes zero for "for ever".
         let timeout = timeout.max(Duration::from_millis(1));
         if timeout != self.read_timeout {
@@ -63,6 +63,16 @@ impl Stream {
             self.read_timeout = timeout;
         }
         Ok(())
+    }
+
+    /// The same connection for another thread; timeouts are the socket's, so both
+    /// have them.
+    pub(crate) fn try_clone(&self) -> io::Result<Stream> {
+        let socket = match &self.socket {
+            Socket::Unix(s) => Socket::Unix(s.try_clone()?),
+            Socket::Tcp(s) => Socket::Tcp(s.try_clone()?),
+        };
+        Ok(Stream { socket, read_timeout: self.read_timeout })
     }
 
     fn apply_read_timeout(&self, timeout: Duration) -> io::Result<()> {
@@ -73,14 +83,14 @@ impl Stream {
     }
 
     /// Sends a part of `parts`; `WouldBlock` when the connection is jammed.
-    pub(super) fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match &mut self.socket {
             Socket::Unix(s) => s.write_vectored(parts),
             Socket::Tcp(s) => s.write_vectored(parts),
         }
     }
 
-    pub(super) fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match &mut self.socket {
             Socket::Unix(s) => s.read(buf),
             Socket::Tcp(s) => s.read(buf),

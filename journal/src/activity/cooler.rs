@@ -166,7 +166,7 @@ impl Activity {
         idle
     }
 
-    fn make_cold(&self, idle: Vec<(usize, u64)>, base: Base) {
+    pub(super) fn make_cold(&self, idle: Vec<(usize, u64)>, base: Base) {
         let mut file = self.file.lock().expect("no holder of the map file panics");
         if let Err(e) = file.set_base(base) {
             return self.lost(&e);

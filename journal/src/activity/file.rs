@@ -117,6 +117,9 @@ impl MapFile {
             return Ok(None);
         };
         let file = open_rw(path)?;
+        // A killed owner may have written hot bits and not synced them: nobody would wait
+        // for them any more.
+        sync(&file, path)?;
         let extents: Vec<u64> =
             sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect();
         let bits = Bits {
@@ -182,16 +185,21 @@ impl MapFile {
     }
 
     fn write(&self, bytes: &[u8], sector: u64) -> Result<()> {
+        let at = sector * SECTOR_BYTES as u64;
+        crate::durable::about(crate::durable::Event::WriteAt { file: &self.path, at, bytes });
         self.file
-            .write_all_at(bytes, sector * SECTOR_BYTES as u64)
+            .write_all_at(bytes, at)
             .map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))
     }
 
     fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io(format!("cannot flush {}", self.path.display()), e))
+        sync(&self.file, &self.path)
     }
+}
+
+fn sync(file: &File, path: &Path) -> Result<()> {
+    crate::durable::about(crate::durable::Event::Sync { file: path });
+    file.sync_data().map_err(|e| Error::io(format!("cannot flush {}", path.display()), e))
 }
 
 fn open_rw(path: &Path) -> Result<File> {
