@@ -5,7 +5,7 @@
 
 use crate::exit::{Exit, unreachable};
 use crate::output;
-use crate::report::{GroupStatus, ProcessStatus, StatusReport};
+use crate::report::{GroupStatus, ProcessStatus, Shipping, StatusReport};
 use crate::table::{self, Table};
 use crate::view;
 use std::path::PathBuf;
@@ -149,6 +149,16 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
     let told: Vec<_> = told.collect();
     if !told.is_empty() {
         lines.row("added latency", told.join("; "));
+    }
+    if let Some(ratio) = group.shipping.ratio() {
+        let Shipping { payload_bytes, coalesced_bytes, encode_s, .. } = group.shipping;
+        let text = format!(
+            "{} of changes, {} overwritten before they were sent, the rest 1/{ratio:.2} of its \
+             size; that took {encode_s:.1} s",
+            format_size(payload_bytes),
+            format_size(coalesced_bytes),
+        );
+        lines.row("batches", text);
     }
     lines.row("sent again", format_size(group.resent_bytes));
 }
