@@ -4,6 +4,7 @@ mod found;
 mod incarnation;
 mod mark;
 mod past;
+mod settle;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
@@ -98,6 +99,8 @@ pub struct Journal {
     pub(crate) ring: Arc<Ring>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
+    /// Checks what was found in the ring (`journal/settle.rs`).
+    pub(crate) settling: Mutex<Option<JoinHandle<()>>>,
     pub(crate) ring_file: File,
     pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
@@ -216,6 +219,9 @@ impl Journal {
         let activity =
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
+        // Of a new ring only the RESYNC, which has no payload.
+        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
+        let found_in_ring = kept + 1..=ring.get(Counter::Head);
         let is_new = ring.get(Counter::Acked) == 0 && ring.get(Counter::AckedClaims) == 0;
         let history = state.history.filter(|_| is_new).map(|past| {
             let runs = found.scanned.runs(&past.ring_id.0);
@@ -243,6 +249,7 @@ impl Journal {
             ring,
             activity,
             cooler: Some(cooler),
+            settling: Mutex::new(None),
             ring_file,
             cursor,
             spill,
@@ -273,7 +280,11 @@ impl Journal {
             };
             journal._persister = Some(Persister::start(spill.clone(), owner)?);
         }
-        Ok((Arc::new(journal), report))
+        let journal = Arc::new(journal);
+        if !found_in_ring.is_empty() {
+            settle::start(&journal, found_in_ring)?;
+        }
+        Ok((journal, report))
     }
 
     /// Common end of every way to open: what the last run left for a later start is
