@@ -35,8 +35,8 @@ const DISK_BYTES: u64 = 512 << 20;
 const BASELINE_RATE: &str = "--rate 2M";
 /// A first copy, a compare or a catch-up at an emulated processor's pace.
 const WHOLE_WITHIN: Duration = Duration::from_secs(300);
-/// Several rounds of what makes extents cold.
-const COOL_WITHIN: Duration = Duration::from_secs(150);
+/// Several rounds of what makes extents cold, of a minute each.
+const COOL_WITHIN: Duration = Duration::from_secs(400);
 
 /// A group, its disks and its receiver, between the cuts.
 pub struct Life {
