@@ -1,6 +1,7 @@
 //! Every change to a group's files outside the data path, in one place.
 //!
-//! An observer sees each change *before* it is made, on the thread that makes it.
+//! An observer sees each change *before* it is made, on the thread that makes it; the
+//! threads of a journal have the observer of the thread that opened it.
 //! Tests rebuild every state a kill or a power cut could leave; production has none.
 
 use crate::error::{Error, Result};
@@ -9,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 /// One change, about to be made.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +18,12 @@ pub enum Event<'a> {
     /// The file is created or emptied, and gets this content.
     Write {
         file: &'a Path,
+        bytes: &'a [u8],
+    },
+    /// These bytes are written over the file's.
+    WriteAt {
+        file: &'a Path,
+        at: u64,
         bytes: &'a [u8],
     },
     Sync {
@@ -33,23 +41,28 @@ pub enum Event<'a> {
     },
 }
 
-type Observer = Box<dyn FnMut(Event<'_>)>;
+type Observer = Arc<Mutex<dyn FnMut(Event<'_>) + Send>>;
 
 thread_local! {
     static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
-/// Shows this thread's changes to `observer` from now on.
+/// Shows the changes of this thread, and of those that a journal opened on it starts from
+/// now on, to `observer`.
 pub fn observe(observer: Option<Observer>) {
     OBSERVER.set(observer);
 }
 
+/// For a thread that the calling one is about to start.
+pub(crate) fn observer() -> Option<Observer> {
+    OBSERVER.with_borrow(Clone::clone)
+}
+
 pub(crate) fn about(event: Event<'_>) {
-    OBSERVER.with_borrow_mut(|observer| {
-        if let Some(observer) = observer {
-            observer(event);
-        }
-    });
+    // Not borrowed while it runs.
+    if let Some(observer) = observer() {
+        (observer.lock().expect("no observer panics"))(event);
+    }
 }
 
 /// Writes a file so that after any crash the old or the new content is there.

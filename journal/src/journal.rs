@@ -4,6 +4,7 @@ mod found;
 mod incarnation;
 mod mark;
 mod past;
+mod settle;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
@@ -98,6 +99,8 @@ pub struct Journal {
     pub(crate) ring: Arc<Ring>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
+    /// Checks what was found in the ring (`journal/settle.rs`).
+    pub(crate) settling: Mutex<Option<JoinHandle<()>>>,
     pub(crate) ring_file: File,
     pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
@@ -216,6 +219,9 @@ impl Journal {
         let activity =
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
+        // Of a new ring only the RESYNC, which has no payload.
+        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
+        let found_in_ring = kept + 1..=ring.get(Counter::Head);
         let is_new = ring.get(Counter::Acked) == 0 && ring.get(Counter::AckedClaims) == 0;
         let history = state.history.filter(|_| is_new).map(|past| {
             let runs = found.scanned.runs(&past.ring_id.0);
@@ -243,6 +249,7 @@ impl Journal {
             ring,
             activity,
             cooler: Some(cooler),
+            settling: Mutex::new(None),
             ring_file,
             cursor,
             spill,
@@ -273,7 +280,11 @@ impl Journal {
             };
             journal._persister = Some(Persister::start(spill.clone(), owner)?);
         }
-        Ok((Arc::new(journal), report))
+        let journal = Arc::new(journal);
+        if !found_in_ring.is_empty() {
+            settle::start(&journal, found_in_ring)?;
+        }
+        Ok((journal, report))
     }
 
     /// Common end of every way to open: what the last run left for a later start is
@@ -312,8 +323,29 @@ impl Journal {
             }
         }
         drop(cursor);
+        self.heat_pending();
         self.advance_done();
         Ok(())
+    }
+
+    /// R7: what is dirty is hot, before any guest is served: a write to dirty blocks goes
+    /// past the journal and heats nothing. A kill may have come before the map knew, and
+    /// the records closed above never touched it.
+    fn heat_pending(&self) {
+        let mut pending = Vec::new();
+        for (index, volume) in self.ring.volumes.iter().enumerate() {
+            let size = volume.size_bytes.get();
+            let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
+            let extents = activity::extents_of(index, Extent::new(0, size), size);
+            pending.extend(extents.into_iter().filter(|(_, extent)| {
+                let offset = extent * EXTENT_BYTES;
+                let range = Extent::new(offset, EXTENT_BYTES.min(size - offset));
+                map.is_pending(BlockRange::touching(range))
+            }));
+        }
+        if let Err(e) = self.activity.heat_now(&pending) {
+            tracing::error!("{e}: a power loss before what is dirty is sent may go unnoticed");
+        }
     }
 
     /// Bytes of extents that a power loss now would compare.
@@ -398,9 +430,13 @@ fn start_cooler(
         files.push(file);
     }
     let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
+    let observer = durable::observer();
     std::thread::Builder::new()
         .name("activity".into())
-        .spawn(move || activity.serve(&ring, &CoolerContext { sources: files }))
+        .spawn(move || {
+            durable::observe(observer);
+            activity.serve(&ring, &CoolerContext { sources: files });
+        })
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }
 

@@ -1,7 +1,8 @@
 //! What the journal offers of the spill: waiting for the disk, and what becomes of
 //! records that the disk has lost.
 
-use super::Durability;
+use super::{Durability, Touched};
+use crate::activity::extents_of;
 use crate::attach::Resync;
 use crate::format::Counter;
 use crate::journal::Journal;
@@ -32,6 +33,7 @@ impl Journal {
         if let Some((upto, touched)) = known
             && !behind
         {
+            self.heat(&touched);
             let mut cursor = self.lock_cursor();
             for range in &touched {
                 if range.volume.index() >= self.sources.len() {
@@ -53,6 +55,19 @@ impl Journal {
         let claims_upto = self.ring.get(Counter::NextClaim).saturating_sub(1);
         tracing::error!(group = %self.group, seq, "the spill is damaged: everything is compared");
         Damage::Resync { start_seq, claims_upto }
+    }
+
+    /// R7: what becomes dirty is hot. Its records were synced here, so it may be cold.
+    fn heat(&self, touched: &[Touched]) {
+        let mut extents = Vec::new();
+        for range in touched {
+            let Some(volume) = self.ring.volumes.get(range.volume.index()) else { continue };
+            let size = volume.size_bytes.get();
+            extents.extend(extents_of(range.volume.index(), range.range().extent(size), size));
+        }
+        if let Err(e) = self.activity.heat_now(&extents) {
+            tracing::error!("{e}: a power loss before what was damaged is sent may go unnoticed");
+        }
     }
 
     /// What an acknowledgement waits for.

@@ -3,6 +3,7 @@
 mod crash;
 mod formats;
 mod harness;
+mod heat;
 mod history;
 mod model;
 mod spill;
