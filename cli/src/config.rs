@@ -88,8 +88,24 @@ pub struct ShipConfig {
     pub window: Option<u64>,
     #[serde(default, deserialize_with = "size")]
     pub rate: Option<u64>,
+    #[serde(default)]
+    pub compress: Compress,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
+}
+
+/// How batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// Where the link is what shipping waits for, cores are idle and it gains: the one that ships most.
+    #[default]
+    Auto,
+    None,
+    /// Fast, for links up to about 3 Gbit/s.
+    Lz4,
+    /// Smaller, for links up to about 1 Gbit/s.
+    Zstd,
 }
 
 /// What an acknowledgement of a guest's flush waits for besides the source.

@@ -3,8 +3,8 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport,
-    VolumeStatus,
+    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, Shipping, VerifyError,
+    VerifyReport, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -103,6 +103,12 @@ fn source_status(view: &GroupView) -> GroupStatus {
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),
+        shipping: Shipping {
+            payload_bytes: figure(Figure::CutBytes),
+            coalesced_bytes: figure(Figure::CoalescedBytes),
+            stored_bytes: figure(Figure::StoredBytes),
+            encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
+        },
         added_write_us: Percentiles {
             p50: micros(view.get(Counter::AddedWriteP50Ns)),
             p99: micros(view.get(Counter::AddedWriteP99Ns)),
