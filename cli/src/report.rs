@@ -45,6 +45,8 @@ pub struct GroupStatus {
     pub sent_bytes: u64,
     pub shipping: Shipping,
     pub added_write_us: Percentiles,
+    pub added_read_us: Percentiles,
+    pub added_flush_us: Percentiles,
     pub volumes: Vec<VolumeStatus>,
     pub processes: Vec<ProcessStatus>,
     pub last_error: Option<String>,

@@ -109,10 +109,9 @@ fn source_status(view: &GroupView) -> GroupStatus {
             stored_bytes: figure(Figure::StoredBytes),
             encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
         },
-        added_write_us: Percentiles {
-            p50: micros(view.get(Counter::AddedWriteP50Ns)),
-            p99: micros(view.get(Counter::AddedWriteP99Ns)),
-        },
+        added_write_us: added(view, Counter::AddedWriteP50Ns, Counter::AddedWriteP99Ns),
+        added_read_us: added(view, Counter::AddedReadP50Ns, Counter::AddedReadP99Ns),
+        added_flush_us: added(view, Counter::AddedFlushP50Ns, Counter::AddedFlushP99Ns),
         volumes: volumes(view),
         processes: vec![
             ProcessStatus { process: "proxy", alive: view.proxy_runs() },
@@ -120,6 +119,10 @@ fn source_status(view: &GroupView) -> GroupStatus {
         ],
         last_error: last_error(view),
     }
+}
+
+fn added(view: &GroupView, p50: Counter, p99: Counter) -> Percentiles {
+    Percentiles { p50: micros(view.get(p50)), p99: micros(view.get(p99)) }
 }
 
 /// The one word of `status` and `journal inspect`.

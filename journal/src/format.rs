@@ -163,6 +163,11 @@ pub enum Counter {
     GuestWrittenBytes = 19,
     /// Dirty or claimed blocks that are compared before they are sent.
     SuspectBlocks = 20,
+    /// The same of reads, and of flushes and durable writes.
+    AddedReadP50Ns = 21,
+    AddedReadP99Ns = 22,
+    AddedFlushP50Ns = 23,
+    AddedFlushP99Ns = 24,
     /// All records up to here, that the target lacks, are in the spill. Trusted after a
     /// crash as `Acked`.
     Spilled = 32,

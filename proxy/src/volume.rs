@@ -9,7 +9,7 @@ use crate::nbd::errno::Errno;
 use crate::nbd::proto::allocation;
 use crate::nbd::reply::Descriptor;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
 use towline_journal::format::Counter;
 use towline_journal::{Begun, Change, Claim, Durability, Journal, Outcome, Ticket};
@@ -39,13 +39,13 @@ pub struct Volume {
     name: VolumeName,
     disk: Arc<FileDisk>,
     journaled: Option<Journaled>,
-    /// Time spent in source operations since the thread began.
-    source_ns: u64,
+    /// Time spent in source operations since it was last taken.
+    source: Duration,
 }
 
 impl Volume {
     pub fn new(name: VolumeName, disk: Arc<FileDisk>, journaled: Option<Journaled>) -> Volume {
-        Volume { name, disk, journaled, source_ns: 0 }
+        Volume { name, disk, journaled, source: Duration::ZERO }
     }
 
     pub fn name(&self) -> &VolumeName {
@@ -60,9 +60,9 @@ impl Volume {
         self.disk.access() == Access::Read
     }
 
-    /// Only ever grows; the difference of two readings is what the source took.
-    pub fn source_ns(&self) -> u64 {
-        self.source_ns
+    /// What the source took since the last call.
+    pub fn take_source_time(&mut self) -> Duration {
+        std::mem::take(&mut self.source)
     }
 
     pub fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), Failure> {
@@ -201,7 +201,7 @@ impl Volume {
     fn timed<T>(&mut self, operation: impl FnOnce(&FileDisk) -> T) -> T {
         let start = Instant::now();
         let result = operation(&self.disk);
-        self.source_ns += start.elapsed().as_nanos() as u64;
+        self.source += start.elapsed();
         result
     }
 

@@ -7,6 +7,7 @@
 use super::core::{Core, Waiter};
 use super::run::Engine;
 use super::slots::Key;
+use crate::latency::Timing;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,7 @@ struct Waiting {
     until: Instant,
     key: Key,
     cookie: u64,
+    timing: Timing,
 }
 
 impl Waits {
@@ -47,7 +49,7 @@ impl Waits {
 
 impl Core {
     /// A change is done at the source: true when its answer waits for the disk.
-    pub(super) fn waits_for_journal(&mut self, key: Key, cookie: u64) -> bool {
+    pub(super) fn waits_for_journal(&mut self, key: Key, cookie: u64, timing: Timing) -> bool {
         if self.volume.durability() != Durability::Write {
             return false;
         }
@@ -56,7 +58,7 @@ impl Core {
             return false;
         }
         let until = self.now + DURABLE_WAIT_MAX;
-        self.waits.changes.push_back(Waiting { needed, until, key, cookie });
+        self.waits.changes.push_back(Waiting { needed, until, key, cookie, timing });
         true
     }
 
@@ -103,7 +105,7 @@ impl Engine {
             self.core.late(!durable);
             let Some(change) = self.core.waits.changes.pop_front() else { break };
             self.with(change.key, |core, connection| {
-                core.synced(connection, change.cookie, true);
+                core.synced(connection, change.cookie, true, change.timing);
                 core.enqueue(change.key, connection);
                 Ok(())
             })?;
@@ -116,11 +118,14 @@ impl Engine {
         let mut waiters = self.core.syncs.finish(succeeded);
         for waiter in waiters.drain(..) {
             match waiter {
-                Waiter::Reply { key, cookie } => self.with(key, |core, connection| {
-                    core.synced(connection, cookie, succeeded);
-                    core.enqueue(key, connection);
-                    Ok(())
-                })?,
+                Waiter::Reply { key, cookie, mut timing } => {
+                    self.with(key, |core, connection| {
+                        timing.add_source(core.sync_took);
+                        core.synced(connection, cookie, succeeded, timing);
+                        core.enqueue(key, connection);
+                        Ok(())
+                    })?
+                }
                 Waiter::Seal(done) => super::obey::answer(&done, super::obey::sealed(succeeded)),
             }
         }
