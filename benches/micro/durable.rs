@@ -59,7 +59,11 @@ struct Beside {
 }
 
 fn run(disk: &Path) -> Beside {
-    let spill = SpillOptions { bytes: Some(SPILL_BYTES), durability: Durability::Flush };
+    let spill = SpillOptions {
+        bytes: Some(SPILL_BYTES),
+        durability: Durability::Flush,
+        ..SpillOptions::OFF
+    };
     let dir = memory_dir();
     let (journal, _) = group::open(dir.path(), disk, RING_BYTES, spill);
     group::heal(&journal);

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::AttachPolicy;
+use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 
 /// Volume ids are 16 bits in every format.
@@ -38,6 +39,9 @@ pub struct ProxyConfig {
     pub durability: Durability,
     #[serde(default, deserialize_with = "size")]
     pub spill: Option<u64>,
+    pub spill_start: Option<u8>,
+    #[serde(default)]
+    pub strict: bool,
     #[serde(default)]
     pub attach: Attach,
     #[serde(default)]
@@ -224,6 +228,21 @@ impl ProxyConfig {
                 "durability flush and write put the journal on disk: they need a spill, give a \
                  larger --spill or none",
             ));
+        }
+        if self.strict && self.durability == Durability::Process {
+            return Err(usage(
+                "strict says how long answers wait for the journal's disk, and with durability \
+                 process none does: give --durability flush or write, or drop --strict",
+            ));
+        }
+        if let Some(percent) = self.spill_start
+            && !SPILL_START_PERCENTS.contains(&u64::from(percent))
+        {
+            return Err(usage(format!(
+                "spill-start {percent} is not usable: give a percentage from {} to {}",
+                SPILL_START_PERCENTS.start(),
+                SPILL_START_PERCENTS.end()
+            )));
         }
         check_listens(&self.nbd)
     }

@@ -192,6 +192,8 @@ pub enum Counter {
     /// Bytes of the spill that hold the history of the incarnation before this one; 0
     /// once the target has passed it.
     HistoryBytes = 43,
+    /// Times that the spill was synced by itself, not by the flush of a source.
+    SpillSyncs = 44,
 }
 
 /// First line of the stripes: counters that every append raises, a line for each volume

@@ -104,6 +104,8 @@ pub struct Journal {
     pub(crate) ring_file: File,
     pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
+    /// Volumes whose source's flush is the spill's, too.
+    pub(crate) flushed_with: Vec<bool>,
     /// What the spill has of the incarnation before, while it counts.
     pub(crate) history: Mutex<Option<(PastRing, History)>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
@@ -241,6 +243,9 @@ impl Journal {
             history.as_ref().map(|(past, _)| &past.ring_id.0),
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
+        let medium = spill.as_ref().and_then(|spill| spill.medium);
+        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&source.disk));
+        let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
@@ -253,6 +258,7 @@ impl Journal {
             ring_file,
             cursor,
             spill,
+            flushed_with,
             history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
             heal_asked_ns: AtomicU64::new(0),
@@ -412,7 +418,7 @@ fn open_spill(
         );
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
-    let spill = Spill::new(Store::folder(folder), bytes, options.durability, segments);
+    let spill = Spill::new(Store::folder(folder), bytes, options, segments);
     Ok(spill.map(Arc::new))
 }
 

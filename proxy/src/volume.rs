@@ -134,8 +134,36 @@ impl Volume {
             return 0;
         }
         let seq = seq(journal);
-        journal.persist(seq);
+        match self.is_flushed_with_journal() && journal.durability() == Durability::Flush {
+            true => journal.persist_for_flush(seq),
+            false => journal.persist(seq),
+        }
         seq
+    }
+
+    /// Whether a flush of the source is the spill's, too.
+    pub fn is_flushed_with_journal(&self) -> bool {
+        let Some(Journaled { journal, id }) = &self.journaled else { return false };
+        journal.durability() != Durability::Process && journal.is_flushed_with(*id)
+    }
+
+    /// Up to which record a flush of the source issued now is the spill's.
+    pub fn flushable(&self) -> u64 {
+        self.journaled.as_ref().map_or(0, |j| j.journal.flushable())
+    }
+
+    /// The flush of the source has ended; `covered` is [`Volume::flushable`] at its issue.
+    pub fn flushed(&self, covered: u64, succeeded: bool) {
+        if covered > 0
+            && let Some(Journaled { journal, .. }) = &self.journaled
+        {
+            journal.flushed(covered, succeeded);
+        }
+    }
+
+    /// Answers wait for the journal's disk without bound.
+    pub fn is_strict(&self) -> bool {
+        self.journaled.as_ref().is_some_and(|j| j.journal.is_strict())
     }
 
     /// Whether all records up to `needed` survive a power loss, or cannot be made to:
@@ -145,7 +173,7 @@ impl Volume {
         if needed == 0 || journal.durable_seq() >= needed {
             return true;
         }
-        if journal.can_persist() {
+        if journal.can_persist() || journal.is_strict() {
             return false;
         }
         unable();

@@ -125,6 +125,14 @@ impl Core {
         }
         self.barrier = self.volume.begin_barrier();
         self.waits.needed = self.volume.persist_before(self.barrier.as_ref());
+        match self.hold_sync() {
+            true => Ok(()),
+            false => self.issue_sync(),
+        }
+    }
+
+    pub fn issue_sync(&mut self) -> io::Result<()> {
+        self.note_issue();
         self.counters.syncs.add(1);
         self.sync_begun = Instant::now();
         let fd = match self.volume.disk().backend() {

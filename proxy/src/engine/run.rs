@@ -255,6 +255,7 @@ impl Engine {
             let volume = self.core.volume.name();
             tracing::error!(%volume, %error, "flush failed; this and all later flushes fail");
         }
+        self.core.note_end(succeeded);
         let outcome = if succeeded { Outcome::Done } else { Outcome::Failed };
         let barrier = self.core.barrier.take();
         self.core.volume.finish_barrier(barrier, outcome);

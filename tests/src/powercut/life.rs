@@ -35,8 +35,10 @@ const DISK_BYTES: u64 = 512 << 20;
 const BASELINE_RATE: &str = "--rate 2M";
 /// A first copy, a compare or a catch-up at an emulated processor's pace.
 const WHOLE_WITHIN: Duration = Duration::from_secs(300);
-/// Several rounds of what makes extents cold.
-const COOL_WITHIN: Duration = Duration::from_secs(150);
+/// Acknowledged before extents are waited for to go cold: every volume has its share.
+const WARM_ACKS: u64 = 64;
+/// Several rounds of what makes extents cold, of a minute each.
+const COOL_WITHIN: Duration = Duration::from_secs(400);
 
 /// A group, its disks and its receiver, between the cuts.
 pub struct Life {
@@ -264,6 +266,10 @@ impl Life {
             site.wait_status(PATIENCE, "copying", |view| view.number("sent_bytes") > 0)?;
         }
         if cut.phase == Phase::Cool {
+            // The first write of an extent that went cold while nobody wrote heats those behind
+            // it, too: only under a client that writes does the untouched one stay cold.
+            let goes_on = guest.wait_for_acks(WARM_ACKS, PATIENCE);
+            ensure!(goes_on, "the client does not begin: {:?}", guest.progress());
             self.wait_cool(site)?;
         }
         let view = site.status()?;
