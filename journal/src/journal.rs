@@ -244,7 +244,7 @@ impl Journal {
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
         let medium = spill.as_ref().and_then(|spill| spill.medium);
-        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&source.disk));
+        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&*source.disk));
         let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;

@@ -76,17 +76,30 @@ impl Connector {
     pub fn connect(&self) -> Result<Connection> {
         let connection = Connection::open(&self.uri)?;
         check(&self.uri, &connection.terms)?;
-        let (was, is) = (self.terms, connection.terms);
-        if was.size_bytes != is.size_bytes || was.align < is.align {
-            let what = format!(
-                "{} has {} bytes in blocks of {} now, and had {} in blocks of {}: it is not the \
-                 disk that this volume was started with",
-                self.uri, is.size_bytes, is.align, was.size_bytes, was.align
-            );
-            return Err(Error::new(ErrorKind::Open, what));
+        match changed(&self.terms, &connection.terms) {
+            None => Ok(connection),
+            Some(what) => Err(Error::new(
+                ErrorKind::Open,
+                format!("{} {what}: it is not what this volume was started with", self.uri),
+            )),
         }
-        Ok(connection)
     }
+}
+
+/// What keeps a new connection's export from taking over where the old one's ended:
+/// operations under way were cut for the old terms.
+fn changed(was: &Terms, is: &Terms) -> Option<String> {
+    if was.size_bytes != is.size_bytes {
+        return Some(format!("has {} bytes now, and had {}", is.size_bytes, was.size_bytes));
+    }
+    if was.align < is.align {
+        return Some(format!("has blocks of {} bytes now, and had {}", is.align, was.align));
+    }
+    if was.can_fua && !is.can_fua {
+        return Some("offers FUA no more".to_owned());
+    }
+    let zeroes_lost = was.can_zero && !is.can_zero;
+    zeroes_lost.then(|| "offers WRITE_ZEROES no more".to_owned())
 }
 
 fn check(uri: &NbdUri, terms: &Terms) -> Result<()> {
@@ -161,5 +174,37 @@ impl Disk for Upstream {
 
     fn backend(&self) -> Backend<'_> {
         Backend::Upstream(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_that_offers_less_than_before_does_not_take_over() {
+        let was = Terms {
+            size_bytes: 1 << 20,
+            align: 512,
+            payload_bytes_max: 1 << 20,
+            structured: true,
+            read_only: false,
+            can_flush: true,
+            can_fua: true,
+            can_zero: true,
+            multi_conn: true,
+        };
+        let same = Terms { align: 1, payload_bytes_max: 4096, structured: false, ..was };
+        assert_eq!(changed(&was, &same), None);
+        let more = Terms { can_fua: false, can_zero: false, ..was };
+        assert_eq!(changed(&more, &was), None);
+        for less in [
+            Terms { size_bytes: 2 << 20, ..was },
+            Terms { align: 4096, ..was },
+            Terms { can_fua: false, ..was },
+            Terms { can_zero: false, ..was },
+        ] {
+            assert!(changed(&was, &less).is_some(), "{less:?}");
+        }
     }
 }

@@ -8,7 +8,6 @@
 pub mod errno;
 pub mod handshake;
 mod option_data;
-
 pub mod reply;
 pub mod request;
 
