@@ -36,9 +36,9 @@ impl Medium {
     }
 
     pub fn holds(&self, source: &dyn Disk) -> bool {
-        source.identity().is_ok_and(|identity| {
-            identity.kind == DiskKind::File && identity.device == self.device
-        })
+        source
+            .identity()
+            .is_ok_and(|identity| identity.kind == DiskKind::File && identity.device == self.device)
     }
 
     /// The segment, whose zeroes are durable, is written in place and past the page cache.
