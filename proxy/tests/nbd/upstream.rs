@@ -132,6 +132,7 @@ fn a_server_that_comes_back_answers_what_waited_and_what_was_in_flight() {
     assert_eq!(image_in(dir.path())[BLOCK_BYTES as usize..][..6], *b"during");
     // Nothing was in flight when the connection went: the journal has it all.
     assert_eq!(dirty(&rig), [0u64; 0]);
+    drop((client, rig));
 }
 
 /// Accepts one client, answers its handshake as [`server_in`] would, without structured
@@ -200,6 +201,8 @@ fn survive(last_words: impl Fn(&mut UnixStream)) {
     assert_eq!(journal.get(Counter::Done), journal.get(Counter::Head), "every record is final");
     assert_eq!(dirty(&rig), [2, 3, 7], "exactly what was in flight (R9)");
     rig.assert_serving();
+    // Before the server, which is flushed at the end.
+    drop((client, rig));
 }
 
 #[test]

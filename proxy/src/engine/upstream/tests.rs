@@ -79,7 +79,7 @@ fn a_new_connection_is_asked_everything_and_an_answer_ends_the_outage() {
 
 #[test]
 fn a_connection_that_lasted_begins_a_new_outage() {
-    let Scene { mut link, mut driver, now, .. } = scene();
+    let Scene { mut link, mut driver, now, server: _server, _dir } = scene();
     link.lose(now).unwrap();
     link.given_up = true;
     let connection = link.connector.connect().unwrap();
