@@ -65,8 +65,9 @@ impl Volume {
         std::mem::take(&mut self.source)
     }
 
-    pub fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), Failure> {
-        let result = self.timed(|disk| disk.read_at(into, offset));
+    /// Reads what the page cache has, without waiting for the disk: false when that is needed.
+    pub fn read_now(&mut self, into: &mut [u8], offset: u64) -> Result<bool, Failure> {
+        let result = self.timed(|disk| disk.read_now(into, offset));
         result.map_err(|error| self.failed("read", offset, &error))
     }
 

@@ -7,7 +7,7 @@
 use super::connection::{Connection, Pause};
 use super::core::Core;
 use super::execute::REPLY_BATCH_BYTES;
-use super::pending::{Io, Kind, Operation, Step, WaitingClaim};
+use super::pending::{Io, Kind, Operation, Rules, Step, WaitingClaim};
 use super::run::Engine;
 use super::slots::{Key, Purpose};
 use crate::error::Result as ProxyResult;
@@ -31,8 +31,8 @@ impl Core {
         connection: &mut Connection,
         raw: &RawRequest,
         request: Request,
+        rules: Rules,
     ) -> Result<Option<usize>, Pause> {
-        let Some(rules) = self.rules else { return Ok(None) };
         let (kind, extent) = match request {
             Request::Read { extent } => (Kind::Read, extent),
             Request::Write { extent, fua } => (Kind::Write { fua }, extent),
@@ -74,6 +74,20 @@ impl Core {
         connection.pending += 1;
         connection.owed += reply_bytes;
         Ok(Some(reply_bytes))
+    }
+
+    /// Whether a change of a page-cache source has to wait for a read that is under way
+    /// asynchronously: the two would be at the source together.
+    pub(super) fn meets_read(&self, request: Request) -> bool {
+        if self.pending.is_idle() {
+            return false;
+        }
+        match request {
+            Request::Write { extent, .. }
+            | Request::Zero { extent, .. }
+            | Request::Trim { extent, .. } => self.pending.overlaps.meets(extent, Use::Change),
+            _ => false,
+        }
     }
 
     /// Issues all that may run. Changes take their place in the journal here.
@@ -244,7 +258,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The connection that waits longest for a permit gets the next turn.
+    /// The connection that waits longest for a permit gets the next turn. Those of a
+    /// page-cache source wait for a read to end, and look again together.
     pub(super) fn admit_waiter(&mut self) {
         while self.core.pending.overlaps.admits(0) {
             let Some(key) = self.core.pending.waiters.pop_front() else { return };
@@ -252,7 +267,9 @@ impl Engine {
                 && connection.pause == Some(Pause::Source)
             {
                 self.core.resume(key, connection);
-                return;
+                if self.core.rules.is_some() {
+                    return;
+                }
             }
         }
     }

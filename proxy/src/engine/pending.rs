@@ -63,6 +63,9 @@ impl Rules {
     /// Of a file or device past the page cache.
     pub const DIRECT: Rules = Rules { align: DIRECT_ALIGN as u64, can_zero: true, can_fua: false };
 
+    /// Of reads that the page cache lacks; nothing else of a page-cache source comes here.
+    pub const CACHED: Rules = Rules { align: 1, can_zero: false, can_fua: false };
+
     fn align_down(self, at: u64) -> u64 {
         at - at % self.align
     }
