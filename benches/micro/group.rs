@@ -7,7 +7,7 @@ use std::time::Duration;
 use towline_block::{Access, FileDisk, VolumeId};
 use towline_journal::format::Counter;
 use towline_journal::{
-    AttachPolicy, Begun, Change, Journal, OpenReport, Options, Outcome, Resync, Source,
+    AttachPolicy, Begun, Change, Journal, OpenReport, Options, Outcome, Resync, RingReader, Source,
     SpillOptions, unix_now_ns,
 };
 
@@ -105,9 +105,21 @@ impl Group {
         self.make_room();
     }
 
+    /// Appends without an acknowledgement; the numbers of the records.
+    pub fn fill(&self, count: usize, data: &[u8]) -> std::ops::RangeInclusive<u64> {
+        let before = self.journal.get(Counter::Head);
+        (0..count).for_each(|index| append(&self.journal, VolumeId(0), index, data));
+        before + 1..=self.journal.get(Counter::Done)
+    }
+
+    pub fn reader(&self) -> RingReader {
+        let ring = self.journal.ring_file().try_clone().expect("a descriptor");
+        RingReader::open(&File::from(ring)).expect("a sound ring")
+    }
+
     /// Acknowledges all; waits for a producer that stands inside an append while the
     /// other went far ahead.
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         loop {
             self.journal.ack(self.journal.get(Counter::Done), 0);
             let waiting = self.journal.get(Counter::Head) - self.journal.get(Counter::Acked);

@@ -1,12 +1,14 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, codec, append, durable, restart, activity). Single operations are timed by themselves; the timer's
+//! (steps, codec, append, drain, durable, restart, activity, engines). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
 mod activity;
 mod append;
 mod codec;
+mod drain;
 mod durable;
+mod engines;
 mod figures;
 mod group;
 mod restart;
@@ -17,13 +19,15 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 8] = [
     ("steps", steps::measure),
     ("codec", codec::measure),
     ("append", append::measure),
+    ("drain", drain::measure),
     ("durable", durable::measure),
     ("restart", restart::measure),
     ("activity", activity::measure),
+    ("engines", engines::measure),
 ];
 
 /// What stands behind an option.
