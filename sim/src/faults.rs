@@ -37,6 +37,15 @@ impl FaultRates {
     /// Connections that break and messages that come again.
     const NETWORKS: FaultRates =
         FaultRates { net_break: 15, net_repeat: 40, stall: 10, ..FaultRates::NONE };
+    /// Power losses of the source's machine, with state disks that stand still.
+    const POWER: FaultRates = FaultRates {
+        source_power: 12,
+        kill_proxy: 8,
+        stall: 12,
+        set_back: 3,
+        net_break: 3,
+        ..FaultRates::NONE
+    };
     const NONE: FaultRates = FaultRates {
         kill_proxy: 0,
         kill_shipper: 0,
@@ -90,6 +99,8 @@ pub struct Config {
     pub rates: FaultRates,
     /// Source writes that fail, in percent.
     pub fail_write: usize,
+    /// Guests that pause long enough for extents to go cold.
+    pub idle_guests: bool,
     /// Exactly one kill, at this step.
     pub kill_at: Option<(u64, Process)>,
     /// A cutover is asked for at this step, with this longest pause.
@@ -104,6 +115,7 @@ impl Config {
             faulty_steps: 0,
             rates: FaultRates::NONE,
             fail_write: 0,
+            idle_guests: false,
             kill_at: None,
             cutover_at: None,
         }
@@ -112,6 +124,33 @@ impl Config {
     /// No faults, but daemons and guests of very different speed: rings overflow and heal.
     pub fn uneven(requests: usize) -> Config {
         Config { faulty_steps: 400, ..Config::calm(requests) }
+    }
+
+    /// The source's power fails, again and again, under guests that are often idle.
+    pub fn power(rules: Rules, seed: u64) -> Config {
+        let mut rng = Rng::new(seed ^ 0x5707_4D5E_ED00_0002);
+        Config {
+            rules,
+            requests: 3 + rng.below(8),
+            faulty_steps: 300 + rng.below(700) as u64,
+            rates: FaultRates::POWER,
+            fail_write: [0, 0, 10][rng.below(3)],
+            idle_guests: true,
+            ..Config::calm(0)
+        }
+    }
+
+    /// The same with a receiver that is put back, so that a base is all that finds it out.
+    pub fn power_set_back(rules: Rules, seed: u64) -> Config {
+        let rates = FaultRates { source_power: 40, set_back: 40, ..FaultRates::POWER };
+        Config { rates, ..Config::power(rules, seed) }
+    }
+
+    /// Kills of the proxy between any two stores, rings that overflow, writes that fail.
+    pub fn kills(rules: Rules) -> Config {
+        let uneven = Config::uneven(10);
+        let rates = FaultRates { kill_proxy: 60, ..uneven.rates };
+        Config { rules, rates, fail_write: 30, ..uneven }
     }
 
     /// Many faults, of kinds and rates that the seed chooses.
@@ -246,9 +285,11 @@ impl World {
     /// The source's machine loses power: ring, map and unflushed writes are gone.
     fn power_loss_source(&mut self) {
         self.note(|| "POWER LOSS source".into());
+        self.resync_asked |= self.proxy.activity.invalid;
         self.kill(Process::Proxy);
         self.kill(Process::Shipper);
         self.source.lose_power(&mut self.rng);
+        self.map_file.lose_power(&mut self.rng);
         if let Some(cell) = self.ledger.lost_after_power_loss(&self.source.now)
             && !self.receiver.store.promoted()
         {

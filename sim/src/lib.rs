@@ -8,6 +8,7 @@
 //! Promises: a seed is a run, for ever; a failing run prints its seed and every step.
 //! Knows nothing of files, sockets or clocks.
 
+mod activity;
 mod disk;
 mod faults;
 mod guest;

@@ -8,6 +8,7 @@ mod start;
 pub use link::{Claim, Link, LinkOp, Reply, Req};
 pub use start::Start;
 
+use crate::activity::Activity;
 use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
 use crate::guest::Request;
 use crate::ring::{Base, Kind, Pos, RECORD_CELLS_MAX, SLOTS_RESERVED, SlotState};
@@ -60,6 +61,7 @@ pub struct Proxy {
     pub held: Option<Held>,
     pub link_op: Option<LinkOp>,
     pub claims: Vec<(u64, Vec<usize>)>,
+    pub activity: Activity,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,7 @@ impl Proxy {
             held: None,
             link_op: None,
             claims: Vec::new(),
+            activity: Activity::default(),
         }
     }
 
@@ -101,6 +104,8 @@ pub struct Op {
 pub enum Phase {
     Begin,
     Publish(usize),
+    /// Since then it waits for its extents to be hot.
+    Touch(Option<u64>),
     Write(usize),
     Finish(usize),
     Break(Then),
@@ -175,7 +180,12 @@ impl World {
             Phase::Publish(i) => {
                 self.set_slot(op.seqs[i], SlotState::Intent);
                 let last = i + 1 == op.seqs.len();
-                op.phase = if last { Phase::Write(0) } else { Phase::Publish(i + 1) };
+                op.phase = if last { Phase::Touch(None) } else { Phase::Publish(i + 1) };
+            }
+            Phase::Touch(since) => {
+                let since = since.unwrap_or(self.now);
+                let ready = self.touch(&op.blocks(), self.now - since);
+                op.phase = if ready { Phase::Write(0) } else { Phase::Touch(Some(since)) };
             }
             Phase::Write(i) => self.write_source(volume, &mut op, i),
             Phase::Finish(i) => {
@@ -302,7 +312,7 @@ impl World {
         let Some(next) = (block..BLOCKS).find(|b| blocks[*b]) else {
             self.proxy.lock = None;
             op.phase = match then {
-                Then::Write => Phase::Write(0),
+                Then::Write => Phase::Touch(None),
                 Then::Tombstone => Phase::Tombstone(0),
                 Then::Reply => Phase::Reply,
             };

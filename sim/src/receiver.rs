@@ -216,7 +216,7 @@ impl World {
                 let relaxed = !self.rules.fresh_resync || !self.rules.resync_begins_incarnation;
                 next || newer || resync || (relaxed && batch.pos >= end.pos)
             }
-            Body::Block { .. } => batch.pos == end.pos || !self.rules.fresh_resync,
+            _ => batch.pos == end.pos || !self.rules.fresh_resync,
         };
         let loose = !self.rules.number_chain;
         // Without the checks of position a receiver behind would be fed a stream with a gap.
@@ -224,12 +224,25 @@ impl World {
         if store.promoted() || !(chained || loose) || !(follows || loose || gap_allowed) {
             return self.hang_up(conn);
         }
+        if !self.rules.compare_in_stream {
+            self.tell_compared(&batch);
+        }
         self.receiver.store.staging.push_back(Staged { batch, durable: false });
         self.receiver.store.version += 1;
         if !self.rules.ack_after_staging_sync {
             let durable = self.receiver.store.end();
             self.tell(conn, ToShipper::Ack { durable });
         }
+    }
+
+    /// The verdict on a question, to whoever is there now.
+    fn tell_compared(&mut self, batch: &Batch) {
+        let Body::Compare { claim, block, content, .. } = &batch.body else { return };
+        let differs = self.receiver.store.target.now[cells_of(*block)] != content[..];
+        let (number, claim, block) = (batch.number, *claim, *block);
+        self.seen.verdicts[usize::from(differs)] += 1;
+        let conn = self.receiver.conn;
+        self.tell(conn, ToShipper::Compared { number, claim, block, differs });
     }
 
     pub fn needs_sync(&self) -> bool {
@@ -267,6 +280,7 @@ impl World {
         }
         let Some(batch) = apply.batch.clone() else { return };
         let values = batch.values();
+        let mut answered = false;
         apply.step = match step {
             ApplyStep::Begin => {
                 if !rules.redo {
@@ -309,6 +323,7 @@ impl World {
                 ApplyStep::Discard
             }
             ApplyStep::Discard => {
+                answered = rules.compare_in_stream;
                 if store.applied.whole {
                     store.undo.clear();
                 }
@@ -316,6 +331,9 @@ impl World {
                 ApplyStep::Begin
             }
         };
+        if answered {
+            self.tell_compared(&batch);
+        }
     }
 
     /// Everything up to the sealed position is applied, and it is a point.

@@ -100,6 +100,8 @@ pub struct Ring {
     pub whole: bool,
     pub dirty: BlockSet,
     pub claimed: BlockSet,
+    /// Dirty or claimed, and to be compared before it is sent.
+    pub suspect: BlockSet,
     pub dirty_count: i32,
     pub claimed_count: i32,
     /// Records below this were made superfluous by a RESYNC: freed without the target's ack.
@@ -119,6 +121,7 @@ impl Ring {
             whole: false,
             dirty,
             claimed: [false; BLOCKS],
+            suspect: [false; BLOCKS],
             dirty_count: 0,
             claimed_count: 0,
             floor: 0,

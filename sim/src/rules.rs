@@ -90,8 +90,44 @@ rules! {
     fresh_resync,
     /// R6: an incarnation begins with a RESYNC record, which the receiver takes as a BREAK.
     resync_begins_incarnation,
-    /// R6: a lost ring is a new incarnation with everything dirty.
-    ring_loss_dirties_all,
+    /// R6, R8: after the loss of a ring what was hot is suspect.
+    ring_loss_suspects_hot,
+    /// Recovery of a map that is damaged, or of another incarnation: everything is suspect.
+    unsound_map_suspects_all,
+    /// The operator heeds the alarm of a map that a slow state disk has made invalid.
+    invalid_map_suspects_all,
+    /// R7: an extent is hot, durably, before its first write.
+    hot_before_first_write,
+    /// R7: a guest waits for the state disk only so long.
+    activation_wait_bounded,
+    /// R7: what a start finds or makes dirty is hot: writes to dirty blocks heat nothing.
+    start_heats_dirty,
+    /// R7: "everything dirty" is everything hot.
+    resync_heats_all,
+    /// What is heated past the map's thread counts as touched: a cooler may be half done.
+    heating_touches,
+    /// A map that a killed proxy left is synced before its bits are relied on.
+    resumed_map_synced,
+    /// R7: cold only after a source sync that began behind all that.
+    cold_after_source_sync,
+    /// R7: cold only when the target has the records.
+    cold_needs_ack,
+    /// R7: cold only when it was not touched.
+    cold_needs_untouched,
+    /// R7: cold only when nothing of it is dirty or claimed.
+    cold_needs_clean_map,
+    /// The cooler looks at the touches once more behind the clearing.
+    cold_looks_at_touches_last,
+    /// R7: the base is durable before bits that rely on it are cleared.
+    base_before_cold,
+    /// R8: compared in the order of the stream, behind all records up to P.
+    compare_in_stream,
+    /// R8: a compare claim ends with its differing blocks, not with the question.
+    compare_ends_when_settled,
+    /// Differing blocks are read again: records behind the question are in the stream.
+    differing_read_again,
+    /// A verdict names its batch: one of an earlier session answers nothing.
+    verdict_names_batch,
     /// An orderly stop saves claimed blocks, too.
     saved_map_has_claimed,
     /// An orderly stop saves the blocks of undrained records.

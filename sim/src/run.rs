@@ -37,6 +37,10 @@ pub struct Passed {
     pub steps: u64,
     pub points: u64,
     pub promoted: bool,
+    /// Verdicts of comparisons: equal, differing.
+    pub verdicts: [u64; 2],
+    /// Blocks that the loss of a ring did not make suspect.
+    pub spared: u64,
 }
 
 /// Runs a seed; a failing one is run again for its trace.
@@ -47,6 +51,8 @@ pub fn run(config: Config, seed: u64) -> Result<Passed, Box<Failure>> {
             steps: world.now,
             points: world.seen.points,
             promoted: world.receiver.store.promoted(),
+            verdicts: world.seen.verdicts,
+            spared: world.seen.spared,
         });
     };
     let trace = play(config, seed, true).trace.unwrap_or_default();

@@ -52,12 +52,61 @@ pub struct Shipper {
     pub settle_asked: bool,
 }
 
-/// A claim on its way: granted, read block by block, sent part by part.
+/// A claim on its way: granted, read block by block, sent part by part. A compare claim is
+/// asked part by part, waits for the verdicts, and what differs is read and sent.
 #[derive(Clone, Debug)]
 pub struct Walk {
     claim: Claim,
-    read: Vec<(usize, [u32; CELLS_PER_BLOCK])>,
+    pass: Pass,
+    /// Blocks of this pass.
+    blocks: Vec<usize>,
+    read: Vec<Part>,
     sent: usize,
+    /// Questions without a verdict: batch and what was asked.
+    asked: Vec<(u64, Part)>,
+    differing: Vec<Part>,
+}
+
+type Part = (usize, [u32; CELLS_PER_BLOCK]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Ask,
+    Wait,
+    Send,
+}
+
+impl Walk {
+    fn new(claim: Claim) -> Walk {
+        let pass = if claim.compare { Pass::Ask } else { Pass::Send };
+        let blocks = claim.blocks.clone();
+        let (read, asked, differing) = (Vec::new(), Vec::new(), Vec::new());
+        Walk { claim, pass, blocks, read, sent: 0, asked, differing }
+    }
+
+    /// All questions of the claim are in the stream.
+    fn all_asked(&mut self) {
+        self.pass = Pass::Wait;
+        self.blocks.clear();
+        self.read.clear();
+        self.sent = 0;
+    }
+
+    fn verdict(&mut self, number: u64, named: bool, block: usize, differs: bool, again: bool) {
+        let is_it = |(of, part): &(u64, Part)| (!named || *of == number) && part.0 == block;
+        let Some(at) = self.asked.iter().position(is_it) else { return };
+        let (_, part) = self.asked.remove(at);
+        if differs {
+            self.differing.push(part);
+        }
+        if self.asked.is_empty() && self.pass == Pass::Wait {
+            self.pass = Pass::Send;
+            self.blocks = self.differing.iter().map(|part| part.0).collect();
+            if !again {
+                self.read = std::mem::take(&mut self.differing);
+            }
+        }
+    }
 }
 
 impl Shipper {
@@ -140,7 +189,10 @@ impl World {
             return;
         };
         let passed = s.next_seq > walk.claim.granted_at || !self.rules.cut_through_p_before_read;
-        if walk.read.len() < walk.claim.blocks.len() {
+        if walk.pass == Pass::Wait {
+            return;
+        }
+        if walk.read.len() < walk.blocks.len() {
             if passed {
                 steps.push(ShipStep::Read);
             }
@@ -173,7 +225,7 @@ impl World {
             }
             ShipStep::Read => {
                 let Some(walk) = &mut self.shipper.claim else { return };
-                let block = walk.claim.blocks[walk.read.len()];
+                let block = walk.blocks[walk.read.len()];
                 let cells = cells_of(block);
                 let content = std::array::from_fn(|i| self.source.now[cells.start + i]);
                 walk.read.push((block, content));
@@ -243,6 +295,14 @@ impl World {
                 self.ask(Req::Ack { pos: durable.pos, claims: durable.claims });
             }
             ToShipper::Decision { attempt, promoted } => self.decided(attempt, promoted),
+            ToShipper::Compared { number, claim, block, differs } => {
+                let (named, again) =
+                    (self.rules.verdict_names_batch, self.rules.differing_read_again);
+                let walk = self.shipper.claim.as_mut().filter(|walk| walk.claim.id == claim);
+                if let Some(walk) = walk {
+                    walk.verdict(number, named, block, differs, again);
+                }
+            }
         }
     }
 
@@ -271,7 +331,7 @@ impl World {
             }
             Reply::Claimed(claim) => {
                 self.shipper.claim_asked = false;
-                self.shipper.claim = claim.map(|claim| Walk { claim, read: Vec::new(), sent: 0 });
+                self.shipper.claim = claim.map(Walk::new);
             }
             Reply::Held(seq) => self.held(seq),
             Reply::HoldFailed => self.hold_failed(),
@@ -305,13 +365,28 @@ impl World {
 
     fn send_part(&mut self) {
         let rules = self.rules;
+        let number = self.shipper.number + 1;
         let Some(walk) = &mut self.shipper.claim else { return };
+        if walk.blocks.is_empty() {
+            let ends = walk.claim.id;
+            self.shipper.claim = None;
+            return self.send_batch(Body::Equal { ends });
+        }
         let (block, content) = walk.read[walk.sent];
         walk.sent += 1;
         let last = walk.sent == walk.read.len();
         let first = walk.sent == 1;
         let id = walk.claim.id;
         let ends = (if rules.claim_ends_with_last_part { last } else { first }).then_some(id);
+        if walk.pass == Pass::Ask {
+            walk.asked.push((number, (block, content)));
+            let mut ends = None;
+            if last {
+                ends = (!rules.compare_ends_when_settled).then_some(id);
+                walk.all_asked();
+            }
+            return self.send_batch(Body::Compare { claim: id, block, content, ends });
+        }
         if last {
             self.shipper.claim = None;
             if !rules.ack_clears_claimed {
@@ -325,8 +400,8 @@ impl World {
     fn send_batch(&mut self, body: Body) {
         self.stream_bytes += Batch::bytes(&body);
         let s = &mut self.shipper;
-        if let Body::Block { ends: Some(id), .. } = &body {
-            s.claims_sent = *id;
+        if let Some(id) = body.ends() {
+            s.claims_sent = id;
         }
         s.number += 1;
         let batch = Batch {

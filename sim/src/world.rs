@@ -1,6 +1,7 @@
 //! The modelled world and its scheduler: which steps are possible, which one is taken, and
 //! which fault strikes. Single-threaded; everything follows from the seed.
 
+use crate::activity::MapFile;
 use crate::disk::{Content, Disk, VOLUMES};
 use crate::faults::Config;
 use crate::guest::{Guest, Request, script};
@@ -35,6 +36,7 @@ pub enum Act {
     Link,
     StaleLink,
     Heal,
+    Activity,
     Ship(ShipStep),
     ToReceiver(u64),
     ToShipper(u64),
@@ -59,11 +61,12 @@ impl Act {
             Act::ToReceiver(_) | Act::ToShipper(_) => 7,
             Act::Sync => 8,
             Act::Apply | Act::Decide => 9,
+            Act::Activity => 10,
         }
     }
 }
 
-const CLASSES: usize = 10;
+const CLASSES: usize = 11;
 
 pub struct World {
     pub rules: Rules,
@@ -74,6 +77,11 @@ pub struct World {
     pub ring: Option<Ring>,
     pub state: StateFile,
     pub saved: Option<SavedMap>,
+    pub map_file: MapFile,
+    /// A ring that is not yet the group's.
+    pub prepared: Option<Ring>,
+    /// The operator has seen the alarm of an invalid map.
+    pub resync_asked: bool,
     pub proxy: Proxy,
     pub link: Option<Link>,
     pub shipper: Shipper,
@@ -113,6 +121,10 @@ pub struct Seen {
     pub sealed: Option<u64>,
     /// For coverage: how often interesting things happened.
     pub points: u64,
+    /// Verdicts: equal, differing.
+    pub verdicts: [u64; 2],
+    /// Blocks that the loss of a ring did not make suspect.
+    pub spared: u64,
 }
 
 impl World {
@@ -124,7 +136,12 @@ impl World {
             ..Guest::default()
         };
         let guests = [guest(0), guest(1)];
-        let weights = std::array::from_fn(|_| [1, 3, 9, 27][rng.below(4)]);
+        let mut weights = std::array::from_fn(|_| [1, 3, 9, 27][rng.below(4)]);
+        if config.idle_guests {
+            // One request in many steps of the others.
+            weights = weights.map(|weight| 20 * weight);
+            weights[0] = 1;
+        }
         World {
             rules: config.rules,
             rng,
@@ -133,6 +150,9 @@ impl World {
             ring: None,
             state: StateFile::default(),
             saved: None,
+            map_file: MapFile::default(),
+            prepared: None,
+            resync_asked: false,
             proxy: Proxy::dead(),
             link: None,
             shipper: Shipper::dead(),
@@ -242,6 +262,9 @@ impl World {
         if self.stale_link_is_ready() {
             acts.push(Act::StaleLink);
         }
+        if self.activity_is_ready() {
+            acts.push(Act::Activity);
+        }
         if self.heal_is_ready() {
             acts.push(Act::Heal);
         }
@@ -284,6 +307,7 @@ impl World {
             Act::Link => self.step_link(),
             Act::StaleLink => self.step_stale_link(),
             Act::Heal => self.step_heal(),
+            Act::Activity => self.step_activity(),
             Act::Ship(step) => self.step_shipper(step),
             Act::ToReceiver(id) => {
                 let conn = self.conns.iter_mut().find(|c| c.id == id);

@@ -34,6 +34,18 @@ fn storms_break_no_promise() {
 }
 
 #[test]
+fn power_losses_break_no_promise_and_spare_what_is_cold() {
+    let (mut verdicts, mut spared) = ([0, 0], 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::power(Rules::ALL, seed), seed));
+        verdicts = [0, 1].map(|at| verdicts[at] + passed.verdicts[at]);
+        spared += passed.spared;
+    }
+    assert!(!verdicts.contains(&0) && spared > 0, "{verdicts:?}, {spared} blocks not compared");
+    println!("verdicts {verdicts:?}, {spared} blocks not compared after the loss of a ring");
+}
+
+#[test]
 fn a_kill_of_any_process_at_any_step_breaks_no_promise() {
     let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
     println!("{runs} runs");

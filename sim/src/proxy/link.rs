@@ -2,6 +2,7 @@
 //! Only the proxy writes ring and map.
 
 use super::{Held, Life, Owner, Seal, volume_of};
+use crate::activity::EXTENTS;
 use crate::disk::{BLOCKS, VOLUMES, volume_of_block};
 use crate::ring::{Kind, Pos, SlotState};
 use crate::wire::Durable;
@@ -50,6 +51,8 @@ pub struct Claim {
     pub id: u64,
     /// Granted at: all records up to here precede the blocks in the stream.
     pub granted_at: u64,
+    /// Compared before anything is sent.
+    pub compare: bool,
     pub blocks: Vec<usize>,
 }
 
@@ -222,6 +225,9 @@ impl World {
                     return self.finish_attach(durable, start);
                 }
                 self.proxy.lock = Some(Owner::Attach);
+                if rules.resync_heats_all {
+                    self.heat_now(&[true; EXTENTS]);
+                }
                 let ring = self.ring_mut();
                 let mut start = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
                 if rules.fresh_resync {
@@ -239,7 +245,10 @@ impl World {
                 } else {
                     self.append_break();
                 }
-                self.ring_mut().whole = false;
+                let ring = self.ring_mut();
+                ring.whole = false;
+                // A target that has nothing is sent everything.
+                ring.suspect = [durable.pos.inc != 0; BLOCKS];
                 self.proxy.link_op =
                     Some(LinkOp::Attach { durable, start: Some(start), dirtied: Some(0) });
             }
@@ -282,6 +291,7 @@ impl World {
         ring.acked = ring.acked.max(pos.seq);
         ring.acked_claims = ring.acked_claims.max(claims);
         for block in ended.into_iter().flat_map(|(_, blocks)| blocks) {
+            ring.suspect[block] = false;
             ring.clear_claimed(block);
         }
         if self.rules.slots_freed_by_ack {
@@ -307,9 +317,12 @@ impl World {
         };
         let first = (0..BLOCKS).map(|i| (first_block + i) % BLOCKS).find(|b| free(*b));
         let Some(first) = first else { return self.answer(Reply::Claimed(None)) };
-        let same = |b: &usize| volume_of_block(*b) == volume_of_block(first) && free(*b);
+        let compare = ring.suspect[first];
+        let same = |b: &usize| {
+            volume_of_block(*b) == volume_of_block(first) && free(*b) && ring.suspect[*b] == compare
+        };
         let blocks: Vec<usize> = (first..BLOCKS).take_while(same).take(want).collect();
-        let claim = Claim { id: ring.next_claim, granted_at: ring.head, blocks };
+        let claim = Claim { id: ring.next_claim, granted_at: ring.head, compare, blocks };
         ring.next_claim += 1;
         self.proxy.claims.push((claim.id, claim.blocks.clone()));
         self.proxy.link_op = Some(LinkOp::Claim { claim, block: 0, store: 0 });

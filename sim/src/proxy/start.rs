@@ -2,6 +2,7 @@
 //! only at what a kill leaves, so a kill in the middle of recovery changes nothing.
 
 use super::{Life, Proxy, SavedMap};
+use crate::activity::{Activity, EXTENTS, Image, MapFile, blocks_of, extents_of};
 use crate::disk::{BLOCKS, block_of};
 use crate::ring::{Base, Kind, Pos, Ring, SlotState};
 use crate::world::World;
@@ -9,9 +10,10 @@ use crate::world::World;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     Look,
-    /// The incarnation has risen durably.
+    /// The next incarnation's activity map is durable.
     MakeRing,
     Recover,
+    HeatDirty,
     DeleteSavedMap,
 }
 
@@ -25,20 +27,27 @@ impl World {
                 if self.ring.as_ref().is_some_and(|ring| ring.inc == inc) {
                     Life::Starting(Start::Recover)
                 } else {
-                    self.state.inc += 1;
+                    self.prepare_ring();
                     Life::Starting(Start::MakeRing)
                 }
             }
             Start::MakeRing => {
-                self.make_ring();
+                self.state.inc += 1;
+                self.ring = self.prepared.take();
+                self.resync_asked = false;
+                self.proxy.activity = Activity::resumed(&self.map_file);
                 Life::Starting(Start::DeleteSavedMap)
             }
             Start::Recover => {
                 if self.recover_step() {
-                    Life::Starting(Start::DeleteSavedMap)
+                    Life::Starting(Start::HeatDirty)
                 } else {
                     Life::Starting(Start::Recover)
                 }
+            }
+            Start::HeatDirty => {
+                self.resume_activity();
+                Life::Starting(Start::DeleteSavedMap)
             }
             Start::DeleteSavedMap => {
                 if self.rules.saved_map_deleted {
@@ -50,18 +59,65 @@ impl World {
         self.proxy.life = next;
     }
 
-    fn make_ring(&mut self) {
-        let all = SavedMap { dirty: [true; BLOCKS], base: Base::default() };
-        let saved = match (&self.saved, self.rules.ring_loss_dirties_all) {
-            (Some(saved), _) => saved.clone(),
-            (None, true) => all,
-            (None, false) if self.state.inc == 1 => all,
-            (None, false) => SavedMap { dirty: [false; BLOCKS], base: Base::default() },
+    /// What the activity map of this incarnation says; `None` when it says nothing.
+    fn found_map(&self) -> Option<Image> {
+        let sound = !self.map_file.damaged && self.map_file.inc == self.state.inc;
+        let ignored = self.resync_asked && self.rules.invalid_map_suspects_all;
+        match sound {
+            _ if ignored || self.state.inc == 0 => None,
+            true => Some(self.map_file.now),
+            false if self.rules.unsound_map_suspects_all => None,
+            false => Some(Image { hot: [false; EXTENTS], ..self.map_file.now }),
+        }
+    }
+
+    /// The next incarnation's ring, and its activity map on disk: from the saved map, else
+    /// what was hot is suspect, else everything is.
+    fn prepare_ring(&mut self) {
+        let inc = self.state.inc + 1;
+        let found = self.found_map();
+        let all = Image { base: Base::default(), hot: [true; EXTENTS] };
+        let (dirty, suspect, base, map) = match (&self.saved, found) {
+            (Some(saved), Some(found)) => {
+                let dirty = extents_of(&saved.dirty);
+                let hot = std::array::from_fn(|extent| found.hot[extent] || dirty[extent]);
+                (saved.dirty, false, saved.base, Image { base: saved.base, hot })
+            }
+            (Some(saved), None) => (saved.dirty, false, saved.base, all),
+            (None, Some(found)) => (blocks_of(&found.hot), true, found.base, found),
+            (None, None) => ([true; BLOCKS], inc > 1, Base::default(), all),
         };
-        let mut ring = Ring::new(self.state.inc, saved.dirty, saved.base);
+        let is_lost = self.saved.is_none() && inc > 1;
+        let forgets = is_lost && !self.rules.ring_loss_suspects_hot;
+        let dirty = if forgets { [false; BLOCKS] } else { dirty };
+        if is_lost {
+            self.seen.spared += dirty.iter().filter(|dirty| !**dirty).count() as u64;
+        }
+        let mut ring = Ring::new(inc, dirty, base);
+        if suspect {
+            ring.suspect = dirty;
+        }
         let kind = if self.rules.resync_begins_incarnation { Kind::Resync } else { Kind::Void };
         ring.append(kind, SlotState::Done);
-        self.ring = Some(ring);
+        self.prepared = Some(ring);
+        self.map_file = MapFile::new(inc, map);
+    }
+
+    /// Goes on with the activity map of an intact ring; what is dirty is hot.
+    fn resume_activity(&mut self) {
+        if self.map_file.damaged || self.map_file.inc != self.state.inc {
+            let image = Image { base: Base::default(), hot: [true; EXTENTS] };
+            self.map_file = MapFile::new(self.state.inc, image);
+        }
+        if self.rules.resumed_map_synced {
+            self.map_file.sync();
+        }
+        self.proxy.activity = Activity::resumed(&self.map_file);
+        if self.rules.start_heats_dirty {
+            let ring = self.ring_mut();
+            let pending = std::array::from_fn(|b| ring.dirty[b] || ring.claimed[b]);
+            self.heat_now(&extents_of(&pending));
+        }
     }
 
     /// Gives one record its final outcome. True when all have theirs.
@@ -130,6 +186,7 @@ impl World {
     pub fn kill_proxy(&mut self) {
         self.note(|| "KILL proxy".into());
         self.proxy = Proxy::dead();
+        self.prepared = None;
         self.drop_link();
         self.stale.clear();
         if !self.rules.seal_is_durable {
