@@ -1,10 +1,13 @@
-//! The NBD codec: what understanding a request and writing a reply's head takes.
+//! What a request takes beside its data: the NBD codec, and the table of operations that
+//! may not overlap at an asynchronous source.
 
 use crate::figures::Found;
 use crate::steps::timed;
 use std::hint::black_box;
+use towline_block::Extent;
 use towline_proxy::nbd::reply;
 use towline_proxy::nbd::request::{RawRequest, Terms, validate};
+use towline_proxy::overlap::{Overlaps, Use};
 
 const CALLS: usize = 50_000;
 /// As many as a batch of depth 32 brings: one clock reading for all.
@@ -30,6 +33,25 @@ pub fn measure(found: &mut Found) {
             }
         }),
     ]);
+    overlap(found, 1, "overlap table: enter and leave beside 1 other");
+    overlap(found, 31, "overlap table: enter and leave beside 31 others");
+    overlap(found, 127, "overlap table: enter and leave beside 127 others");
+}
+
+/// An operation that meets nobody, with `others` at the source.
+fn overlap(found: &mut Found, others: u64, name: &'static str) {
+    let mut table = Overlaps::default();
+    let bytes = u64::from(BLOCK);
+    let block = |at: u64| Extent::new(at * bytes, bytes);
+    for at in 0..others {
+        table.enter(at as usize, block(at), Use::Change, bytes);
+    }
+    let mut runnable = Vec::new();
+    found.rows.push(timed(name, 0, CALLS, || {
+        let (arrival, runs) = table.enter(0, black_box(block(others)), Use::Change, bytes);
+        assert!(runs);
+        table.leave(arrival, &mut runnable);
+    }));
 }
 
 fn write_request(cookie: u64) -> [u8; REQUEST_BYTES] {

@@ -1,6 +1,7 @@
 //! What the bench found: rows of times, and figures with their targets; as a table and
 //! as JSON.
 
+use crate::activity::Point;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
@@ -25,6 +26,8 @@ pub struct Figure {
 pub struct Found {
     pub rows: Vec<Row>,
     pub figures: Vec<Figure>,
+    /// Of the activity map.
+    pub curve: Vec<Point>,
     /// Parts that could not be measured here, and why.
     pub skipped: Vec<String>,
 }
@@ -63,8 +66,41 @@ impl Found {
                 if of.target.is_empty() { String::new() } else { format!("({})", of.target) };
             println!("{:<62} {:>10.2} {:<6} {target}", of.name, of.value, of.unit);
         }
+        self.print_curve();
         for what in &self.skipped {
             println!("not measured: {what}");
+        }
+    }
+
+    fn print_curve(&self) {
+        if self.curve.is_empty() {
+            return;
+        }
+        println!(
+            "\n{:<22} {:>7} {:>5} {:>7} {:>11} {:>11} {:>8} {:>12} {:>12}",
+            "activity map",
+            "extent",
+            "ahead",
+            "round s",
+            "wait ns/wr",
+            "waits/10^6",
+            "syncs",
+            "hot 95% MiB",
+            "most MiB"
+        );
+        for point in &self.curve {
+            println!(
+                "{:<22} {:>3} MiB {:>5} {:>7} {:>11.1} {:>11.1} {:>8} {:>12} {:>12}",
+                point.load,
+                point.extent_bytes >> 20,
+                point.ahead,
+                point.round_s,
+                point.wait_ns,
+                point.waits_per_million,
+                point.syncs,
+                point.hot_p95 >> 20,
+                point.hot_max >> 20
+            );
         }
     }
 
@@ -77,10 +113,18 @@ impl Found {
             })
         };
         let figure = |of: &Figure| json!({"name": of.name, "value": of.value, "unit": of.unit, "target": of.target});
+        let point = |of: &Point| {
+            json!({
+                "load": of.load, "extent_bytes": of.extent_bytes, "ahead": of.ahead, "round_s": of.round_s,
+                "wait_ns_a_write": of.wait_ns, "waits_per_million": of.waits_per_million,
+                "syncs": of.syncs, "hot_p95_bytes": of.hot_p95, "hot_max_bytes": of.hot_max,
+            })
+        };
         json!({
             "schema": 1,
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
+            "activity": self.curve.iter().map(point).collect::<Vec<_>>(),
             "skipped": self.skipped,
         })
     }

@@ -1,12 +1,15 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
-//! (steps, codec, append). Single operations are timed by themselves; the timer's
+//! (steps, codec, append, durable, restart, activity). Single operations are timed by themselves; the timer's
 //! own cost is measured and shown, and not subtracted.
 
+mod activity;
 mod append;
 mod codec;
+mod durable;
 mod figures;
 mod group;
+mod restart;
 mod steps;
 
 use figures::Found;
@@ -14,11 +17,26 @@ use figures::Found;
 const BLOCK: usize = 4096;
 
 type Part = (&'static str, fn(&mut Found));
-const PARTS: [Part; 3] =
-    [("steps", steps::measure), ("codec", codec::measure), ("append", append::measure)];
+const PARTS: [Part; 6] = [
+    ("steps", steps::measure),
+    ("codec", codec::measure),
+    ("append", append::measure),
+    ("durable", durable::measure),
+    ("restart", restart::measure),
+    ("activity", activity::measure),
+];
+
+/// What stands behind an option.
+pub fn value_of(name: &str) -> Option<String> {
+    std::env::args().skip_while(|argument| argument != name).nth(1)
+}
 
 fn main() {
-    let value_of = |name: &str| std::env::args().skip_while(|argument| argument != name).nth(1);
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == restart::CHILD) {
+        let dir = arguments.next().expect("the child's folder");
+        return restart::fill_and_wait(dir.as_ref());
+    }
     let (json, only) = (value_of("--json"), value_of("--only"));
     let mut found = Found::default();
     for (name, measure) in PARTS {

@@ -1,6 +1,8 @@
 //! Judges of images, given what the guest did.
 //!
 //! - [`acknowledged()`]: nothing that was acknowledged is missing from one volume.
+//! - [`flushed()`]: nothing that a flush or FUA made durable is missing: what a volume
+//!   must show after a power cut.
 //! - [`prefix()`]: the volumes of a group together are a state the guest's storage
 //!   went through: some prefix of the issue order that respects acknowledgements.
 //! - [`identical()`]: two images read the same.
@@ -16,7 +18,8 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-pub use acknowledged::acknowledged;
+pub use acknowledged::{acknowledged, flushed};
 pub use identical::{Comparison, identical};
 pub use prefix::{Prefix, prefix};
 pub use report::{Fault, Report, Violation};
+pub(crate) use scan::scan;

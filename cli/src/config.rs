@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::AttachPolicy;
+use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 
 /// Volume ids are 16 bits in every format.
@@ -38,6 +39,9 @@ pub struct ProxyConfig {
     pub durability: Durability,
     #[serde(default, deserialize_with = "size")]
     pub spill: Option<u64>,
+    pub spill_start: Option<u8>,
+    #[serde(default)]
+    pub strict: bool,
     #[serde(default)]
     pub attach: Attach,
     #[serde(default)]
@@ -88,8 +92,24 @@ pub struct ShipConfig {
     pub window: Option<u64>,
     #[serde(default, deserialize_with = "size")]
     pub rate: Option<u64>,
+    #[serde(default)]
+    pub compress: Compress,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
+}
+
+/// How batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// Where the link is what shipping waits for, cores are idle and it gains: the one that ships most.
+    #[default]
+    Auto,
+    None,
+    /// Fast, for links up to about 3 Gbit/s.
+    Lz4,
+    /// Smaller, for links up to about 1 Gbit/s.
+    Zstd,
 }
 
 /// What an acknowledgement of a guest's flush waits for besides the source.
@@ -208,6 +228,21 @@ impl ProxyConfig {
                 "durability flush and write put the journal on disk: they need a spill, give a \
                  larger --spill or none",
             ));
+        }
+        if self.strict && self.durability == Durability::Process {
+            return Err(usage(
+                "strict says how long answers wait for the journal's disk, and with durability \
+                 process none does: give --durability flush or write, or drop --strict",
+            ));
+        }
+        if let Some(percent) = self.spill_start
+            && !SPILL_START_PERCENTS.contains(&u64::from(percent))
+        {
+            return Err(usage(format!(
+                "spill-start {percent} is not usable: give a percentage from {} to {}",
+                SPILL_START_PERCENTS.start(),
+                SPILL_START_PERCENTS.end()
+            )));
         }
         check_listens(&self.nbd)
     }

@@ -8,6 +8,7 @@ mod extract;
 mod filter;
 mod hexdump;
 mod inspect;
+mod ladder;
 mod lines;
 mod map;
 mod stat;

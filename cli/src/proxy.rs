@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::{Access, GroupName, VolumeId, probe};
+use towline_journal::spill::SPILL_START_PERCENT;
 use towline_journal::state::Seal;
 use towline_journal::{Journal, Options, Source, SpillOptions, unix_now_ns};
 use towline_proxy::{ExportConfig, Journaled, LinkServer, ListenAddr, Server, StartGate};
@@ -53,6 +54,12 @@ pub struct Args {
     /// Disk for changes that the journal in memory cannot hold; 0: none [default: 16G or 1/4 of what is free in the state directory, the least].
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     spill: Option<u64>,
+    /// Percent of the journal in memory beyond which its oldest changes go to disk [default: 50].
+    #[arg(long, value_name = "PERCENT")]
+    spill_start: Option<u8>,
+    /// With --durability flush or write: never answer before the journal is on disk, however long that takes.
+    #[arg(long)]
+    strict: bool,
     /// What to make of sources that may have changed while no proxy ran.
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
@@ -86,6 +93,8 @@ impl Args {
                 ring_dir: self.ring_dir,
                 durability: self.durability,
                 spill: self.spill,
+                spill_start: self.spill_start,
+                strict: self.strict,
                 attach: self.attach,
                 engine: self.engine,
                 cache: self.cache,
@@ -138,7 +147,12 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
         ring_bytes: config.ring,
         sources,
         attach: config.attach.into(),
-        spill: SpillOptions { bytes: config.spill, durability: config.durability.into() },
+        spill: SpillOptions {
+            bytes: config.spill,
+            durability: config.durability.into(),
+            strict: config.strict,
+            start_percent: config.spill_start.map_or(SPILL_START_PERCENT, u64::from),
+        },
         clock: unix_now_ns,
     })?;
     if report.restarted {

@@ -43,7 +43,10 @@ pub struct GroupStatus {
     pub baseline: Baseline,
     pub resent_bytes: u64,
     pub sent_bytes: u64,
+    pub shipping: Shipping,
     pub added_write_us: Percentiles,
+    pub added_read_us: Percentiles,
+    pub added_flush_us: Percentiles,
     pub volumes: Vec<VolumeStatus>,
     pub processes: Vec<ProcessStatus>,
     pub last_error: Option<String>,
@@ -55,6 +58,26 @@ pub struct Baseline {
     pub total_bytes: u64,
     pub rate_bytes_per_s: Option<f64>,
     pub eta_s: Option<f64>,
+}
+
+/// What coalescing and compressing made of what was shipped, and what it cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Shipping {
+    pub payload_bytes: u64,
+    /// Overwritten within its batch, so not shipped.
+    pub coalesced_bytes: u64,
+    /// What the rest was stored as.
+    pub stored_bytes: u64,
+    /// Time of a core.
+    pub encode_s: f64,
+}
+
+impl Shipping {
+    /// How many times smaller the stored data is; `None` before there is any.
+    pub fn ratio(&self) -> Option<f64> {
+        let kept = self.payload_bytes.saturating_sub(self.coalesced_bytes);
+        (self.stored_bytes > 0).then(|| kept as f64 / self.stored_bytes as f64)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

@@ -1,6 +1,6 @@
 //! `towline ship`: drains a group's journal to its receiver.
 
-use crate::config::{self, ShipConfig};
+use crate::config::{self, Compress, ShipConfig};
 use crate::daemon::Daemon;
 use crate::exit::{Exit, usage};
 use crate::metrics::{self, Sample};
@@ -13,9 +13,10 @@ use std::time::Duration;
 use towline_block::GroupName;
 use towline_journal::progress::{Figure, Progress as Page};
 use towline_journal::state::GroupDir;
+use towline_shipper::batch::Method;
 use towline_shipper::pki;
 use towline_shipper::security::Security;
-use towline_shipper::source::{self, Shipper, WINDOW_BYTES_DEFAULT};
+use towline_shipper::source::{self, Compression, Shipper, WINDOW_BYTES_DEFAULT};
 
 /// How often the baseline's progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -43,6 +44,9 @@ pub struct Args {
     /// Most bytes a second on the network.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     rate: Option<u64>,
+    /// How batches are compressed.
+    #[arg(long, value_enum, default_value_t)]
+    compress: Compress,
     /// Serve Prometheus metrics there.
     #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
     metrics: Option<SocketAddr>,
@@ -63,6 +67,7 @@ impl Args {
                 insecure_loopback: self.insecure_loopback,
                 window: self.window,
                 rate: self.rate,
+                compress: self.compress,
                 metrics: self.metrics,
             },
             _ => {
@@ -85,6 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         security: security(config.pki, config.insecure_loopback),
         window_bytes: config.window.unwrap_or(WINDOW_BYTES_DEFAULT),
         rate_bytes_per_s: config.rate,
+        compression: compression(config.compress),
     })?;
     let dir = GroupDir::of(&config.state, &config.group);
     let page = Arc::new(Page::view(&dir.progress_path())?);
@@ -140,6 +146,15 @@ pub fn security(pki: Option<PathBuf>, _insecure_loopback: bool) -> Security {
     pki.map_or(Security::InsecureLoopback, Security::Pki)
 }
 
+fn compression(wanted: Compress) -> Compression {
+    match wanted {
+        Compress::Auto => Compression::Auto,
+        Compress::None => Compression::Fixed(Method::None),
+        Compress::Lz4 => Compression::Fixed(Method::Lz4),
+        Compress::Zstd => Compression::Fixed(Method::Zstd),
+    }
+}
+
 fn samples(page: &Page, group: &str) -> Vec<Sample> {
     let counter =
         |name, help, figure| Sample::counter(name, help, page.get(figure)).with("group", group);
@@ -177,6 +192,23 @@ fn samples(page: &Page, group: &str) -> Vec<Sample> {
             Figure::DurableNumber,
         ),
         counter("towline_ship_sessions", "Network sessions opened.", Figure::Sessions),
+        counter("towline_ship_payload_bytes", "Payload bytes put into batches.", Figure::CutBytes),
+        counter(
+            "towline_ship_coalesced_bytes",
+            "Of these, overwritten within their batch and not shipped.",
+            Figure::CoalescedBytes,
+        ),
+        counter(
+            "towline_ship_stored_bytes",
+            "What the rest was stored as, compressed or not.",
+            Figure::StoredBytes,
+        ),
+        Sample::gauge(
+            "towline_ship_encode_seconds",
+            "Time spent on coalescing, compressing and hashing batches.",
+            bytes(Figure::EncodeNs) / 1e9,
+        )
+        .with("group", group),
         gauge(
             "towline_ship_connected",
             "1 while a session with the target stands.",

@@ -5,7 +5,7 @@
 
 use crate::exit::{Exit, unreachable};
 use crate::output;
-use crate::report::{GroupStatus, ProcessStatus, StatusReport};
+use crate::report::{GroupStatus, ProcessStatus, Shipping, StatusReport};
 use crate::table::{self, Table};
 use crate::view;
 use std::path::PathBuf;
@@ -138,8 +138,27 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         let text = format!("{} of them, before any is sent", format_size(group.map_suspect_bytes));
         lines.row("to compare", text);
     }
-    if let (Some(p50), Some(p99)) = (group.added_write_us.p50, group.added_write_us.p99) {
-        lines.row("added latency", format!("{p50:.1} us p50, {p99:.1} us p99 a write"));
+    let added = [
+        ("write", group.added_write_us),
+        ("read", group.added_read_us),
+        ("flush", group.added_flush_us),
+    ];
+    let told = added.iter().filter_map(|(kind, us)| {
+        Some(format!("a {kind} {:.1} us p50, {:.1} us p99", us.p50?, us.p99?))
+    });
+    let told: Vec<_> = told.collect();
+    if !told.is_empty() {
+        lines.row("added latency", told.join("; "));
+    }
+    if let Some(ratio) = group.shipping.ratio() {
+        let Shipping { payload_bytes, coalesced_bytes, encode_s, .. } = group.shipping;
+        let text = format!(
+            "{} of changes, {} overwritten before they were sent, the rest 1/{ratio:.2} of its \
+             size; that took {encode_s:.1} s",
+            format_size(payload_bytes),
+            format_size(coalesced_bytes),
+        );
+        lines.row("batches", text);
     }
     lines.row("sent again", format_size(group.resent_bytes));
 }

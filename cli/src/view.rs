@@ -3,8 +3,8 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, VerifyError, VerifyReport,
-    VolumeStatus,
+    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, Shipping, VerifyError,
+    VerifyReport, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -103,10 +103,15 @@ fn source_status(view: &GroupView) -> GroupStatus {
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),
-        added_write_us: Percentiles {
-            p50: micros(view.get(Counter::AddedWriteP50Ns)),
-            p99: micros(view.get(Counter::AddedWriteP99Ns)),
+        shipping: Shipping {
+            payload_bytes: figure(Figure::CutBytes),
+            coalesced_bytes: figure(Figure::CoalescedBytes),
+            stored_bytes: figure(Figure::StoredBytes),
+            encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
         },
+        added_write_us: added(view, Counter::AddedWriteP50Ns, Counter::AddedWriteP99Ns),
+        added_read_us: added(view, Counter::AddedReadP50Ns, Counter::AddedReadP99Ns),
+        added_flush_us: added(view, Counter::AddedFlushP50Ns, Counter::AddedFlushP99Ns),
         volumes: volumes(view),
         processes: vec![
             ProcessStatus { process: "proxy", alive: view.proxy_runs() },
@@ -114,6 +119,10 @@ fn source_status(view: &GroupView) -> GroupStatus {
         ],
         last_error: last_error(view),
     }
+}
+
+fn added(view: &GroupView, p50: Counter, p99: Counter) -> Percentiles {
+    Percentiles { p50: micros(view.get(p50)), p99: micros(view.get(p99)) }
 }
 
 /// The one word of `status` and `journal inspect`.

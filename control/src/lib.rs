@@ -4,6 +4,7 @@
 //! socket, reads no clock, starts no thread: time and observations come in, actions
 //! go out, so that every order of events can be tried in a test or in `sim`.
 
+pub mod compress;
 pub mod cutover;
 pub mod forecast;
 pub mod report;

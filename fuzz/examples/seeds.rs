@@ -5,7 +5,7 @@ use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c}
 use towline_journal::Durable;
 use towline_journal::format::{Counter, SLOT_BYTES, SLOTS_OFFSET, VOLUME_TABLE_OFFSET};
 use towline_journal::link::{LINK_VERSION, Reply, Request};
-use towline_shipper::batch::{BatchBuilder, Chain, Control};
+use towline_shipper::batch::{BatchBuilder, Chain, Control, Encoder, Method};
 use towline_shipper::wire::{FrameKind, write_frame};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
 
@@ -94,6 +94,18 @@ fn batches() {
     put("batch", "records", &[&[0], &one_batch()]);
     put("batch", "records-resealed", &[&[1], &one_batch()]);
     put("batch", "blocks-resealed", &[&[1], &blocks]);
+    for (name, method, key) in [
+        ("lz4", Method::Lz4, None),
+        ("zstd", Method::Zstd, None),
+        ("sealed", Method::None, Some(towline_fuzz::key())),
+        ("lz4-sealed", Method::Lz4, Some(towline_fuzz::key())),
+    ] {
+        let mut batch = BatchBuilder::records(at, 1);
+        batch.write(Seq(4), VolumeId(0), 0, &[9; 600], crc32c(&[9; 600])).unwrap();
+        let encoded = Encoder::new(method, key).encode(batch, &chain(), 79).unwrap().bytes;
+        put("batch", name, &[&[0], &encoded]);
+        put("batch", &format!("{name}-resealed"), &[&[1], &encoded]);
+    }
 }
 
 fn frames() {

@@ -17,7 +17,7 @@ use towline_journal::link::{self, Link};
 use towline_journal::{GroupState, inspect};
 use towline_proxy::nbd::handshake::{Export, Negotiation, Next, OptionHead};
 use towline_proxy::nbd::request::{RawRequest, Request, Terms, validate};
-use towline_shipper::batch::{BatchView, encoded_len};
+use towline_shipper::batch::{Batch, BatchView, GroupKey, KeyId, Keyring, encoded_len};
 use towline_shipper::wire::read_frame;
 
 fn exports() -> Arc<[Export]> {
@@ -84,6 +84,17 @@ pub fn nbd_request(data: &[u8]) {
     }
 }
 
+/// The key that sealed batches of the corpus are sealed with.
+pub fn key() -> GroupKey {
+    GroupKey::new(KeyId([7; 16]), [9; 32]).expect("an id that is not zero")
+}
+
+fn keys() -> Keyring {
+    let mut keys = Keyring::default();
+    keys.add(key());
+    keys
+}
+
 /// A batch as it came over the network or out of staging; with its checksums, so
 /// that the checks behind them are reached, when the first byte is odd.
 pub fn batch(data: &[u8]) {
@@ -93,7 +104,11 @@ pub fn batch(data: &[u8]) {
         seal::batch(&mut bytes);
     }
     let announced = encoded_len(&bytes);
-    let Ok(view) = BatchView::parse(&bytes) else { return };
+    let in_place = BatchView::parse(&bytes).is_ok();
+    let opened = Batch::open(bytes.clone(), &keys());
+    assert!(!in_place || opened.is_ok(), "what can be read in place can be opened");
+    let Ok(opened) = opened else { return };
+    let view = opened.view();
     assert_eq!(announced.ok(), Some(bytes.len()));
     let _ = (view.first_seq(), view.position(), view.claims_upto(), view.claim_id());
     let mut touched = 0u64;

@@ -11,8 +11,21 @@ use zerocopy::{FromBytes, IntoBytes};
 pub fn batch(bytes: &mut [u8]) {
     let Some((head, body)) = bytes.split_first_chunk_mut::<HEADER_BYTES>() else { return };
     let Ok(header) = Header::mut_from_bytes(head) else { return };
+    let is_sealed = header.flags.get() & 1 != 0;
     let count = (header.op_count.get() as usize).min(body.len() / OP_BYTES);
-    let (table, data) = body.split_at_mut(count * OP_BYTES);
+    if is_sealed {
+        header.header_crc32c = 0.into();
+        let covered = offset_of!(Header, header_crc32c);
+        header.header_crc32c = crc32c(&header.as_bytes()[..covered]).into();
+        return;
+    }
+    if header.compression != 0 {
+        return packed(header, body, count);
+    }
+    let at =
+        if header.version.get() == 1 { count * OP_BYTES } else { body.len() - count * OP_BYTES };
+    let (front, back) = body.split_at_mut(at);
+    let (table, data) = if header.version.get() == 1 { (front, back) } else { (back, front) };
     for entry in table.chunks_exact_mut(OP_BYTES) {
         let Ok(entry) = OpEntry::mut_from_bytes(entry) else { continue };
         let start = entry.data_offset.get() as usize;
@@ -23,7 +36,24 @@ pub fn batch(bytes: &mut [u8]) {
     }
     header.op_count = (count as u32).into();
     header.data_bytes = (data.len() as u32).into();
+    if header.version.get() != 1 {
+        header.stored_bytes = header.data_bytes;
+    }
     header.table_crc32c = crc32c(table).into();
+    let covered = offset_of!(Header, header_crc32c);
+    header.header_crc32c = crc32c(&header.as_bytes()[..covered]).into();
+}
+
+/// Compressed: sizes are taken from what is there, what it unpacks to is the fuzzer's.
+fn packed(header: &mut Header, body: &mut [u8], count: usize) {
+    let unit = (header.unit_bytes.get() as usize).max(1);
+    let units = (header.data_bytes.get() as usize).div_ceil(unit).min(body.len() / 4);
+    let tables = (count * OP_BYTES + units * 4).min(body.len());
+    let (stored, tables) = body.split_at(body.len() - tables);
+    header.op_count = (count as u32).into();
+    header.stored_bytes = (stored.len() as u32).into();
+    header.stored_crc32c = crc32c(stored).into();
+    header.table_crc32c = crc32c(tables).into();
     let covered = offset_of!(Header, header_crc32c);
     header.header_crc32c = crc32c(&header.as_bytes()[..covered]).into();
 }

@@ -13,7 +13,7 @@ pub(crate) use cooler::CoolerContext;
 pub(crate) use file::{Base, Found, find};
 
 use crate::error::Result;
-use file::MapFile;
+use file::{MapFile, extent_counts};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -25,7 +25,11 @@ use towline_block::{Extent, VolumeId};
 pub const EXTENT_BYTES: u64 = 16 << 20;
 /// Extents heated at once from the one that is written: sequential writers pay for
 /// one activation in four.
-const HEATED_AHEAD: u64 = 4;
+pub const HEATED_AHEAD: u64 = 4;
+/// Length of the cooler's round. Each costs one source sync if there is something to cool;
+/// what was not touched for one to two of them goes cold. Shorter rounds make a guest's
+/// pauses expensive, longer ones leave more to compare (docs/design/0004).
+pub const ROUND: Duration = Duration::from_secs(60);
 /// Longest wait of a guest's write for the state disk. Past it the write goes on and
 /// the map is invalid until the disk answers (R7).
 const ACTIVATE_WAIT_MAX: Duration = Duration::from_millis(500);
@@ -36,9 +40,9 @@ struct Bits {
 }
 
 impl Bits {
-    fn new(extents: &[u64]) -> Bits {
-        let words = |count: &u64| (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Bits { volumes: extents.iter().map(words).collect() }
+    fn new(words: &[Vec<u64>]) -> Bits {
+        let volume = |words: &Vec<u64>| words.iter().map(|word| AtomicU64::new(*word)).collect();
+        Bits { volumes: words.iter().map(volume).collect() }
     }
 
     fn word(&self, volume: usize, extent: u64) -> (&AtomicU64, u64) {
@@ -62,6 +66,8 @@ struct Desk {
 
 pub(crate) struct Activity {
     extents: Vec<u64>,
+    /// Who sees a bit here writes the source without waiting: it is set only when the file
+    /// says the same, durably.
     hot: Bits,
     /// Extents touched since the last round of the cooler.
     touched: Bits,
@@ -82,16 +88,17 @@ impl Activity {
         sizes: &[u64],
         hot: &Hot,
     ) -> Result<Activity> {
-        let extents: Vec<u64> = sizes.iter().map(|size| size.div_ceil(EXTENT_BYTES)).collect();
-        let bits = Bits::new(&extents);
-        for (volume, count) in extents.iter().enumerate() {
+        let extents = extent_counts(sizes);
+        let volume_words = |(volume, count): (usize, &u64)| {
+            let mut words = vec![0; count.div_ceil(64) as usize];
             for extent in (0..*count).filter(|extent| hot.has(volume, *extent)) {
-                let (word, bit) = bits.word(volume, extent);
-                word.fetch_or(bit, SeqCst);
+                words[(extent / 64) as usize] |= 1_u64 << (extent % 64);
             }
-        }
-        let file = MapFile::create(path, group_uuid, incarnation, base, &extents, &bits)?;
-        Ok(Activity::of(file, extents, bits))
+            words
+        };
+        let words = extents.iter().enumerate().map(volume_words).collect();
+        let file = MapFile::create(path, group_uuid, incarnation, base, &extents, words)?;
+        Ok(Activity::of(file, extents))
     }
 
     /// Goes on with the map of an incarnation whose ring survived. A map that is not
@@ -103,7 +110,7 @@ impl Activity {
         sizes: &[u64],
     ) -> Result<Activity> {
         match MapFile::open(path, group_uuid, incarnation, sizes)? {
-            Some((file, extents, bits)) => Ok(Activity::of(file, extents, bits)),
+            Some(file) => Ok(Activity::of(file, extent_counts(sizes))),
             None => {
                 tracing::warn!("the activity map is lost: a power loss would compare everything");
                 Activity::create(path, group_uuid, incarnation, Base::default(), sizes, &Hot::All)
@@ -111,8 +118,10 @@ impl Activity {
         }
     }
 
-    fn of(file: MapFile, extents: Vec<u64>, hot: Bits) -> Activity {
-        let touched = Bits::new(&extents);
+    fn of(file: MapFile, extents: Vec<u64>) -> Activity {
+        let hot = Bits::new(file.words());
+        let untouched = |words: &Vec<u64>| vec![0; words.len()];
+        let touched = Bits::new(&file.words().iter().map(untouched).collect::<Vec<_>>());
         Activity {
             extents,
             hot,
@@ -177,20 +186,28 @@ impl Activity {
     /// guest. Not for the guest's path: it waits for the state disk.
     pub fn heat_now(&self, extents: &[(usize, u64)]) -> Result<()> {
         // The touch first: a cooler that is about to clear the bit looks at it last.
-        let mut cold = false;
         for (volume, extent) in extents {
             let (touched, bit) = self.touched.word(*volume, *extent);
             touched.fetch_or(bit, SeqCst);
         }
         let mut file = self.file.lock().expect("no holder of the map file panics");
-        for (volume, extent) in extents {
+        let is_hot = |(volume, extent): &(usize, u64)| {
             let (hot, bit) = self.hot.word(*volume, *extent);
-            cold |= hot.fetch_or(bit, SeqCst) & bit == 0;
-        }
-        if !cold && !self.invalid.load(SeqCst) {
+            hot.load(SeqCst) & bit != 0
+        };
+        if extents.iter().all(is_hot) && !self.invalid.load(SeqCst) {
             return Ok(());
         }
-        file.store(&self.hot, extents.iter().copied())
+        if let Err(e) = file.mark(extents, true) {
+            // The file's words have them: written when the disk answers.
+            self.invalid.store(true, SeqCst);
+            return Err(e);
+        }
+        for (volume, extent) in extents {
+            let (hot, bit) = self.hot.word(*volume, *extent);
+            hot.fetch_or(bit, SeqCst);
+        }
+        Ok(())
     }
 
     /// Everything hot, durably: the target's content is not known any more.
@@ -199,10 +216,14 @@ impl Activity {
             volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
         }
         let mut file = self.file.lock().expect("no holder of the map file panics");
+        let stored = file.mark_all();
+        if stored.is_err() {
+            self.invalid.store(true, SeqCst);
+        }
         for volume in &self.hot.volumes {
             volume.iter().for_each(|word| word.store(u64::MAX, SeqCst));
         }
-        file.store_all(&self.hot)
+        stored
     }
 
     /// Extents that are hot now.

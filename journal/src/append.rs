@@ -310,6 +310,9 @@ impl Journal {
             self.ring.commit(seq).store(commit_word(seq, state), Ordering::Release);
         }
         self.advance_done();
+        if let Some(spill) = &self.spill {
+            spill.finished();
+        }
     }
 
     /// Moves the done mark over all final records that follow it without a gap.

@@ -163,6 +163,11 @@ pub enum Counter {
     GuestWrittenBytes = 19,
     /// Dirty or claimed blocks that are compared before they are sent.
     SuspectBlocks = 20,
+    /// The same of reads, and of flushes and durable writes.
+    AddedReadP50Ns = 21,
+    AddedReadP99Ns = 22,
+    AddedFlushP50Ns = 23,
+    AddedFlushP99Ns = 24,
     /// All records up to here, that the target lacks, are in the spill. Trusted after a
     /// crash as `Acked`.
     Spilled = 32,
@@ -187,6 +192,8 @@ pub enum Counter {
     /// Bytes of the spill that hold the history of the incarnation before this one; 0
     /// once the target has passed it.
     HistoryBytes = 43,
+    /// Times that the spill was synced by itself, not by the flush of a source.
+    SpillSyncs = 44,
 }
 
 /// First line of the stripes: counters that every append raises, a line for each volume

@@ -4,6 +4,7 @@ mod found;
 mod incarnation;
 mod mark;
 mod past;
+mod settle;
 mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
@@ -98,9 +99,13 @@ pub struct Journal {
     pub(crate) ring: Arc<Ring>,
     pub(crate) activity: Arc<Activity>,
     pub(crate) cooler: Option<JoinHandle<()>>,
+    /// Checks what was found in the ring (`journal/settle.rs`).
+    pub(crate) settling: Mutex<Option<JoinHandle<()>>>,
     pub(crate) ring_file: File,
     pub(crate) cursor: Arc<AppendLock>,
     pub(crate) spill: Option<Arc<Spill>>,
+    /// Volumes whose source's flush is the spill's, too.
+    pub(crate) flushed_with: Vec<bool>,
     /// What the spill has of the incarnation before, while it counts.
     pub(crate) history: Mutex<Option<(PastRing, History)>>,
     pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
@@ -216,6 +221,9 @@ impl Journal {
         let activity =
             Activity::resume(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
         let (ring, activity) = (Arc::new(ring), Arc::new(activity));
+        // Of a new ring only the RESYNC, which has no payload.
+        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
+        let found_in_ring = kept + 1..=ring.get(Counter::Head);
         let is_new = ring.get(Counter::Acked) == 0 && ring.get(Counter::AckedClaims) == 0;
         let history = state.history.filter(|_| is_new).map(|past| {
             let runs = found.scanned.runs(&past.ring_id.0);
@@ -235,6 +243,9 @@ impl Journal {
             history.as_ref().map(|(past, _)| &past.ring_id.0),
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
+        let medium = spill.as_ref().and_then(|spill| spill.medium);
+        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&source.disk));
+        let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
         let mut journal = Journal {
@@ -243,9 +254,11 @@ impl Journal {
             ring,
             activity,
             cooler: Some(cooler),
+            settling: Mutex::new(None),
             ring_file,
             cursor,
             spill,
+            flushed_with,
             history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
             heal_asked_ns: AtomicU64::new(0),
@@ -273,7 +286,11 @@ impl Journal {
             };
             journal._persister = Some(Persister::start(spill.clone(), owner)?);
         }
-        Ok((Arc::new(journal), report))
+        let journal = Arc::new(journal);
+        if !found_in_ring.is_empty() {
+            settle::start(&journal, found_in_ring)?;
+        }
+        Ok((journal, report))
     }
 
     /// Common end of every way to open: what the last run left for a later start is
@@ -401,7 +418,7 @@ fn open_spill(
         );
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
-    let spill = Spill::new(Store::folder(folder), bytes, options.durability, segments);
+    let spill = Spill::new(Store::folder(folder), bytes, options, segments);
     Ok(spill.map(Arc::new))
 }
 

@@ -60,6 +60,7 @@ impl Journal {
             ring: Arc::new(ring),
             activity: activity(),
             cooler: None,
+            settling: Mutex::new(None),
             ring_file: file(),
             cursor: Arc::new(AppendLock::new(Cursor {
                 next_seq: 1,

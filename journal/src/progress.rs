@@ -60,6 +60,13 @@ pub enum Figure {
     CutoverRunning = 22,
     /// When the baseline was complete, milliseconds after it began; 0: not yet.
     BaselineMs = 23,
+    /// Payload bytes put into batches, those that a later operation of the same batch
+    /// overwrote, and what the rest was stored as (compressed).
+    CutBytes = 24,
+    CoalescedBytes = 25,
+    StoredBytes = 26,
+    /// Time spent on encoding batches: coalescing, compressing, hashing.
+    EncodeNs = 27,
 }
 
 pub struct Progress {

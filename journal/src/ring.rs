@@ -61,6 +61,7 @@ impl Ring {
             return Err(Error::io(format!("{}: no room for {bytes} bytes; {hint}", what()), error));
         }
         let map = Mapping::new(&file, bytes, true)?;
+        map.settle();
         for (index, entry) in volumes.iter().enumerate() {
             map.write(VOLUME_TABLE_OFFSET + index as u64 * VOLUME_ENTRY_BYTES, entry.as_bytes());
         }
@@ -68,7 +69,8 @@ impl Ring {
         Ok((Ring::new(map, superblock, volumes), file))
     }
 
-    /// Maps an existing ring and checks its superblock and volume table.
+    /// Maps an existing ring and checks its superblock and volume table. Its owner maps it
+    /// as fast as can be and calls [`Ring::settle`] when there is time.
     ///
     /// # Errors
     /// [`ErrorKind::Newer`] for a later version, [`ErrorKind::Damaged`] otherwise.
@@ -152,6 +154,12 @@ impl Ring {
 
     pub fn set(&self, counter: Counter, value: u64) {
         self.counter(counter).store(value, Ordering::Release);
+    }
+
+    /// Maps all pages and locks them in memory where the limits allow it: from then on no
+    /// append waits for one.
+    pub fn settle(&self) {
+        self.map.settle();
     }
 
     fn slot_offset(&self, seq: u64) -> u64 {

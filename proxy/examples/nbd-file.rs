@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     eprintln!("ready on {}", server.addresses().join(" "));
     std::io::stdin().read_to_end(&mut Vec::new())?;
     for volume in server.figures() {
-        eprintln!("{} {:?} {:?}", volume.name, volume.counters, volume.latency.total());
+        eprintln!("{} {:?} {:?}", volume.name, volume.counters, volume.shadow.table());
     }
     server.stop()?;
     Ok(())

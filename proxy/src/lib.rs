@@ -15,7 +15,7 @@ pub mod latency;
 pub mod link;
 pub mod listen;
 pub mod nbd;
-mod overlap;
+pub mod overlap;
 pub mod server;
 mod syncs;
 mod volume;

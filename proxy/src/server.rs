@@ -5,7 +5,7 @@ use crate::engine::{Command, Engine, Inbox, LatencyPolicy, Mailbox, Setup, mailb
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{Attempt, Gate};
 use crate::group::{Group, Member, refusal_of};
-use crate::latency::{Counters, Latency};
+use crate::latency::{Counters, Shadow};
 use crate::listen::{self, Bound, ListenAddr};
 use crate::nbd::handshake::Export;
 use crate::volume::{Journaled, Volume};
@@ -74,7 +74,7 @@ impl StartGate {
 #[derive(Clone)]
 pub struct VolumeFigures {
     pub name: VolumeName,
-    pub latency: Arc<Latency>,
+    pub shadow: Arc<Shadow>,
     pub counters: Arc<Counters>,
     open: Arc<AtomicUsize>,
 }
@@ -156,7 +156,7 @@ impl Server {
             Error::caused(ErrorKind::System, format!("cannot start the thread of {name}"), error)
         };
         let (mailbox, inbox) = mailbox().map_err(failed)?;
-        let (latency, counters) = (Arc::<Latency>::default(), Arc::<Counters>::default());
+        let (shadow, counters) = (Arc::<Shadow>::default(), Arc::<Counters>::default());
         if let Some(journaled) = &export.journaled {
             let bell = mailbox.clone();
             journaled.journal.on_durable(move || {
@@ -166,7 +166,7 @@ impl Server {
         }
         self.figures.push(VolumeFigures {
             name: name.clone(),
-            latency: latency.clone(),
+            shadow: shadow.clone(),
             counters: counters.clone(),
             open,
         });
@@ -174,7 +174,7 @@ impl Server {
             volume: Volume::new(export.name, export.disk, export.journaled),
             gate,
             inbox,
-            latency,
+            shadow,
             counters,
             policy,
         };

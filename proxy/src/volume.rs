@@ -9,7 +9,7 @@ use crate::nbd::errno::Errno;
 use crate::nbd::proto::allocation;
 use crate::nbd::reply::Descriptor;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
 use towline_journal::format::Counter;
 use towline_journal::{Begun, Change, Claim, Durability, Journal, Outcome, Ticket};
@@ -39,13 +39,13 @@ pub struct Volume {
     name: VolumeName,
     disk: Arc<FileDisk>,
     journaled: Option<Journaled>,
-    /// Time spent in source operations since the thread began.
-    source_ns: u64,
+    /// Time spent in source operations since it was last taken.
+    source: Duration,
 }
 
 impl Volume {
     pub fn new(name: VolumeName, disk: Arc<FileDisk>, journaled: Option<Journaled>) -> Volume {
-        Volume { name, disk, journaled, source_ns: 0 }
+        Volume { name, disk, journaled, source: Duration::ZERO }
     }
 
     pub fn name(&self) -> &VolumeName {
@@ -60,9 +60,9 @@ impl Volume {
         self.disk.access() == Access::Read
     }
 
-    /// Only ever grows; the difference of two readings is what the source took.
-    pub fn source_ns(&self) -> u64 {
-        self.source_ns
+    /// What the source took since the last call.
+    pub fn take_source_time(&mut self) -> Duration {
+        std::mem::take(&mut self.source)
     }
 
     pub fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), Failure> {
@@ -134,8 +134,36 @@ impl Volume {
             return 0;
         }
         let seq = seq(journal);
-        journal.persist(seq);
+        match self.is_flushed_with_journal() && journal.durability() == Durability::Flush {
+            true => journal.persist_for_flush(seq),
+            false => journal.persist(seq),
+        }
         seq
+    }
+
+    /// Whether a flush of the source is the spill's, too.
+    pub fn is_flushed_with_journal(&self) -> bool {
+        let Some(Journaled { journal, id }) = &self.journaled else { return false };
+        journal.durability() != Durability::Process && journal.is_flushed_with(*id)
+    }
+
+    /// Up to which record a flush of the source issued now is the spill's.
+    pub fn flushable(&self) -> u64 {
+        self.journaled.as_ref().map_or(0, |j| j.journal.flushable())
+    }
+
+    /// The flush of the source has ended; `covered` is [`Volume::flushable`] at its issue.
+    pub fn flushed(&self, covered: u64, succeeded: bool) {
+        if covered > 0
+            && let Some(Journaled { journal, .. }) = &self.journaled
+        {
+            journal.flushed(covered, succeeded);
+        }
+    }
+
+    /// Answers wait for the journal's disk without bound.
+    pub fn is_strict(&self) -> bool {
+        self.journaled.as_ref().is_some_and(|j| j.journal.is_strict())
     }
 
     /// Whether all records up to `needed` survive a power loss, or cannot be made to:
@@ -145,7 +173,7 @@ impl Volume {
         if needed == 0 || journal.durable_seq() >= needed {
             return true;
         }
-        if journal.can_persist() {
+        if journal.can_persist() || journal.is_strict() {
             return false;
         }
         unable();
@@ -201,7 +229,7 @@ impl Volume {
     fn timed<T>(&mut self, operation: impl FnOnce(&FileDisk) -> T) -> T {
         let start = Instant::now();
         let result = operation(&self.disk);
-        self.source_ns += start.elapsed().as_nanos() as u64;
+        self.source += start.elapsed();
         result
     }
 

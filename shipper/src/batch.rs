@@ -1,17 +1,28 @@
 //! The batch: the unit of shipping (docs/formats/batch.md).
 //!
-//! Owns its layout, its building on the source side and its full validation on
-//! the target side. A [`BatchView`] exists only for bytes that passed every check
-//! that needs no context; what needs context (chain, position, volume sizes) is
-//! the receiver's [`crate::receiver::Stream`].
+//! Owns its layout, its building on the source side (coalescing, compression, sealing)
+//! and its full validation on the target side. A [`BatchView`] exists only for bytes that
+//! passed every check that needs no context; what needs context (chain, position, volume
+//! sizes) is the receiver's [`crate::receiver::Stream`].
 
 mod build;
+mod coalesce;
+mod encode;
+mod header;
+mod key;
 mod layout;
+mod open;
+mod pack;
 mod view;
 
-pub use build::{BatchBuilder, Chain, Sealed};
+pub use build::{BatchBuilder, Chain, Filled};
+pub use encode::{Encoder, Gains, Sealed};
+pub use header::encoded_len;
+pub use key::{GroupKey, KEY_BYTES, KEY_ID_BYTES, KeyId, Keyring, SALT_BYTES, TAG_BYTES};
 pub use layout::{HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
-pub use view::{BatchView, encoded_len};
+pub use open::Batch;
+pub use pack::{Method, UNIT_BYTES, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
+pub use view::BatchView;
 
 use crate::ids::BatchHash;
 use towline_block::{Extent, Seq, VolumeId};
@@ -24,7 +35,7 @@ pub const DATA_BYTES_MAX: usize = 8 << 20;
 pub const OPS_MAX: usize = DATA_BYTES_MAX / 512;
 
 /// A whole encoded batch.
-pub const BATCH_BYTES_MAX: usize = HEADER_BYTES + OPS_MAX * OP_BYTES + DATA_BYTES_MAX;
+pub const BATCH_BYTES_MAX: usize = HEADER_BYTES + OPS_MAX * OP_BYTES + DATA_BYTES_MAX + TAG_BYTES;
 
 /// Payload of a mark or control record: a name, an attempt.
 pub const NOTE_BYTES_MAX: usize = 1024;

@@ -2,7 +2,9 @@
 
 use std::mem::offset_of;
 use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
-use towline_shipper::batch::{BatchBuilder, Chain, Header, OpEntry};
+use towline_shipper::batch::{
+    Batch, BatchBuilder, BatchView, Chain, GroupKey, Header, KeyId, Keyring, Op, OpEntry,
+};
 use towline_shipper::receiver::{MarkHeader, PreImage};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
@@ -38,8 +40,8 @@ macro_rules! layout {
 fn the_batch_document_names_every_field_where_it_lies() {
     let header = layout!(Header: magic, version, kind, compression, flags, group_uuid, session,
         number, prev_hash, epoch, incarnation, first_seq, last_seq, claim_id, claims_upto,
-        stream_bytes_before, created_unix_ns, op_count, data_bytes, table_crc32c, reserved,
-        header_crc32c);
+        stream_bytes_before, created_unix_ns, op_count, data_bytes, table_crc32c, stored_bytes,
+        unit_bytes, stored_crc32c, key_id, salt, reserved, header_crc32c);
     assert_eq!(table(BATCH_DOC, "Header"), header);
     let op = layout!(OpEntry: kind, flags, volume, len, offset, data_offset, data_crc32c, seq);
     assert_eq!(table(BATCH_DOC, "Operation"), op);
@@ -103,6 +105,42 @@ fn golden_batch() -> Vec<u8> {
 fn the_batch_document_shows_these_bytes() {
     let dump = dump(&golden_batch());
     assert!(BATCH_DOC.contains(&dump), "the document should show:\n{dump}");
+}
+
+/// The bytes of the first dump after a sentence of the document.
+fn shown(doc: &str, after: &str) -> Vec<u8> {
+    let start = doc.find(after).expect("the sentence before the dump");
+    let lines = doc[start..].lines().skip_while(|line| *line != "```").skip(1);
+    let words = lines
+        .take_while(|line| *line != "```")
+        .flat_map(|line| line.split_whitespace().skip(1))
+        .collect::<String>();
+    let digit = |at: usize| u8::from_str_radix(&words[at..at + 2], 16).unwrap();
+    (0..words.len()).step_by(2).map(digit).collect()
+}
+
+/// What was written once is read for ever, whatever a later compressor would make of it.
+#[test]
+fn every_batch_that_the_document_shows_reads_back() {
+    let mut keys = Keyring::default();
+    keys.add(GroupKey::new(KeyId([0x33; 16]), [0x44; 32]).unwrap());
+    let hello = b"hello".to_vec();
+    let long = b"hello".repeat(60);
+    for (after, payload) in [
+        ("as it is:", &hello),
+        ("in format 1:", &hello),
+        ("one unit of lz4:", &long),
+        ("one unit of zstd:", &long),
+        ("and 32 bytes 44", &hello),
+    ] {
+        let bytes = shown(BATCH_DOC, after);
+        let batch = Batch::open(bytes, &keys).expect(after);
+        let ops: Vec<_> = batch.view().ops().map(|entry| (entry.seq, entry.op)).collect();
+        let write = Op::Write { volume: VolumeId(1), offset: 4096, payload };
+        assert_eq!(ops, [(Seq(7), write)], "{after}");
+        let in_place = BatchView::parse(batch.bytes()).is_ok();
+        assert_eq!(in_place, payload.len() == 5 && !after.contains("44"), "{after}");
+    }
 }
 
 async fn frame(message: &Message) -> Vec<u8> {

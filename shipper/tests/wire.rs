@@ -30,6 +30,7 @@ fn largest_hello() -> Hello {
 fn all() -> Vec<Message> {
     let welcome = Welcome {
         version: PROTOCOL,
+        batch_format: 2,
         number: u64::MAX - 1,
         hash: BatchHash([7; 32]),
         position: at(u64::MAX),

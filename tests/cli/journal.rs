@@ -2,6 +2,7 @@
 
 mod extract;
 mod files;
+mod manual;
 mod show;
 
 use crate::DISK_BYTES;

@@ -42,9 +42,11 @@ fn assert_keys(group: &Value) {
         let value = group["baseline"].get(key);
         assert!(value.is_some_and(|v| v.is_number() || v.is_null()), "baseline.{key}: {group}");
     }
-    for key in ["p50", "p99"] {
-        let value = group["added_write_us"].get(key);
-        assert!(value.is_some_and(|v| v.is_number() || v.is_null()), "{key}: {group}");
+    for added in ["added_write_us", "added_read_us", "added_flush_us"] {
+        for key in ["p50", "p99"] {
+            let value = group[added].get(key);
+            assert!(value.is_some_and(|v| v.is_number() || v.is_null()), "{key}: {group}");
+        }
     }
     let error = group.get("last_error").unwrap_or_else(|| panic!("no last_error in {group}"));
     assert!(error.is_null() || error.is_string() || error.is_object(), "{group}");

@@ -9,11 +9,14 @@
 pub mod binary;
 pub mod daemon;
 pub mod judge;
+pub mod machine;
+pub mod powercut;
 pub mod program;
 pub mod relay;
 pub mod rig;
 pub mod skip;
 pub mod status;
+pub mod volatile;
 
 pub use binary::towline;
 pub use daemon::Daemon;

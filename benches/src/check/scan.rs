@@ -14,7 +14,7 @@ pub(super) fn open(image: &Path) -> Result<FileDisk> {
 }
 
 /// Calls `visit` for each block of the volume in rising order.
-pub(super) fn scan(
+pub(crate) fn scan(
     history: &VolumeHistory,
     image: &Path,
     mut visit: impl FnMut(u64, Seen),

@@ -79,7 +79,8 @@ fn issue(
     let block_count = rng.random_range(1..=4).min(BLOCKS - first_block) as u32;
     let kind = if rng.random_range(0..8) == 0 { Kind::Zero } else { Kind::Write };
     let id = order.tick();
-    let op = Op { id, kind, first_block, block_count, outcome: Outcome::Unknown };
+    let fua = false;
+    let op = Op { id, kind, first_block, block_count, fua, outcome: Outcome::Unknown };
     let busy = flying.iter().any(|(v, index)| {
         let other = history.volumes[*v].ops[*index].blocks();
         *v == volume && other.start < op.blocks().end && op.blocks().start < other.end
@@ -276,7 +277,14 @@ fn volumes_of_different_moments_are_reordered() {
 fn a_multi_block_write_that_is_half_there_is_partial() {
     let history = |outcome| History {
         volumes: vec![VolumeHistory {
-            ops: vec![Op { id: 1, kind: Kind::Write, first_block: 0, block_count: 2, outcome }],
+            ops: vec![Op {
+                id: 1,
+                kind: Kind::Write,
+                first_block: 0,
+                block_count: 2,
+                fua: false,
+                outcome,
+            }],
             ..VolumeHistory::new(0, "disk0", BLOCKS * STAMP_BYTES as u64)
         }],
     };
@@ -365,4 +373,77 @@ fn an_image_that_is_too_short_is_an_error_not_a_verdict() {
     std::fs::OpenOptions::new().write(true).open(&images.paths[0]).unwrap().set_len(8192).unwrap();
     let error = acknowledged(&world.history.volumes[0], &images.paths[0]).unwrap_err();
     assert_eq!(error.kind(), crate::ErrorKind::InvalidInput, "{error}");
+}
+
+/// One block; writes 1 (durable by `how`), 2 and 3 (acknowledged, not flushed), 4 (in flight).
+fn one_block(fua: bool, flush: Option<u64>) -> VolumeHistory {
+    let op = |id, fua, outcome| Op {
+        id,
+        kind: Kind::Write,
+        first_block: 0,
+        block_count: 1,
+        fua,
+        outcome,
+    };
+    let mut history = VolumeHistory::new(0, "disk0", STAMP_BYTES as u64);
+    history.ops = vec![
+        op(1, false, Outcome::Acked(2)),
+        op(3, fua, Outcome::Acked(4)),
+        op(7, false, Outcome::Acked(8)),
+        op(9, false, Outcome::Unknown),
+    ];
+    let point = |issued_at| crate::stamp::FlushPoint { issued_at, acked_at: issued_at + 1 };
+    history.flushes.extend(flush.map(point));
+    history
+}
+
+#[test]
+fn after_a_power_cut_what_was_flushed_or_fua_must_be_there_and_later_writes_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let verdict = |history: &VolumeHistory, shown: Option<u64>| {
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(STAMP_BYTES as u64).unwrap();
+        if let Some(id) = shown {
+            put(&image, 0, &stamped(id, 0, 0));
+        }
+        let report = flushed(history, &image).unwrap();
+        report.violations.first().map(|violation| violation.fault)
+    };
+    for (durable, history) in
+        [("by a flush", one_block(false, Some(5))), ("by FUA", one_block(true, None))]
+    {
+        for shown in [3, 7, 9] {
+            assert_eq!(verdict(&history, Some(shown)), None, "{durable}: {shown}");
+        }
+        assert_eq!(verdict(&history, None), Some(Fault::Lost), "{durable}");
+        assert_eq!(verdict(&history, Some(1)), Some(Fault::Stale), "{durable}");
+        assert_eq!(verdict(&history, Some(5)), Some(Fault::Foreign), "{durable}");
+    }
+    // A flush covers what was acknowledged before it was issued, no more.
+    let early = one_block(false, Some(2 + 1));
+    assert_eq!(verdict(&early, Some(1)), None);
+    assert_eq!(verdict(&early, None), Some(Fault::Lost));
+    let never = one_block(false, None);
+    assert_eq!(verdict(&never, None), None);
+}
+
+#[test]
+fn a_history_settled_on_an_image_asks_for_exactly_that_image() {
+    let world = World::simulate(5, 60);
+    let middle = &world.states[world.states.len() / 2];
+    let images = Images::of(middle);
+    let order = Order::default();
+    while order.tick() < 1000 {}
+    let mut settled = History::default();
+    for (volume, path) in world.history.volumes.iter().zip(&images.paths) {
+        settled.volumes.push(volume.settled(path, &order).unwrap());
+    }
+    assert!(settled.volumes.iter().any(|volume| !volume.ops.is_empty()));
+    assert!(images.acknowledged(&settled).is_good());
+    assert!(images.prefix(&settled).report.is_good());
+    let later = Images::of(&world.last());
+    assert!(!later.acknowledged(&settled).is_good(), "writes it does not know of");
+    let before = Images::of(&world.states[0]);
+    assert!(before.acknowledged(&settled).has(Fault::Lost));
 }

@@ -3,7 +3,7 @@
 
 mod chart;
 
-use super::plan::Level;
+use super::gates::ROUNDS_MIN;
 use super::report::{CellReport, ImpactReport, Verdict};
 use super::text::{interval, remarks, short};
 use std::fmt::Write;
@@ -52,7 +52,7 @@ fn warnings(html: &mut String, report: &ImpactReport) {
             "Others used the machine during {disturbed} of {all} windows; they are marked."
         ));
     }
-    if report.level == Level::Quick {
+    if report.rounds < ROUNDS_MIN {
         warn("A quick look: too few rounds for verdicts.");
     }
     for skipped in &report.skipped {

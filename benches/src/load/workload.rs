@@ -81,7 +81,7 @@ pub(super) struct Aim {
 
 impl Aim {
     /// # Panics
-    /// When the span holds no request; [`super::run`] refuses that before.
+    /// When the span holds no request; [`super::run()`] refuses that before.
     pub(super) fn new(workload: &Workload, span: Range<u64>, connection: u64, seed: u64) -> Aim {
         let step = u64::from(workload.request_bytes);
         let places = (span.end - span.start) / step;

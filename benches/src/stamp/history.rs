@@ -1,6 +1,6 @@
 //! What a guest did: every write with its place in one order over all volumes.
 
-use super::{STAMP_BYTES, Stamp};
+use super::{STAMP_BYTES, Seen, Stamp};
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -54,6 +54,8 @@ pub struct Op {
     pub kind: Kind,
     pub first_block: u64,
     pub block_count: u32,
+    /// Asked to be durable when acknowledged.
+    pub fua: bool,
     pub outcome: Outcome,
 }
 
@@ -134,6 +136,7 @@ impl VolumeHistory {
                 kind: Kind::Write,
                 first_block,
                 block_count: count as u32,
+                fua: true,
                 outcome: Outcome::Acked(order.tick()),
             });
             first_block += 2 * PREFILL_BLOCKS;
@@ -144,6 +147,32 @@ impl VolumeHistory {
 
     pub fn acked_ops(&self) -> impl Iterator<Item = &Op> {
         self.ops.iter().filter(|op| op.acked_at().is_some())
+    }
+
+    /// When the latest flush that was acknowledged was issued; 0 without one.
+    pub fn flushed_up_to(&self) -> u64 {
+        self.flushes.iter().map(|flush| flush.issued_at).max().unwrap_or(0)
+    }
+
+    /// The history that is left when a power cut made the image at `path` all there is: each
+    /// block's writer, as far as it is known, acknowledged now; ids go on.
+    pub fn settled(&self, path: &Path, order: &Order) -> Result<VolumeHistory> {
+        let mut left = VolumeHistory { ops: Vec::new(), flushes: Vec::new(), ..self.clone() };
+        let at = order.tick();
+        crate::check::scan(self, path, |block, seen| {
+            if let Seen::Stamp(stamp) = seen {
+                left.ops.push(Op {
+                    id: stamp.id,
+                    kind: Kind::Write,
+                    first_block: block,
+                    block_count: 1,
+                    fua: true,
+                    outcome: Outcome::Acked(at),
+                });
+            }
+        })?;
+        left.ops.sort_by_key(|op| op.id);
+        Ok(left)
     }
 }
 

@@ -294,7 +294,7 @@ impl Session {
             // The history has the write before the server can.
             let mut log = lock(&self.state.log);
             let id = self.order.tick();
-            let op = Op { id, kind, first_block, block_count, outcome: Outcome::Unknown };
+            let op = Op { id, kind, first_block, block_count, fua, outcome: Outcome::Unknown };
             log.history.ops.push(op);
             Sent::Write(log.history.ops.len() - 1, op)
         };

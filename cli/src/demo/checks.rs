@@ -233,6 +233,7 @@ mod tests {
             kind: Kind::Write,
             first_block: 3,
             block_count: 1,
+            fua: false,
             outcome: Outcome::Acked(order.tick()),
         });
         (history, Volume { name: "stamp", source, target, size_bytes: 1 << 20 })
@@ -267,6 +268,7 @@ mod tests {
             kind: Kind::Write,
             first_block: 9,
             block_count: 1,
+            fua: false,
             outcome: Outcome::Acked(id + 1),
         });
         assert!(identical_but_later_writes(&history, &volume).is_err());

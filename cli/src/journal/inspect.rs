@@ -1,5 +1,6 @@
 //! `towline journal inspect`: where the journal stands.
 
+use super::ladder::{self, LadderReport};
 use super::{Place, percent};
 use crate::exit::Exit;
 use crate::report::InspectReport;
@@ -11,6 +12,9 @@ use towline_block::BLOCK_BYTES;
 use towline_block::size::format_size;
 use towline_journal::format::Counter;
 use towline_journal::inspect::{Bucket, GroupView, Mix};
+
+/// Control records that are told one by one, the newest; JSON has all.
+const CONTROLS_MAX: usize = 20;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -27,6 +31,7 @@ struct Report {
     /// The counters do not contradict each other.
     counters_sound: bool,
     fill: FillReport,
+    ladder: LadderReport,
     history: History,
     /// Of all records present, also those that the target has.
     mix: MixReport,
@@ -123,6 +128,7 @@ fn report(group: &GroupView) -> Report {
             claimed_bytes: blocks(Counter::ClaimedBlocks),
             suspect_bytes: blocks(Counter::SuspectBlocks),
         },
+        ladder: ladder::report(group),
         history: History {
             whole: group.get(Counter::Whole) == 1,
             breaks: group.get(Counter::Breaks),
@@ -207,6 +213,7 @@ fn describe(report: &Report) -> String {
         lines.row(format!("volume {}", volume.name), format_size(volume.size_bytes));
     }
     let mut text = format!("journal of group {}\n{}", pinned.group, lines.render(2));
+    text.push_str(&ladder::describe(&report.ladder));
     text.push_str(&describe_history(&report.history));
     text.push_str(&describe_mix(&report.mix));
     text
@@ -228,7 +235,11 @@ fn describe_history(history: &History) -> String {
         format!("{} ({})", format_size(history.mapped_bytes), percent(history.mapped_bytes, all)),
     );
     lines.row("BREAKs", history.breaks.to_string());
-    for control in &history.controls {
+    let earlier = history.controls.len().saturating_sub(CONTROLS_MAX);
+    if earlier > 0 {
+        lines.row("", format!("{earlier} earlier control records: see --json"));
+    }
+    for control in history.controls.iter().skip(earlier) {
         let attempt = control.attempt.map_or_else(String::new, |n| format!(" of attempt {n}"));
         lines.row(
             format!("record {}", control.seq),

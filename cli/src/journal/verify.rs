@@ -110,6 +110,7 @@ fn explain(kind: &str) -> String {
         "header_field" => "its header has a value nobody writes",
         "payload_checksum" => "its payload fails its checksum",
         "incarnation" => "it is of another ring",
+        "spill" => "its slot is not needed any more, and the spill does not have it whole",
         "order" => "it does not follow from the record before it",
         _ => return kind.into(),
     };

@@ -10,10 +10,13 @@ use std::time::Duration;
 use towline_journal::format::Counter;
 use towline_journal::{Journal, unix_now_ns};
 use towline_proxy::VolumeFigures;
-use towline_proxy::latency::Counters;
+use towline_proxy::latency::{Added, Counters, Kind};
 
 /// Fast enough for `status`, rare enough to cost nothing.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// What `added_write_us` is about.
+const WRITES: [Kind; 2] = [Kind::Write, Kind::Fua];
 
 /// Writes figures into the ring until dropped.
 pub struct Publisher {
@@ -53,11 +56,16 @@ impl Drop for Publisher {
 /// The group shows its worst volume: that is the one whose guest complains.
 fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
     journal.publish(Counter::HeartbeatNs, unix_now_ns());
-    let worst = |us: fn(&VolumeFigures) -> f64| volumes.iter().map(us).fold(0.0, f64::max);
-    let p50 = worst(|volume| volume.latency.snapshot().p50_us);
-    let p99 = worst(|volume| volume.latency.snapshot().p99_us);
-    journal.publish(Counter::AddedWriteP50Ns, (p50 * 1e3) as u64);
-    journal.publish(Counter::AddedWriteP99Ns, (p99 * 1e3) as u64);
+    for (kinds, p50, p99) in [
+        (&WRITES[..], Counter::AddedWriteP50Ns, Counter::AddedWriteP99Ns),
+        (&[Kind::Read], Counter::AddedReadP50Ns, Counter::AddedReadP99Ns),
+        (&[Kind::Flush, Kind::Fua], Counter::AddedFlushP50Ns, Counter::AddedFlushP99Ns),
+    ] {
+        let added: Vec<_> = volumes.iter().map(|volume| volume.shadow.last(kinds)).collect();
+        let worst = |us: fn(&Added) -> f64| added.iter().map(us).fold(0.0, f64::max);
+        journal.publish(p50, (worst(|added| added.p50_us) * 1e3) as u64);
+        journal.publish(p99, (worst(|added| added.p99_us) * 1e3) as u64);
+    }
 }
 
 /// What Prometheus gets.
@@ -89,22 +97,42 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
         let seconds = volume.counters.spin_ns.get() as f64 / 1e9;
         of_volume(Sample::gauge("towline_spin_seconds", help, seconds), journal, volume)
     }));
-    for (quantile, us) in [
-        ("0.5", (|v: &VolumeFigures| v.latency.snapshot().p50_us) as fn(&VolumeFigures) -> f64),
-        ("0.99", |v: &VolumeFigures| v.latency.snapshot().p99_us),
-    ] {
-        samples.extend(volumes.iter().map(|volume| {
-            let help = "Time added to a write over the last second that had writes.";
-            let sample = Sample::gauge("towline_added_write_seconds", help, us(volume) / 1e6);
-            of_volume(sample, journal, volume).with("quantile", quantile)
-        }));
-    }
+    let timed = |volume| added_samples(volume).map(move |s| of_volume(s, journal, volume));
+    let mut added: Vec<Sample> = volumes.iter().flat_map(timed).collect();
+    // Stable: those of one name come together, in their order.
+    added.sort_by_key(|sample| sample.name);
+    samples.extend(added);
     samples.extend(volumes.iter().map(|volume| {
         let open = volume.open_connections() as f64;
         let sample = Sample::gauge("towline_nbd_connections", "NBD connections open now.", open);
         of_volume(sample, journal, volume)
     }));
     samples
+}
+
+/// What was added to requests, by kind and size class.
+fn added_samples(volume: &VolumeFigures) -> impl Iterator<Item = Sample> {
+    let writes = volume.shadow.last(&WRITES);
+    let of_writes = quantiles(
+        "towline_added_write_seconds",
+        "Time added to a write over the last second that had writes.",
+        &writes,
+    );
+    let of_cells = volume.shadow.table().into_iter().flat_map(|(kind, size, last, total)| {
+        let help = "Time added to a request over the last second that had some, by kind and size.";
+        let mut samples = quantiles("towline_added_seconds", help, &last).to_vec();
+        let help = "Requests whose added time was measured, by kind and size.";
+        samples.push(Sample::counter("towline_timed_requests", help, total.count));
+        let help = "Sum of the time added to requests since the start, by kind and size.";
+        samples.push(Sample::gauge("towline_added_sum_seconds", help, total.sum_s));
+        samples.into_iter().map(move |sample| sample.with("kind", kind.name()).with("size", size))
+    });
+    of_writes.into_iter().chain(of_cells)
+}
+
+fn quantiles(name: &'static str, help: &'static str, added: &Added) -> [Sample; 3] {
+    [("0.5", added.p50_us), ("0.99", added.p99_us), ("0.999", added.p999_us)]
+        .map(|(quantile, us)| Sample::gauge(name, help, us / 1e6).with("quantile", quantile))
 }
 
 fn of_volume(sample: Sample, journal: &Journal, volume: &VolumeFigures) -> Sample {

@@ -5,17 +5,13 @@
 //! the start of that round is durable at the target, no block of it is dirty or
 //! claimed, and a source sync that began after all that has succeeded (R7).
 
-use super::{Activity, Base, Bits, EXTENT_BYTES};
+use super::{Activity, Base, Bits, EXTENT_BYTES, ROUND};
 use crate::format::Counter;
 use crate::map::VolumeMap;
 use crate::ring::Ring;
 use std::fs::File;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 use towline_block::{BlockRange, Extent, VolumeId};
-
-/// Length of a round. Each costs one source sync if there is something to cool.
-const ROUND: Duration = Duration::from_secs(20);
 
 /// What the cooler looks at, besides the map.
 pub(crate) struct CoolerContext {
@@ -65,23 +61,24 @@ impl Activity {
         }
     }
 
-    fn make_hot(&self, (wanted, asked): (Vec<(usize, u64)>, u64)) {
+    pub(super) fn make_hot(&self, (wanted, asked): (Vec<(usize, u64)>, u64)) {
         let mut file = self.file.lock().expect("no holder of the map file panics");
-        for (volume, extent) in &wanted {
-            let (word, bit) = self.hot.word(*volume, *extent);
-            word.fetch_or(bit, SeqCst);
-        }
-        match file.store(&self.hot, wanted.iter().copied()) {
+        match file.mark(&wanted, true) {
             Ok(()) => {
                 if self.invalid.swap(false, SeqCst) {
-                    // Writes went past the map: what they touched is in memory, hot.
-                    match file.store_all(&self.hot) {
+                    // Writes went past the map: the file's words have what they touched.
+                    match file.store_all() {
                         Ok(()) => tracing::info!("the state disk answers again"),
                         Err(e) => self.lost(&e),
                     }
                 }
             }
             Err(e) => self.lost(&e),
+        }
+        // Only now: others that write these extents go on when they see the bits.
+        for (volume, extent) in &wanted {
+            let (word, bit) = self.hot.word(*volume, *extent);
+            word.fetch_or(bit, SeqCst);
         }
         drop(file);
         // A failing state disk stops no guest either.
@@ -183,7 +180,7 @@ impl Activity {
             }
         }
         tracing::debug!(extents = cooled.len(), "extents go cold");
-        if let Err(e) = file.store(&self.hot, cooled.into_iter()) {
+        if let Err(e) = file.mark(&cooled, false) {
             self.lost(&e);
         }
     }

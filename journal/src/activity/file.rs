@@ -2,12 +2,10 @@
 //! disk writes whole: each has its own checksum, and any mix of old and new sectors is
 //! sound, because a sector only says of its own extents that they are hot or cold.
 
-use super::Bits;
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use towline_block::crc32c;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -78,6 +76,12 @@ pub(super) struct MapFile {
     /// First sector of each volume.
     first: Vec<u64>,
     sectors: u64,
+    /// What the file says, or is being told: ahead of the bits that writers look at when
+    /// extents become hot, behind them when they go cold.
+    words: Vec<Vec<u64>>,
+    /// Called between a write and its sync.
+    #[cfg(test)]
+    pub before_sync: Option<Box<dyn Fn() + Send>>,
 }
 
 impl MapFile {
@@ -88,21 +92,30 @@ impl MapFile {
         incarnation: u32,
         base: Base,
         extents: &[u64],
-        bits: &Bits,
+        words: Vec<Vec<u64>>,
     ) -> Result<MapFile> {
         let (first, sectors) = places(extents);
         let mut bytes = header(group_uuid, incarnation, base, &first, sectors).as_bytes().to_vec();
-        for (volume, first) in first.iter().enumerate() {
-            for at in 0..bits.volumes[volume].len().div_ceil(SECTOR_WORDS) as u64 {
-                bytes.extend_from_slice(
-                    sector(bits, volume, at, first + at, incarnation).as_bytes(),
-                );
+        for (words, first) in words.iter().zip(&first) {
+            for at in 0..words.len().div_ceil(SECTOR_WORDS) as u64 {
+                bytes.extend_from_slice(sector(words, at, first + at, incarnation).as_bytes());
             }
         }
         crate::durable::replace(path, &bytes)?;
         let file = open_rw(path)?;
         let path = path.to_owned();
-        Ok(MapFile { file, path, group_uuid, incarnation, base, first, sectors })
+        Ok(MapFile {
+            file,
+            path,
+            group_uuid,
+            incarnation,
+            base,
+            first,
+            sectors,
+            words,
+            #[cfg(test)]
+            before_sync: None,
+        })
     }
 
     /// Opens the map of this very incarnation; `None` when it is missing, of another
@@ -112,7 +125,7 @@ impl MapFile {
         group_uuid: [u8; 16],
         incarnation: u32,
         sizes: &[u64],
-    ) -> Result<Option<(MapFile, Vec<u64>, Bits)>> {
+    ) -> Result<Option<MapFile>> {
         let Some((bytes, found)) = load(path, group_uuid, incarnation, sizes)? else {
             return Ok(None);
         };
@@ -120,43 +133,56 @@ impl MapFile {
         // A killed owner may have written hot bits and not synced them: nobody would wait
         // for them any more.
         sync(&file, path)?;
-        let extents: Vec<u64> =
-            sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect();
-        let bits = Bits {
-            volumes: found
-                .hot
-                .iter()
-                .map(|words| words.iter().map(|word| AtomicU64::new(*word)).collect())
-                .collect(),
-        };
-        let (first, sectors) = places(&extents);
+        let (first, sectors) = places(&extent_counts(sizes));
         debug_assert_eq!(bytes, (sectors as usize + 1) * SECTOR_BYTES);
-        let path = path.to_owned();
-        let map = MapFile { file, path, group_uuid, incarnation, base: found.base, first, sectors };
-        Ok(Some((map, extents, bits)))
+        Ok(Some(MapFile {
+            file,
+            path: path.to_owned(),
+            group_uuid,
+            incarnation,
+            base: found.base,
+            first,
+            sectors,
+            words: found.hot,
+            #[cfg(test)]
+            before_sync: None,
+        }))
     }
 
-    /// Writes the sectors of the given extents, durably.
-    pub fn store(
-        &mut self,
-        bits: &Bits,
-        extents: impl Iterator<Item = (usize, u64)>,
-    ) -> Result<()> {
+    /// What the file says of each extent, a volume.
+    pub fn words(&self) -> &[Vec<u64>] {
+        &self.words
+    }
+
+    /// Says of these extents that they are hot, or cold; durable on return. After a
+    /// failure it is not known what the disk has, until [`MapFile::store_all`] succeeds.
+    pub fn mark(&mut self, extents: &[(usize, u64)], hot: bool) -> Result<()> {
         let bits_a_sector = (SECTOR_WORDS * 64) as u64;
-        let mut dirty: Vec<(usize, u64)> =
-            extents.map(|(volume, extent)| (volume, extent / bits_a_sector)).collect();
-        dirty.sort_unstable();
-        dirty.dedup();
-        for (volume, sector) in dirty {
-            self.write_sector(bits, volume, sector)?;
+        let mut sectors = Vec::new();
+        for (volume, extent) in extents {
+            let (word, bit) =
+                (&mut self.words[*volume][(extent / 64) as usize], 1 << (extent % 64));
+            *word = if hot { *word | bit } else { *word & !bit };
+            sectors.push((*volume, extent / bits_a_sector));
+        }
+        sectors.sort_unstable();
+        sectors.dedup();
+        for (volume, sector) in sectors {
+            self.write_sector(volume, sector)?;
         }
         self.sync()
     }
 
-    pub fn store_all(&mut self, bits: &Bits) -> Result<()> {
-        for (volume, words) in bits.volumes.iter().enumerate() {
-            for sector in 0..words.len().div_ceil(SECTOR_WORDS) as u64 {
-                self.write_sector(bits, volume, sector)?;
+    /// Says that every extent is hot.
+    pub fn mark_all(&mut self) -> Result<()> {
+        self.words.iter_mut().for_each(|words| words.fill(u64::MAX));
+        self.store_all()
+    }
+
+    pub fn store_all(&mut self) -> Result<()> {
+        for volume in 0..self.words.len() {
+            for sector in 0..self.words[volume].len().div_ceil(SECTOR_WORDS) as u64 {
+                self.write_sector(volume, sector)?;
             }
         }
         self.sync()
@@ -171,9 +197,9 @@ impl MapFile {
         self.store_header()
     }
 
-    fn write_sector(&mut self, bits: &Bits, volume: usize, at: u64) -> Result<()> {
+    fn write_sector(&self, volume: usize, at: u64) -> Result<()> {
         let number = self.first[volume] + at;
-        let content = sector(bits, volume, at, number, self.incarnation);
+        let content = sector(&self.words[volume], at, number, self.incarnation);
         self.write(content.as_bytes(), number + 1)
     }
 
@@ -193,6 +219,10 @@ impl MapFile {
     }
 
     fn sync(&self) -> Result<()> {
+        #[cfg(test)]
+        if let Some(before_sync) = &self.before_sync {
+            before_sync();
+        }
         sync(&self.file, &self.path)
     }
 }
@@ -211,9 +241,9 @@ fn open_rw(path: &Path) -> Result<File> {
 }
 
 /// Sector `at` of a volume's bits, `number` of the file's.
-fn sector(bits: &Bits, volume: usize, at: u64, number: u64, incarnation: u32) -> ActivitySector {
+fn sector(words: &[u64], at: u64, number: u64, incarnation: u32) -> ActivitySector {
     let start = at as usize * SECTOR_WORDS;
-    let word = |at: usize| bits.volumes[volume].get(start + at).map_or(0, |w| w.load(SeqCst));
+    let word = |at: usize| words.get(start + at).copied().unwrap_or(0);
     let mut content = ActivitySector {
         words: std::array::from_fn(|at| word(at).into()),
         number: number.into(),
@@ -247,6 +277,11 @@ fn header(
     };
     header.crc = crc32c(&header.as_bytes()[..SECTOR_BYTES - 4]).into();
     header
+}
+
+/// Extents of volumes of these sizes.
+pub(super) fn extent_counts(sizes: &[u64]) -> Vec<u64> {
+    sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect()
 }
 
 /// First sector of each volume's bits, and how many there are.
@@ -310,7 +345,7 @@ pub(super) fn parse(
     if crc32c(&header.as_bytes()[..SECTOR_BYTES - 4]) != header.crc.get() {
         return Err(damaged("header fails its checksum"));
     }
-    let extents: Vec<u64> = sizes.iter().map(|size| size.div_ceil(super::EXTENT_BYTES)).collect();
+    let extents = extent_counts(sizes);
     let (first, sectors) = places(&extents);
     let ours = header.version.get() == ACTIVITY_VERSION
         && header.group_uuid == group_uuid

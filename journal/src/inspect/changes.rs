@@ -68,6 +68,13 @@ impl GroupView {
         result
     }
 
+    /// Extents of all volumes that a power loss now would compare; `None` without a sound
+    /// activity map.
+    pub fn hot_extents(&self) -> Option<u64> {
+        let volumes = 0..self.volume_names().len();
+        volumes.map(|volume| Some(self.activity(volume)?.len() as u64)).sum()
+    }
+
     /// Numbers of a volume's hot extents; `None` without a sound activity map.
     fn activity(&self, volume: usize) -> Option<Vec<u64>> {
         let ring = self.ring.as_ref()?;

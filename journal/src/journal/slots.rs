@@ -33,7 +33,6 @@ pub(crate) fn close_open_records(
         wake_seq: u64::MAX,
     };
     report.records = head - acked;
-    let mut payload = Vec::new();
     for seq in kept + 1..=head {
         let record = match ring.record(seq) {
             Ok(record) => record,
@@ -63,12 +62,6 @@ pub(crate) fn close_open_records(
         }
         if record.state == SlotState::Intent {
             close_record(ring, &record, options, report);
-            continue;
-        }
-        payload.clear();
-        if record.state == SlotState::Done && !ring.read_payload(&record, &mut payload) {
-            tracing::error!(seq, "payload fails its checksum: its blocks go to the change map");
-            ring.commit(seq).store(commit_word(seq, SlotState::Failed), Ordering::SeqCst);
         }
     }
     if cursor.payload_tail == u64::MAX {

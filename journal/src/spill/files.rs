@@ -19,6 +19,8 @@ pub(super) struct Opened {
     pub fd: Fd,
     /// Where it begins in the file.
     pub base: u64,
+    /// A flush of its device makes durable what is written to it.
+    pub plain: bool,
 }
 
 impl Run {
@@ -64,13 +66,13 @@ impl Run {
     }
 
     fn begin_segment(&mut self, opened: Opened) {
-        let Opened { file, fd, base } = opened;
+        let Opened { file, fd, base, plain } = opened;
         let mut segments = self.spill.segments();
         let serial = segments.next_serial.max(1);
         segments.next_serial = serial + 1;
         segments.current = Some(serial);
         drop(segments);
-        self.current = Some(Current { file, serial, fd, base, offset: 0 });
+        self.current = Some(Current { file, serial, fd, base, plain, offset: 0 });
     }
 
     /// Makes the next segment while nobody waits.
@@ -109,15 +111,21 @@ impl Run {
         let fd: Fd = Arc::new(opened.file.try_clone().map_err(failed)?.into());
         if fresh || is_short {
             allocate(&opened.file, SEGMENT_BYTES).map_err(failed)?;
-            // Only a commit gains by it: writing into reserved extents converts them,
-            // which a sync then has to journal.
-            if self.spill.durability != Durability::Process {
-                self.zero_fill(&fd, base).map_err(failed)?;
-                opened.file.sync_all().map_err(failed)?;
-                store.sync_names().map_err(failed)?;
-            }
+            self.filled.remove(&file);
         }
-        Ok(Opened { file, fd, base })
+        if self.spill.durability == Durability::Process {
+            return Ok(Opened { file, fd, base, plain: false });
+        }
+        // Writing into reserved extents converts them, which a sync then has to journal:
+        // only a commit gains by the zeroes. What an earlier process did is not known.
+        if !self.filled.contains(&file) {
+            self.zero_fill(&fd, base).map_err(failed)?;
+            opened.file.sync_all().map_err(failed)?;
+            store.sync_names().map_err(failed)?;
+            self.filled.insert(file);
+        }
+        let plain = self.spill.medium.is_some_and(|medium| medium.takes(&opened));
+        Ok(Opened { file, fd, base, plain })
     }
 
     fn zero_fill(&mut self, fd: &Fd, base: u64) -> std::io::Result<()> {

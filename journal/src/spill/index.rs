@@ -1,16 +1,17 @@
 //! What the spill holds, in memory, and the handle by which appender, acknowledger
 //! and persister meet.
 
+use super::joint::Medium;
 use super::layout::SEGMENT_BYTES;
 use super::runs::{self, Run};
 use super::span::Built;
 use super::store::Store;
 use super::touched::{Touched, TouchedSet};
-use super::{Durability, Rung};
+use super::{Durability, Rung, SpillOptions};
 use crate::format::Counter;
 use crate::ring::Ring;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::Thread;
 use std::time::Duration;
@@ -153,10 +154,22 @@ type Listener = Box<dyn Fn() + Send + Sync>;
 pub struct Spill {
     pub store: Store,
     pub durability: Durability,
+    /// Answers wait for the disk without bound.
+    pub strict: bool,
+    pub start_percent: u64,
+    /// Set where a source's flush can be the spill's.
+    pub medium: Option<Medium>,
     segments_max: u32,
     segments: Mutex<Segments>,
-    /// Records up to here are wanted on disk.
+    /// Records up to here are wanted on disk, and synced by the persister.
     wanted: AtomicU64,
+    wanted_synced: AtomicU64,
+    /// Records up to here are durable with the next flush of the device, or already.
+    pub flushable: AtomicU64,
+    /// Records up to here may have been lost by a failed sync.
+    pub lost_upto: AtomicU64,
+    /// The persister sleeps and wants to know of the next finished record.
+    pub idle: AtomicBool,
     pub stopping: AtomicBool,
     /// The persister looks again when something is acknowledged.
     pub watches_acks: AtomicBool,
@@ -167,15 +180,23 @@ pub struct Spill {
 
 impl Spill {
     /// `None` when the size is less than one segment and nothing needed is there.
-    pub fn new(store: Store, bytes: u64, durability: Durability, found: Segments) -> Option<Spill> {
+    pub fn new(store: Store, bytes: u64, options: &SpillOptions, found: Segments) -> Option<Spill> {
+        let SpillOptions { durability, strict, start_percent, .. } = *options;
         let segments_max = u32::try_from(bytes / SEGMENT_BYTES).unwrap_or(u32::MAX);
         let is_needed = !found.live.is_empty() || !found.history.is_empty();
         (segments_max > 0 || is_needed).then(|| Spill {
+            medium: Medium::of_folder(store.path()).filter(|_| durability != Durability::Process),
             store,
             durability,
+            strict,
+            start_percent,
             segments_max,
             segments: Mutex::new(found),
             wanted: AtomicU64::new(0),
+            wanted_synced: AtomicU64::new(0),
+            flushable: AtomicU64::new(0),
+            lost_upto: AtomicU64::new(0),
+            idle: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             watches_acks: AtomicBool::new(false),
             persister: Mutex::new(None),
@@ -202,14 +223,53 @@ impl Spill {
         }
     }
 
-    pub fn want(&self, seq: u64) {
-        if self.wanted.fetch_max(seq, Ordering::SeqCst) < seq {
+    /// Asks for records on disk; `synced`: and a sync of the persister behind them.
+    pub fn want(&self, seq: u64, synced: bool) {
+        let rises = self.wanted.fetch_max(seq, Ordering::SeqCst) < seq;
+        let rises_too = synced && self.wanted_synced.fetch_max(seq, Ordering::SeqCst) < seq;
+        if rises || rises_too {
             self.wake();
         }
     }
 
     pub fn wanted(&self) -> u64 {
         self.wanted.load(Ordering::SeqCst)
+    }
+
+    pub fn wanted_synced(&self) -> u64 {
+        self.wanted_synced.load(Ordering::SeqCst)
+    }
+
+    /// Records are written as they come, so that a flush finds them on disk.
+    pub fn is_eager(&self) -> bool {
+        self.durability != Durability::Process
+    }
+
+    /// A record has its outcome.
+    pub fn finished(&self) {
+        if !self.is_eager() {
+            return;
+        }
+        // Between the caller's *done* and this load; the persister has one, too, between
+        // setting it and looking at *done*.
+        fence(Ordering::SeqCst);
+        if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// A flush of the device has ended that was issued when `flushable` was `covered`.
+    /// A failed one may have lost all that was written before it.
+    pub fn flushed(&self, covered: u64, succeeded: bool, ring: &Ring) {
+        if !succeeded {
+            self.lost_upto.fetch_max(ring.get(Counter::Spilled), Ordering::SeqCst);
+            return;
+        }
+        if ring.get(Counter::Acked) >= self.lost_upto.load(Ordering::SeqCst)
+            && ring.counter(Counter::SpillDurable).fetch_max(covered, Ordering::SeqCst) < covered
+        {
+            self.progressed();
+        }
     }
 
     /// A place for the next segment.

@@ -2,22 +2,25 @@
 //! drives them with links that hover at the write rate and proves that they do not flap.
 //!
 //! ```text
-//!            ring more than half full                        BREAK
+//!            ring more than half full (1)                    BREAK
 //!    Ring ─────────────────────────────> Spill ─────────────────────────> Map
 //!      ^   spill empty and ring less than  │ ^   HEAL, spill not empty or   │
 //!      ├────────── a quarter full ─────────┘ └── ring a quarter full ───────┤
 //!      └────────────────────────── HEAL ────────────────────────────────────┘
 //! ```
+//! (1) Or whatever `spill_start` says; "a quarter" is then half of that.
 //!
 //! Between two steps Ring -> Spill a quarter of the ring is appended; between two BREAKs
 //! for lack of room half a ring, or [`HEAL_WAIT_MAX`] passes.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Percent of the ring, slots or payload, at which spilling begins.
 pub const SPILL_START_PERCENT: u64 = 50;
-/// And below which it ends. The distance is the hysteresis.
-pub const SPILL_STOP_PERCENT: u64 = 25;
+/// What the operator may choose instead. Less would spill in the steady state; beyond it a
+/// burst finds the ring full before the disk has taken anything.
+pub const SPILL_START_PERCENTS: RangeInclusive<u64> = 10..=90;
 
 /// Fill up to which HEAL need not wait: half a ring away from the next BREAK.
 pub const HEAL_FILL_PERCENT_MAX: u64 = 50;
@@ -26,7 +29,6 @@ pub const HEAL_FILL_PERCENT_MAX: u64 = 50;
 /// while the link is exactly as fast as the guest.
 pub const HEAL_WAIT_MAX: Duration = Duration::from_secs(30);
 
-const _: () = assert!(SPILL_STOP_PERCENT * 2 <= SPILL_START_PERCENT);
 const _: () = assert!(HEAL_FILL_PERCENT_MAX <= 50);
 
 /// Where the group's changes go.
@@ -80,15 +82,33 @@ pub fn may_heal(seen: &HealSeen) -> bool {
     seen.spill_half_free && (is_far || seen.waited >= HEAL_WAIT_MAX)
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Ladder {
     rung: Rung,
     spilling: bool,
+    start_percent: u64,
+}
+
+impl Default for Ladder {
+    fn default() -> Ladder {
+        Ladder::starting_at(Rung::Ring, SPILL_START_PERCENT)
+    }
 }
 
 impl Ladder {
-    pub fn new(rung: Rung) -> Ladder {
-        Ladder { rung, spilling: false }
+    /// Begins at `rung`; the ring is spilled beyond `start_percent`.
+    pub fn starting_at(rung: Rung, start_percent: u64) -> Ladder {
+        let (least, most) = SPILL_START_PERCENTS.into_inner();
+        Ladder { rung, spilling: false, start_percent: start_percent.clamp(least, most) }
+    }
+
+    pub fn start_percent(&self) -> u64 {
+        self.start_percent
+    }
+
+    /// Fill below which spilling ends. The distance is the hysteresis.
+    fn stop_percent(&self) -> u64 {
+        self.start_percent / 2
     }
 
     pub fn rung(&self) -> Rung {
@@ -107,11 +127,11 @@ impl Ladder {
         self.spilling = seen.whole
             && seen.able
             && match seen.fill_percent {
-                fill if fill > SPILL_START_PERCENT => true,
-                fill if fill < SPILL_STOP_PERCENT => false,
+                fill if fill > self.start_percent => true,
+                fill if fill < self.stop_percent() => false,
                 _ => self.spilling,
             };
-        let stays = self.rung != Rung::Ring && seen.fill_percent >= SPILL_STOP_PERCENT;
+        let stays = self.rung != Rung::Ring && seen.fill_percent >= self.stop_percent();
         let to = if !seen.whole {
             Rung::Map
         } else if self.spilling || seen.backlog || stays {
@@ -127,6 +147,20 @@ impl Ladder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spilling_begins_beyond_the_chosen_fill_and_ends_below_half_of_it() {
+        for start in SPILL_START_PERCENTS {
+            let mut ladder = Ladder::starting_at(Rung::Ring, start);
+            let at =
+                |fill_percent| Observed { fill_percent, backlog: false, whole: true, able: true };
+            assert_eq!(ladder.observe(&at(start)), None);
+            assert_eq!(ladder.observe(&at(start + 1)), Some((Rung::Ring, Rung::Spill)));
+            assert_eq!(ladder.observe(&at(start / 2)), None);
+            assert!(ladder.is_spilling(), "{start}");
+            assert_eq!(ladder.observe(&at(start / 2 - 1)), Some((Rung::Spill, Rung::Ring)));
+        }
+    }
 
     #[test]
     fn every_step_has_its_reason() {

@@ -10,6 +10,7 @@
 
 mod files;
 mod index;
+mod joint;
 mod ladder;
 pub mod layout;
 mod persister;
@@ -22,7 +23,10 @@ mod store;
 mod touched;
 
 pub(crate) use index::{Segments, Spill};
-pub use ladder::{HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, may_heal};
+pub use ladder::{
+    HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, SPILL_START_PERCENT, SPILL_START_PERCENTS,
+    may_heal,
+};
 pub(crate) use persister::{Owner, Persister};
 pub use reader::SpillReader;
 pub use runs::Run;
@@ -54,10 +58,20 @@ pub struct SpillOptions {
     /// Bytes of disk at most, in whole segments; 0: no spill. `None`: [`default_bytes`].
     pub bytes: Option<u64>,
     pub durability: Durability,
+    /// An answer that waits for the journal's disk waits without bound (R14).
+    pub strict: bool,
+    /// Fill of the ring beyond which its oldest records are spilled: one of
+    /// [`SPILL_START_PERCENTS`].
+    pub start_percent: u64,
 }
 
 impl SpillOptions {
-    pub const OFF: SpillOptions = SpillOptions { bytes: Some(0), durability: Durability::Process };
+    pub const OFF: SpillOptions = SpillOptions {
+        bytes: Some(0),
+        durability: Durability::Process,
+        strict: false,
+        start_percent: SPILL_START_PERCENT,
+    };
 }
 
 /// min(16 GiB, a quarter of what is free where the state directory lies).

@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
@@ -56,7 +57,8 @@ impl Persister {
                     _ => Rung::from_code(owner.ring.get(Counter::Rung)),
                 };
                 owner.ring.set(Counter::SpillFault, 0);
-                let (unsynced, lost_upto) = unsynced_before(&for_thread, &owner.ring);
+                let ladder = Ladder::starting_at(rung, for_thread.start_percent);
+                let unsynced = unsynced_before(&for_thread, &owner.ring);
                 let mut run = Run {
                     spill: for_thread,
                     owner,
@@ -64,8 +66,8 @@ impl Persister {
                     memory: Vec::new(),
                     current: None,
                     unsynced,
-                    lost_upto,
-                    ladder: Ladder::new(rung),
+                    filled: HashSet::new(),
+                    ladder,
                     retry_at: None,
                     full: false,
                     spare: None,
@@ -99,9 +101,9 @@ pub(super) struct Run {
     pub memory: Vec<Vec<u8>>,
     pub current: Option<Current>,
     /// Files with spans that are not durable yet.
-    pub unsynced: Vec<Fd>,
-    /// Records up to here may have been lost by a failed sync.
-    pub lost_upto: u64,
+    pub unsynced: Vec<Unsynced>,
+    /// Segments that this process has filled with zeroes, durably.
+    pub filled: HashSet<u32>,
     pub ladder: Ladder,
     pub retry_at: Option<Instant>,
     pub full: bool,
@@ -116,7 +118,16 @@ pub(super) struct Current {
     pub fd: Fd,
     /// Where the segment begins in the file.
     pub base: u64,
+    pub plain: bool,
     pub offset: u64,
+}
+
+/// A segment with spans that are not durable yet.
+pub(super) struct Unsynced {
+    pub fd: Fd,
+    pub last_seq: u64,
+    /// A flush of the device is enough (`joint.rs`).
+    pub plain: bool,
 }
 
 /// What one look led to.
@@ -136,12 +147,32 @@ impl Run {
                     Next::Pause(RETRY_AFTER)
                 }
             };
-            match next {
-                Next::Again => {}
-                Next::Pause(pause) => std::thread::park_timeout(pause),
-                Next::Sleep => std::thread::park(),
+            if matches!(next, Next::Again) || self.has_work() {
+                continue;
             }
+            match next {
+                Next::Pause(pause) => std::thread::park_timeout(pause),
+                _ => std::thread::park(),
+            }
+            self.spill.idle.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Before a sleep: asks to be woken by the next finished record, if records are written
+    /// as they come. True when there is one already.
+    fn has_work(&self) -> bool {
+        if !self.spill.is_eager() || self.retry_at.is_some() || self.full {
+            return false;
+        }
+        self.spill.idle.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let ring = &self.owner.ring;
+        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
+        let has_work = ring.get(Counter::Done) > kept;
+        if has_work {
+            self.spill.idle.store(false, Ordering::Relaxed);
+        }
+        has_work
     }
 
     pub(super) fn fault(&mut self, error: &Error) {
@@ -200,11 +231,11 @@ impl Run {
 
     /// How far to write: what is wanted, and what the ladder says.
     fn upto(&mut self) -> u64 {
-        let ring = &self.owner.ring;
+        let ring = self.owner.ring.clone();
         let (fill_percent, half) = {
             let cursor = self.owner.cursor.lock();
             let used = cursor.next_seq - 1 - cursor.freed_seq;
-            (cursor.fill_percent(ring), cursor.freed_seq + used / 2)
+            (cursor.fill_percent(&ring), cursor.freed_seq + used / 2)
         };
         let seen = Observed {
             fill_percent,
@@ -227,7 +258,8 @@ impl Run {
             }
         }
         let by_ladder = if self.ladder.is_spilling() { half.max(1) } else { 0 };
-        self.spill.wanted().max(by_ladder)
+        let as_they_come = if self.spill.is_eager() { ring.get(Counter::Done) } else { 0 };
+        self.spill.wanted().max(by_ladder).max(as_they_come)
     }
 
     /// Arms the appender's wake-up and says how to wait.
@@ -236,8 +268,9 @@ impl Run {
         let looks = waits || self.ladder.rung() != Rung::Ring;
         self.spill.watches_acks.store(looks, Ordering::SeqCst);
         let mut cursor = self.owner.cursor.lock();
-        cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() / 2;
-        cursor.wake_seq = cursor.freed_seq + ring.slots() / 2;
+        let percent = self.ladder.start_percent();
+        cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() * percent / 100;
+        cursor.wake_seq = cursor.freed_seq + ring.slots() * percent / 100;
         let is_due = cursor.is_wake_due();
         drop(cursor);
         // Unless the threshold was passed meanwhile: then nobody would wake us.
@@ -353,14 +386,24 @@ impl Run {
         if let Some(error) = failure {
             return Err(Error::io(what, error));
         }
-        if self.spill.durability != Durability::Process
-            && !self.unsynced.iter().any(|fd| Arc::ptr_eq(fd, &current.fd))
-        {
-            self.unsynced.push(current.fd.clone());
-        }
         let (serial, file) = (current.serial, current.file);
+        self.note_unsynced(&figures);
         self.spilled(serial, file, &figures);
         Ok(())
+    }
+
+    fn note_unsynced(&mut self, spans: &[Built]) {
+        let (Some(current), Some(last)) = (&self.current, spans.last()) else { return };
+        if self.spill.durability == Durability::Process {
+            return;
+        }
+        let durable = self.owner.ring.get(Counter::SpillDurable);
+        self.unsynced.retain(|segment| segment.last_seq > durable);
+        let (fd, last_seq, plain) = (current.fd.clone(), last.last_seq, current.plain);
+        match self.unsynced.iter_mut().find(|segment| Arc::ptr_eq(&segment.fd, &fd)) {
+            Some(segment) => segment.last_seq = last_seq,
+            None => self.unsynced.push(Unsynced { fd, last_seq, plain }),
+        }
     }
 
     fn spilled(&mut self, serial: u64, file: u32, spans: &[Built]) {
@@ -385,6 +428,9 @@ impl Run {
             let _cursor = self.owner.cursor.lock();
             ring.set(Counter::Spilled, last.last_seq);
         }
+        if self.spill.is_eager() && self.unsynced.iter().all(|segment| segment.plain) {
+            self.spill.flushable.store(last.last_seq, Ordering::SeqCst);
+        }
         free_up_to(ring, &self.owner.cursor, last.last_seq);
         self.spill.publish(ring);
         self.spill.progressed();
@@ -401,42 +447,52 @@ impl Run {
         {
             return Ok(());
         }
+        // Whoever asks for no sync brings one along, if that is enough.
+        let is_enough = self.unsynced.iter().all(|segment| segment.plain);
+        if is_enough && self.spill.wanted_synced() <= durable {
+            return Ok(());
+        }
         let driver = driver(&mut self.driver)?;
         let what = format!("cannot sync the spill in {}", self.spill.store.path().display());
-        for (index, fd) in self.unsynced.drain(..).enumerate() {
-            driver.push(index as u64, Op::Datasync(fd)).map_err(|e| Error::io(what.clone(), e))?;
+        ring.counter(Counter::SpillSyncs).fetch_add(1, Ordering::Relaxed);
+        for (index, segment) in self.unsynced.drain(..).enumerate() {
+            driver
+                .push(index as u64, Op::Datasync(segment.fd))
+                .map_err(|e| Error::io(what.clone(), e))?;
         }
         for completion in wait_all(driver, &what)? {
             if let Err(error) = completion.result {
-                self.lost_upto = spilled;
+                self.spill.lost_upto.fetch_max(spilled, Ordering::SeqCst);
                 return Err(Error::io(what, error));
             }
         }
         // After a failed sync a later one says nothing of what that one lost.
-        if ring.get(Counter::Acked) < self.lost_upto {
-            return Ok(());
-        }
-        ring.set(Counter::SpillDurable, spilled);
-        self.spill.progressed();
+        self.spill.flushed(spilled, true, ring);
         Ok(())
     }
 }
 
-/// Segments that an earlier process wrote and may not have synced, and up to which record
-/// that cannot be made good.
-fn unsynced_before(spill: &Spill, ring: &Ring) -> (Vec<Fd>, u64) {
-    let (mut unsynced, mut lost_upto) = (Vec::new(), 0);
+/// Segments that an earlier process wrote and may not have synced. What cannot be opened
+/// cannot be made good.
+fn unsynced_before(spill: &Spill, ring: &Ring) -> Vec<Unsynced> {
+    let mut unsynced = Vec::new();
     if spill.durability == Durability::Process {
-        return (unsynced, lost_upto);
+        return unsynced;
     }
     let durable = ring.get(Counter::SpillDurable);
     for segment in spill.segments().live.iter().filter(|segment| segment.last_seq > durable) {
         match spill.store.open(segment.file) {
-            Ok(opened) => unsynced.push(Arc::new(opened.file.into())),
-            Err(_) => lost_upto = lost_upto.max(segment.last_seq),
+            Ok(opened) => unsynced.push(Unsynced {
+                fd: Arc::new(opened.file.into()),
+                last_seq: segment.last_seq,
+                plain: false,
+            }),
+            Err(_) => {
+                spill.lost_upto.fetch_max(segment.last_seq, Ordering::SeqCst);
+            }
         }
     }
-    (unsynced, lost_upto)
+    unsynced
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]

@@ -7,8 +7,9 @@ use crate::attach::Resync;
 use crate::format::Counter;
 use crate::journal::Journal;
 use crate::map::VolumeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use towline_block::BlockRange;
+use towline_block::{BlockRange, VolumeId};
 
 /// Where the stream goes on behind a damaged record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +80,39 @@ impl Journal {
     /// so. Returns at once.
     pub fn persist(&self, seq: u64) {
         if let Some(spill) = &self.spill {
-            spill.want(seq);
+            spill.want(seq, true);
         }
+    }
+
+    /// Whether a flush of the volume's source makes durable what [`Self::flushable`] says.
+    pub fn is_flushed_with(&self, volume: VolumeId) -> bool {
+        self.flushed_with.get(volume.index()).copied().unwrap_or(false)
+    }
+
+    /// Asks for all records up to `seq` on disk, to be synced by a flush of a source for
+    /// which [`Self::is_flushed_with`] holds. Returns at once.
+    pub fn persist_for_flush(&self, seq: u64) {
+        if let Some(spill) = &self.spill {
+            spill.want(seq, false);
+        }
+    }
+
+    /// A flush issued now makes records up to here durable.
+    pub fn flushable(&self) -> u64 {
+        let flushable = self.spill.as_ref().map_or(0, |s| s.flushable.load(Ordering::SeqCst));
+        flushable.max(self.durable_seq())
+    }
+
+    /// Such a flush has ended; `covered` is what [`Self::flushable`] was when it began.
+    pub fn flushed(&self, covered: u64, succeeded: bool) {
+        if let Some(spill) = &self.spill {
+            spill.flushed(covered, succeeded, &self.ring);
+        }
+    }
+
+    /// Answers wait for the journal's disk without bound.
+    pub fn is_strict(&self) -> bool {
+        self.spill.as_ref().is_some_and(|spill| spill.strict)
     }
 
     /// Records up to here survive a power loss: in the spill, or at the target.

@@ -203,6 +203,8 @@ impl Mapping {
         }
     }
 
+    pub fn settle(&self) {}
+
     pub fn prefetch(&self, _offset: u64, _len: u64) {}
 
     pub fn word(&self, offset: u64) -> &AtomicU64 {

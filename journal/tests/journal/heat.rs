@@ -67,7 +67,8 @@ fn blocks_that_an_overflow_dirtied_before_the_kill_are_hot() {
 #[test]
 fn blocks_of_a_damaged_segment_are_hot() {
     let bytes = Some(4 * SEGMENT_BYTES);
-    let mut lab = cold_lab(SpillOptions { bytes, durability: Durability::Flush });
+    let mut lab =
+        cold_lab(SpillOptions { bytes, durability: Durability::Flush, ..SpillOptions::OFF });
     for round in 0..20u64 {
         let offset = round * 9_000 % (SIZE - 9_000);
         let _ = lab.write(0, offset, &[round as u8 | 1; 9_000], End::Done);

@@ -13,7 +13,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn lab_of(size: u64) -> Lab {
     let mut lab = Lab::with_size(RING_BYTES_MIN, size);
-    lab.spill = SpillOptions { bytes: Some(4 * SEGMENT_BYTES), durability: Durability::Flush };
+    lab.spill = SpillOptions {
+        bytes: Some(4 * SEGMENT_BYTES),
+        durability: Durability::Flush,
+        ..SpillOptions::OFF
+    };
     lab.attach = AttachPolicy::Trust;
     lab.open();
     lab.drain();
@@ -77,7 +81,9 @@ fn what_a_flush_made_durable_need_not_be_compared_after_a_power_cut() {
     lab.cool();
     assert_eq!(lab.journal().hot_bytes(), 0, "durable in the spill is as good as at the target");
     let report = lab.cut_power(1);
-    assert_eq!((report.history_records, pending_blocks(&lab)), (1, 0), "{report:?}");
+    // One is the HEAL before, if it was written before the target had it.
+    assert!((1..=2).contains(&report.history_records), "{report:?}");
+    assert_eq!(pending_blocks(&lab), 0, "{report:?}");
     assert!(lab.journal().hot_bytes() > 0, "hot again until the target has it");
     converge(&mut lab);
     assert_eq!(lab.from_history, 1);

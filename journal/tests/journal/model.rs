@@ -198,7 +198,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40)
     ) {
         let bytes = Some(2 * SEGMENT_BYTES);
-        run(&steps, SpillOptions { bytes, durability: Durability::Process });
+        run(&steps, SpillOptions { bytes, durability: Durability::Process, ..SpillOptions::OFF });
     }
 }
 
@@ -211,7 +211,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40)
     ) {
         let bytes = Some(4 * SEGMENT_BYTES);
-        run(&steps, SpillOptions { bytes, durability: Durability::Flush });
+        run(&steps, SpillOptions { bytes, durability: Durability::Flush, ..SpillOptions::OFF });
     }
 }
 

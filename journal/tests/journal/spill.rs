@@ -12,8 +12,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn lab(segments: u64) -> Lab {
     let mut lab = Lab::new(RING_BYTES_MIN);
-    lab.spill =
-        SpillOptions { bytes: Some(segments * SEGMENT_BYTES), durability: Durability::Process };
+    lab.spill = SpillOptions {
+        bytes: Some(segments * SEGMENT_BYTES),
+        durability: Durability::Process,
+        ..SpillOptions::OFF
+    };
     lab.open();
     lab.drain();
     lab

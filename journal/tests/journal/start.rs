@@ -278,7 +278,11 @@ fn a_damaged_payload_goes_to_the_map() {
     let kinds: Vec<_> = view.verify().errors.iter().map(|e| e.kind).collect();
     assert_eq!(kinds, ["payload_checksum"]);
     let report = lab.open();
-    assert_eq!((report.restarted, report.dirtied), (false, 1));
+    assert!(!report.restarted);
+    let journal = lab.journal.clone().unwrap();
+    journal.wait_settled();
+    assert_eq!((journal.get(Counter::DirtyBlocks), journal.get(Counter::Whole)), (1, 0));
+    drop(journal);
     lab.drain();
     lab.assert_identical();
 }

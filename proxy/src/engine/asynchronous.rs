@@ -59,7 +59,7 @@ impl Core {
             return Err(Pause::Source);
         }
         let buf = self.pending.take_buf(bytes);
-        let at = connection.received.at;
+        let at = connection.received;
         let mut operation = Operation::new((key, raw.cookie), kind, extent, buf, at);
         if let Kind::Write { .. } = kind {
             let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
@@ -84,7 +84,6 @@ impl Core {
             return Ok(());
         }
         let runnable = std::mem::take(&mut self.pending.runnable);
-        let now = Instant::now();
         for slot in runnable.iter().copied() {
             let operation = self.pending.get(slot);
             let (offset, extent) = (operation.extent.offset, operation.extent);
@@ -98,10 +97,12 @@ impl Core {
                 Kind::Zero { .. } => self.volume.begin(|| Change::Zero { extent, trim: false }),
                 Kind::Trim { .. } => self.volume.begin(|| Change::Zero { extent, trim: true }),
             };
-            operation.submitted = now;
             let op = operation.start(self.volume.disk().fd());
             self.driver.push(Purpose::Source(slot as u32).token(), op)?;
         }
+        // All are in the journal, and go to the kernel together next.
+        let now = Instant::now();
+        runnable.iter().for_each(|slot| self.pending.get(*slot).submitted = now);
         self.recycle_runnable(runnable);
         Ok(())
     }
@@ -126,11 +127,15 @@ impl Core {
         let len = if ended.kind.is_read() { ended.extent.len as usize } else { 0 };
         connection.owed -= len;
         connection.output.force_room(READ_HEAD_BYTES_MAX + len, &mut self.memory);
+        // The source is done when this thread hears of it.
+        let source = self.now.saturating_duration_since(ended.submitted);
+        let timing = ended.kind.timing(ended.extent.len, ended.received, source);
         let counters = &self.counters;
         match ended.kind {
             Kind::Read => {
                 counters.reads.add(1);
                 counters.read_bytes.add(ended.extent.len);
+                self.replied(connection, timing);
                 if let Err(failure) = result {
                     return self.fail(connection, ended.cookie, failure);
                 }
@@ -145,9 +150,6 @@ impl Core {
             Kind::Write { .. } => {
                 counters.writes.add(1);
                 counters.written_bytes.add(ended.extent.len);
-                let at_source = self.now.saturating_duration_since(ended.submitted);
-                let elapsed = Instant::now().saturating_duration_since(ended.received);
-                self.recorder.record(elapsed.saturating_sub(at_source).as_nanos() as u64);
             }
             Kind::Zero { .. } => counters.zeroes.add(1),
             Kind::Trim { .. } => counters.trims.add(1),
@@ -155,7 +157,7 @@ impl Core {
         if !matches!(ended.kind, Kind::Write { .. }) {
             counters.zeroed_bytes.add(ended.extent.len);
         }
-        self.complete(key, connection, ended.cookie, ended.kind.fua(), result);
+        self.complete(key, connection, ended.cookie, ended.kind.fua(), result, timing);
     }
 
     /// Makes a claim; answered at once, or when the changes before it have ended (R3).

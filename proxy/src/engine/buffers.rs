@@ -4,7 +4,7 @@
 //! the used part kept as numbers: growing a vector's length for every request
 //! would clear memory that is overwritten right after.
 
-use super::execute::{SYNC_REPLY_BYTES_MAX, SYNCS_MAX};
+use super::execute::{SYNC_REPLY_BYTES_MAX, SYNCS_MAX, TURN_BYTES};
 use towline_block::sys::uring::Window;
 
 /// Size that every buffer starts with and returns to: 32 pipelined requests of
@@ -140,9 +140,10 @@ impl Input {
         self.bytes = Vec::new();
     }
 
-    /// Hands the free part to the kernel, up to the buffer's end.
+    /// Hands the free part to the kernel: all of it, or what one receive may move. A fast
+    /// sender fills a longer one while it is copied, and the others wait.
     pub fn lend(&mut self) -> Window {
-        let len = self.bytes.len() - self.end;
+        let len = (self.bytes.len() - self.end).min(TURN_BYTES);
         Window::new(std::mem::take(&mut self.bytes), self.end, len)
     }
 
@@ -154,7 +155,8 @@ impl Input {
 
     /// The free part, as [`Input::lend`], without giving the buffer away.
     pub fn space(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.end..]
+        let len = (self.bytes.len() - self.end).min(TURN_BYTES);
+        &mut self.bytes[self.end..][..len]
     }
 
     /// The first `received` bytes of the free part were filled.

@@ -2,6 +2,7 @@
 
 use super::buffers::{Input, LargeMemory, Output};
 use super::command::NewConnection;
+use crate::latency::Timing;
 use crate::nbd::errno::Errno;
 use crate::nbd::reply;
 use crate::nbd::request::{RawRequest, Refusal, Terms};
@@ -9,7 +10,7 @@ use socket2::{SockRef, Socket};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use towline_block::sys::socket;
 use towline_block::sys::uring::{Fd, Window};
 
@@ -17,6 +18,10 @@ use towline_block::sys::uring::{Fd, Window};
 /// its error and goes on. Twice the largest legal one; beyond, the stream is taken
 /// for garbage.
 pub const DISCARD_BYTES_MAX: usize = 64 << 20;
+
+/// Requests whose times are kept until their replies go out. Beyond, behind a client
+/// that does not read, they count as replied when queued.
+pub const TIMINGS_MAX: usize = 256;
 
 /// Why parsing stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +58,6 @@ pub enum Ending {
     Drained,
 }
 
-/// When a request arrived, on two clocks: the wall and the source's.
-#[derive(Clone, Copy, Debug)]
-pub struct Stamp {
-    pub at: Instant,
-    pub source_ns: u64,
-}
-
 /// A refused WRITE whose payload is still coming.
 struct Discard {
     left: usize,
@@ -90,15 +88,20 @@ pub struct Connection {
     pub pending: u32,
     /// Data bytes of their replies.
     pub owed: usize,
-    /// Bytes done of the zero or trim at the head of the input.
+    /// Bytes done of the change at the head of the input.
     pub progress: u64,
-    pub received: Stamp,
+    /// When the bytes of the requests at hand came.
+    pub received: Instant,
+    /// What the change at the head of the input took in the source so far.
+    pub source: Duration,
+    /// Requests whose replies are in the output.
+    pub timings: Vec<Timing>,
     discard: Option<Discard>,
     _permit: Box<dyn Send>,
 }
 
 impl Connection {
-    pub fn new(new: NewConnection, received: Stamp) -> Connection {
+    pub fn new(new: NewConnection, received: Instant) -> Connection {
         Connection {
             fd: Arc::new(new.fd),
             terms: new.terms,
@@ -117,6 +120,8 @@ impl Connection {
             owed: 0,
             progress: 0,
             received,
+            source: Duration::ZERO,
+            timings: Vec::with_capacity(TIMINGS_MAX),
             discard: None,
             _permit: new.permit,
         }

@@ -3,14 +3,14 @@
 
 use super::buffers::LargeMemory;
 use super::command::Inbox;
-use super::connection::{Connection, Ending, Pause, Stamp};
+use super::connection::{Connection, Ending, Pause};
 use super::durable::Waits;
 use super::pending::Pending;
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
 use crate::error::Result;
 use crate::gate::Gate;
-use crate::latency::{Counters, Latency, Recorder};
+use crate::latency::{Counters, Shadow, Timing};
 use crate::nbd::reply::Descriptor;
 use crate::syncs::Syncs;
 use crate::volume::Volume;
@@ -18,7 +18,7 @@ use crossbeam::channel::Sender;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use towline_block::sys::uring::{Completion, Driver, Op, Window};
 use towline_journal::Ticket;
 
@@ -28,7 +28,7 @@ const RING_ENTRIES: u32 = 256;
 
 /// Who waits for an fdatasync.
 pub(super) enum Waiter {
-    Reply { key: Key, cookie: u64 },
+    Reply { key: Key, cookie: u64, timing: Timing },
     Seal(Sender<Result<()>>),
 }
 
@@ -39,12 +39,14 @@ pub(super) struct Core {
     pub syncs: Syncs<Waiter>,
     pub memory: LargeMemory,
     pub counters: Arc<Counters>,
-    pub recorder: Recorder,
-    pub latency: Arc<Latency>,
+    pub shadow: Arc<Shadow>,
     /// Scratch of BLOCK_STATUS.
     pub runs: Vec<Descriptor>,
     /// Barrier of the fdatasync in flight.
     pub barrier: Option<Ticket>,
+    /// When the last fdatasync was issued, and what it took once it has ended.
+    pub sync_begun: Instant,
+    pub sync_took: Duration,
     pub waits: Waits,
     pub pending: Pending,
     pub spin: Spin,
@@ -60,7 +62,7 @@ impl Core {
     pub fn new(
         volume: Volume,
         gate: Gate,
-        latency: Arc<Latency>,
+        shadow: Arc<Shadow>,
         counters: Arc<Counters>,
         policy: LatencyPolicy,
     ) -> io::Result<Core> {
@@ -72,10 +74,11 @@ impl Core {
             syncs: Syncs::new(),
             memory: LargeMemory::new(),
             counters,
-            recorder: Recorder::new(now),
-            latency,
+            shadow,
             runs: Vec::new(),
             barrier: None,
+            sync_begun: now,
+            sync_took: Duration::ZERO,
             waits: Waits::default(),
             pending: Pending::default(),
             spin: Spin::new(policy, now),
@@ -98,13 +101,18 @@ impl Core {
         }
         self.barrier = self.volume.begin_barrier();
         self.waits.needed = self.volume.persist_before(self.barrier.as_ref());
-        self.counters.syncs.add(1);
-        let fd = self.volume.disk().fd().clone();
-        self.driver.push(Purpose::Sync.token(), Op::Datasync(fd))
+        match self.hold_sync() {
+            true => Ok(()),
+            false => self.issue_sync(),
+        }
     }
 
-    pub fn stamp(&self) -> Stamp {
-        Stamp { at: self.now, source_ns: self.volume.source_ns() }
+    pub fn issue_sync(&mut self) -> io::Result<()> {
+        self.note_issue();
+        self.counters.syncs.add(1);
+        self.sync_begun = Instant::now();
+        let fd = self.volume.disk().fd().clone();
+        self.driver.push(Purpose::Sync.token(), Op::Datasync(fd))
     }
 
     pub fn enqueue(&mut self, key: Key, connection: &mut Connection) {
@@ -117,7 +125,7 @@ impl Core {
     /// What the connection waited for may be there. The wait is not our latency.
     pub fn resume(&mut self, key: Key, connection: &mut Connection) {
         connection.pause = None;
-        connection.received = self.stamp();
+        connection.received = self.now;
         self.enqueue(key, connection);
     }
 
@@ -141,7 +149,7 @@ impl Core {
             Ok(0) if connection.ending == Ending::No => connection.ending = Ending::Draining,
             Ok(_) => {}
         }
-        connection.received = self.stamp();
+        connection.received = self.now;
         self.enqueue(key, connection);
     }
 
@@ -220,12 +228,26 @@ impl Core {
         if connection.sending || connection.output.is_empty() {
             return Ok(());
         }
-        match connection.send_now(&mut self.memory) {
+        let rest = connection.send_now(&mut self.memory);
+        self.fold(connection);
+        match rest {
             Some(rest) => {
                 let op = Op::Send(connection.fd.clone(), rest);
                 self.driver.push(Purpose::Send(key).token(), op)
             }
             None => Ok(()),
+        }
+    }
+
+    /// The replies queued so far are with the socket, or as good as: their requests
+    /// are over.
+    pub fn fold(&self, connection: &mut Connection) {
+        if connection.timings.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for timing in connection.timings.drain(..) {
+            self.shadow.replied(&timing, now);
         }
     }
 

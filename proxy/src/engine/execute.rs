@@ -1,21 +1,22 @@
 //! From received bytes to replies: parses a connection's input and executes each
 //! request to its end, until something named in [`Pause`] stops it.
 
-use super::connection::{Connection, Pause};
+use super::connection::{Connection, Pause, TIMINGS_MAX};
 use super::core::{Core, Waiter};
 use super::slots::Key;
 use crate::gate::Passage;
+use crate::latency::{Kind, Timing};
 use crate::nbd::errno::Errno;
 use crate::nbd::proto::{ChunkFrame, REQUEST_FRAME_BYTES};
 use crate::nbd::reply::{self, READ_HEAD_BYTES_MAX, ReadHead};
 use crate::nbd::request::{RawRequest, Request, validate};
 use crate::volume::{Failure, ZERO_PIECE_BYTES_MAX};
-use std::time::Instant;
 use towline_block::Extent;
 
-/// Data moved for one connection before the others of its volume get a turn: about
-/// 100 us of copying.
-const TURN_BYTES: usize = 1 << 20;
+/// Data moved for one connection before the others of its volume get a turn: received,
+/// written or read, about 100 us of copying. A longer write is done in pieces, so that a
+/// reader beside a writer of 32 MiB waits for one of them and not for 10 ms.
+pub(super) const TURN_BYTES: usize = 256 << 10;
 /// Unsent replies of a connection at which its requests wait. One more reply, of
 /// at most 32 MiB, can come on top.
 pub(super) const REPLY_BATCH_BYTES: usize = 1 << 20;
@@ -115,29 +116,42 @@ impl Core {
         match request {
             Request::Read { extent } => return self.read(connection, raw, extent),
             Request::Write { extent, fua } => {
-                let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
-                let result = self.volume.write(data, extent.offset);
+                let result =
+                    self.in_pieces(connection, extent, TURN_BYTES as u64, |core, rest, piece| {
+                        let data = &rest[REQUEST_FRAME_BYTES..];
+                        let at = (piece.offset - extent.offset) as usize;
+                        core.volume.write(&data[at..][..piece.len as usize], piece.offset)
+                    })?;
                 self.counters.writes.add(1);
                 self.counters.written_bytes.add(extent.len);
-                self.complete(key, connection, raw.cookie, fua, result);
-                self.measure(connection);
+                let kind = if fua { Kind::Fua } else { Kind::Write };
+                let timing = self.timing(connection, kind, raw);
+                self.complete(key, connection, raw.cookie, fua, result, timing);
             }
             Request::Zero { extent, fua, no_hole } => {
-                let result = self.in_pieces(connection, extent, |core, piece| {
+                let most = ZERO_PIECE_BYTES_MAX;
+                let result = self.in_pieces(connection, extent, most, |core, _, piece| {
+                    core.counters.zeroed_bytes.add(piece.len);
                     core.volume.zero(piece, no_hole)
                 })?;
                 self.counters.zeroes.add(1);
-                self.complete(key, connection, raw.cookie, fua, result);
+                let timing = self.timing(connection, Kind::Zero, raw);
+                self.complete(key, connection, raw.cookie, fua, result, timing);
             }
             Request::Trim { extent, fua } => {
-                let result =
-                    self.in_pieces(connection, extent, |core, piece| core.volume.trim(piece))?;
+                let most = ZERO_PIECE_BYTES_MAX;
+                let result = self.in_pieces(connection, extent, most, |core, _, piece| {
+                    core.counters.zeroed_bytes.add(piece.len);
+                    core.volume.trim(piece)
+                })?;
                 self.counters.trims.add(1);
-                self.complete(key, connection, raw.cookie, fua, result);
+                let timing = self.timing(connection, Kind::Zero, raw);
+                self.complete(key, connection, raw.cookie, fua, result, timing);
             }
             Request::Flush => {
                 self.counters.flushes.add(1);
-                self.complete(key, connection, raw.cookie, true, Ok(()));
+                let timing = self.timing(connection, Kind::Flush, raw);
+                self.complete(key, connection, raw.cookie, true, Ok(()), timing);
             }
             Request::Status { extent, one } => {
                 self.counters.statuses.add(1);
@@ -169,23 +183,27 @@ impl Core {
             output.truncate(before);
             self.fail(connection, raw.cookie, failure);
         }
+        let timing = self.timing(connection, Kind::Read, raw);
+        self.replied(connection, timing);
         self.counters.reads.add(1);
         self.counters.read_bytes.add(extent.len);
         Ok(len)
     }
 
-    /// One piece of a long operation; the result once it was the last.
+    /// One piece of a change, of at most `most` bytes; the result once it was the last.
+    /// The operation gets the request as it was received, too.
     fn in_pieces(
         &mut self,
         connection: &mut Connection,
         extent: Extent,
-        operation: impl FnOnce(&mut Core, Extent) -> Result<(), Failure>,
+        most: u64,
+        operation: impl FnOnce(&mut Core, &[u8], Extent) -> Result<(), Failure>,
     ) -> Result<Result<(), Failure>, Pause> {
         let left = extent.len - connection.progress;
         let offset = extent.offset + connection.progress;
-        let piece = Extent::new(offset, left.min(ZERO_PIECE_BYTES_MAX));
-        let result = operation(self, piece);
-        self.counters.zeroed_bytes.add(piece.len);
+        let piece = Extent::new(offset, left.min(most));
+        let result = operation(self, connection.input.unread(), piece);
+        connection.source += self.volume.take_source_time();
         if result.is_ok() && piece.len < left {
             connection.progress += piece.len;
             return Err(Pause::Turn);
@@ -202,22 +220,35 @@ impl Core {
         cookie: u64,
         durable: bool,
         result: Result<(), Failure>,
+        timing: Timing,
     ) {
         match result {
             Err(failure) => self.fail(connection, cookie, failure),
-            Ok(()) if !durable && self.waits_for_journal(key, cookie) => connection.syncs += 1,
+            Ok(()) if !durable && self.waits_for_journal(key, cookie, timing) => {
+                connection.syncs += 1;
+                return;
+            }
             Ok(()) if !durable => connection.reply_done(cookie),
             Ok(()) if self.syncs.has_failed() => self.fail(connection, cookie, SYNC_FAILED),
             Ok(()) => {
                 connection.syncs += 1;
-                self.syncs.join(Waiter::Reply { key, cookie });
+                self.syncs.join(Waiter::Reply { key, cookie, timing });
+                return;
             }
         }
+        self.replied(connection, timing);
     }
 
     /// Replies to a flush or FUA whose fdatasync has ended.
-    pub(super) fn synced(&mut self, connection: &mut Connection, cookie: u64, succeeded: bool) {
+    pub(super) fn synced(
+        &mut self,
+        connection: &mut Connection,
+        cookie: u64,
+        succeeded: bool,
+        timing: Timing,
+    ) {
         connection.syncs -= 1;
+        self.replied(connection, timing);
         match succeeded {
             true => connection.reply_done(cookie),
             false => self.fail(connection, cookie, SYNC_FAILED),
@@ -229,11 +260,17 @@ impl Core {
         connection.reply_error(cookie, failure.error, failure.text);
     }
 
-    /// Records what a write took beyond the time in the source.
-    fn measure(&mut self, connection: &Connection) {
-        let received = connection.received;
-        let elapsed = Instant::now().saturating_duration_since(received.at).as_nanos() as u64;
-        let in_source = self.volume.source_ns() - received.source_ns;
-        self.recorder.record(elapsed.saturating_sub(in_source));
+    /// The times of a request whose source operation is over, or still to come.
+    fn timing(&mut self, connection: &mut Connection, kind: Kind, raw: &RawRequest) -> Timing {
+        let source = std::mem::take(&mut connection.source) + self.volume.take_source_time();
+        Timing::new(kind, u64::from(raw.length), connection.received, source)
+    }
+
+    /// The reply of a request is in the output.
+    pub(super) fn replied(&self, connection: &mut Connection, timing: Timing) {
+        if connection.timings.len() == TIMINGS_MAX {
+            self.fold(connection);
+        }
+        connection.timings.push(timing);
     }
 }

@@ -79,7 +79,7 @@ impl Engine {
             return;
         }
         self.core.counters.connections.add(1);
-        let connection = Connection::new(new, self.core.stamp());
+        let connection = Connection::new(new, self.core.now);
         let key = self.connections.insert(connection);
         if let Some(connection) = self.connections.get_mut(key) {
             self.core.enqueue(key, connection);

@@ -23,12 +23,13 @@
 
 use super::slots::Key;
 use crate::error::Result;
+use crate::latency::{self, Timing};
 use crate::overlap::{Arrival, Overlaps};
 use crate::volume::ZERO_PIECE_BYTES_MAX;
 use crossbeam::channel::Sender;
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use towline_block::buffer::DIRECT_ALIGN;
 use towline_block::sys::uring::{Fd, Op, Window, Zeroing};
 use towline_block::{AlignedBuf, Extent};
@@ -103,6 +104,16 @@ impl Kind {
             Kind::Read => false,
             Kind::Write { fua } | Kind::Zero { fua, .. } | Kind::Trim { fua } => fua,
         }
+    }
+
+    pub fn timing(self, bytes: u64, received: Instant, source: Duration) -> Timing {
+        let kind = match self {
+            Kind::Read => latency::Kind::Read,
+            Kind::Write { fua: false } => latency::Kind::Write,
+            Kind::Write { fua: true } => latency::Kind::Fua,
+            Kind::Zero { .. } | Kind::Trim { .. } => latency::Kind::Zero,
+        };
+        Timing::new(kind, bytes, received, source)
     }
 
     /// Bytes of the buffer that it needs.

@@ -7,7 +7,7 @@ use super::slots::{Key, Purpose, Slots};
 use super::spin::LatencyPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
-use crate::latency::{Counters, Latency};
+use crate::latency::{Counters, Shadow};
 use crate::volume::Volume;
 use crossbeam::channel::Sender;
 use std::io;
@@ -21,7 +21,7 @@ pub struct Setup {
     pub volume: Volume,
     pub gate: Gate,
     pub inbox: Inbox,
-    pub latency: Arc<Latency>,
+    pub shadow: Arc<Shadow>,
     pub counters: Arc<Counters>,
     pub policy: LatencyPolicy,
 }
@@ -39,8 +39,8 @@ pub struct Engine {
 impl Engine {
     /// Only on the thread that calls [`Engine::run`].
     pub fn new(setup: Setup) -> io::Result<Engine> {
-        let Setup { volume, gate, inbox, latency, counters, policy } = setup;
-        let mut core = Core::new(volume, gate, latency, counters, policy)?;
+        let Setup { volume, gate, inbox, shadow, counters, policy } = setup;
+        let mut core = Core::new(volume, gate, shadow, counters, policy)?;
         core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
         Ok(Engine { core, connections: Slots::new(), inbox, holds: Vec::new(), stop_by: None })
     }
@@ -53,7 +53,6 @@ impl Engine {
             tracing::error!(volume = %self.core.volume.name(), %error, "the volume's thread ends");
         }
         let core = &mut self.core;
-        core.recorder.publish_now(core.now, &core.latency);
         let flushed = match core.volume.is_read_only() {
             true => Ok(()),
             false => core.volume.disk().flush(),
@@ -106,7 +105,6 @@ impl Engine {
         self.core.issue()?;
         self.core.start_sync()?;
         self.answer_holds();
-        self.core.recorder.publish(self.core.now, &self.core.latency);
         Ok(())
     }
 
@@ -127,7 +125,7 @@ impl Engine {
         let core = &self.core;
         let waits = core.waits.deadline();
         let stop_by = self.stop_by.filter(|stop_by| core.pending.is_idle() || *stop_by > core.now);
-        let deadlines = [core.gate.deadline(), core.recorder.deadline(), waits, stop_by];
+        let deadlines = [core.gate.deadline(), waits, stop_by];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -210,11 +208,13 @@ impl Engine {
     }
 
     fn synced(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        self.core.sync_took = self.core.now.saturating_duration_since(self.core.sync_begun);
         let succeeded = result.is_ok();
         if let Err(error) = result {
             let volume = self.core.volume.name();
             tracing::error!(%volume, %error, "flush failed; this and all later flushes fail");
         }
+        self.core.note_end(succeeded);
         let outcome = if succeeded { Outcome::Done } else { Outcome::Failed };
         let barrier = self.core.barrier.take();
         self.core.volume.finish_barrier(barrier, outcome);

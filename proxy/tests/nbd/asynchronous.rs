@@ -5,6 +5,7 @@ use super::rig::{MIB, Rig};
 use std::time::Duration;
 use towline_block::{BLOCK_BYTES, VolumeId};
 use towline_journal::format::Counter;
+use towline_proxy::latency::Kind;
 use towline_proxy::nbd::proto::{command, command_flag};
 
 /// A fixed sequence of numbers that look random.
@@ -140,4 +141,21 @@ fn an_orderly_stop_ends_what_is_at_the_source() {
     assert_eq!(&bytes[5..9], b"kept");
     let journal = journal.unwrap();
     assert_eq!(journal.get(Counter::Done), journal.get(Counter::Head));
+}
+
+#[test]
+fn every_request_is_timed_once_with_its_kind() {
+    let rig = Rig::direct(&[MIB]);
+    let mut client = rig.simple();
+    assert_eq!(client.write(0, 0, &[1; 4096]), 0);
+    assert_eq!(client.write(0, 100, &[1; 5000]), 0);
+    assert_eq!(client.write(command_flag::FUA, 8192, &[1; 4096]), 0);
+    assert_eq!(client.change(command::WRITE_ZEROES, 0, 0, 4096), 0);
+    assert_eq!(client.read(0, 512).unwrap().len(), 512);
+    assert_eq!(client.flush(), 0);
+    let counts = |rig: &Rig| {
+        Kind::ALL.map(|kind| rig.server.figures()[0].shadow.total(&[kind]).count).to_vec()
+    };
+    // Read, write, durable write, flush, zero.
+    rig.until("all are counted", |rig| counts(rig) == [1, 2, 1, 1, 1]);
 }

@@ -7,6 +7,7 @@ use towline_block::VolumeId;
 use towline_journal::RingReader;
 use towline_journal::format::{Counter, Kind};
 use towline_journal::state::Promoted;
+use towline_proxy::latency;
 use towline_proxy::nbd::proto::{command, command_flag};
 use towline_proxy::{ErrorKind, StartGate};
 
@@ -253,9 +254,11 @@ fn added_latency_and_counts_are_published() {
     for _ in 0..100 {
         assert_eq!(client.write(0, 0, &[1; 4096]), 0);
     }
-    rig.until("a period is published", |rig| rig.server.figures()[0].latency.total().count == 100);
+    rig.until("all are counted", |rig| {
+        rig.server.figures()[0].shadow.total(&[latency::Kind::Write]).count == 100
+    });
     let figures = &rig.server.figures()[0];
-    let latency = figures.latency.snapshot();
+    let latency = figures.shadow.last(&[latency::Kind::Write]);
     assert!(latency.p50_us > 0.0 && latency.p50_us <= latency.p99_us, "{latency:?}");
     assert_eq!(figures.counters.writes.get(), 100);
     assert_eq!(figures.counters.written_bytes.get(), 409_600);

@@ -1,12 +1,12 @@
-//! Building a batch: operations are pushed, then sealed into the chain.
+//! Building a batch: operations are pushed, then encoded into the chain.
 
-use super::layout::{self, Header, MAGIC, OpEntry, VERSION};
-use super::{Control, DATA_BYTES_MAX, Kind, NOTE_BYTES_MAX, OPS_MAX, bytes_after};
+use super::coalesce::{Piece, Span, survivors};
+use super::encode::{Encoder, Sealed};
+use super::layout::{self, HEADER_BYTES, OpEntry};
+use super::{Control, DATA_BYTES_MAX, DIGEST_BYTES, Kind, NOTE_BYTES_MAX, OPS_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, SessionId};
-use towline_block::checksum::crc32c_of;
 use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
-use zerocopy::IntoBytes;
 
 /// Where the next batch goes in the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +30,6 @@ impl Chain {
     }
 }
 
-/// An encoded batch and what the chain needs of it.
-#[derive(Clone, Debug)]
-pub struct Sealed {
-    pub bytes: Vec<u8>,
-    pub hash: BatchHash,
-    pub number: u64,
-    /// Position of the stream after this batch.
-    pub position: Position,
-    pub claims_upto: u64,
-    /// Sum of the sizes of all batches, this one included.
-    pub stream_bytes: u64,
-}
-
 /// Collects the operations of one batch.
 #[derive(Debug)]
 pub struct BatchBuilder {
@@ -54,7 +41,16 @@ pub struct BatchBuilder {
     claim_id: u64,
     claims_upto: u64,
     table: Vec<OpEntry>,
-    data: Vec<u8>,
+    /// Room for the header, then the payloads: they are copied here once.
+    buf: Vec<u8>,
+}
+
+/// Bytes that [`BatchBuilder::fill`] brought into a batch and that no operation names yet.
+#[derive(Debug)]
+#[must_use = "give it to an operation, or take it back"]
+pub struct Filled {
+    at: usize,
+    pub len: usize,
 }
 
 impl BatchBuilder {
@@ -80,13 +76,21 @@ impl BatchBuilder {
             claim_id,
             claims_upto: upto,
             table: Vec::new(),
-            data: Vec::new(),
+            buf: vec![0; HEADER_BYTES],
         }
+    }
+
+    /// As it is, with the memory of an earlier batch, whatever that holds.
+    pub fn reusing(mut self, mut memory: Vec<u8>) -> BatchBuilder {
+        memory.clear();
+        memory.extend_from_slice(&self.buf);
+        self.buf = memory;
+        self
     }
 
     /// Whether one more operation with this much payload has room.
     pub fn fits(&self, payload_bytes: usize) -> bool {
-        self.table.len() < OPS_MAX && self.data.len() + payload_bytes <= DATA_BYTES_MAX
+        self.table.len() < OPS_MAX && self.data_bytes() + payload_bytes <= DATA_BYTES_MAX
     }
 
     pub fn op_count(&self) -> usize {
@@ -94,7 +98,7 @@ impl BatchBuilder {
     }
 
     pub fn data_bytes(&self) -> usize {
-        self.data.len()
+        self.buf.len() - HEADER_BYTES
     }
 
     /// No operation, and no record passed.
@@ -129,12 +133,60 @@ impl BatchBuilder {
             return Err(Error::new(ErrorKind::InvalidInput, "a write of no bytes is no operation"));
         }
         let at = self.take(payload)?;
-        let len = payload.len() as u32;
-        self.push(layout::OP_WRITE, 0, seq, volume, Extent::new(offset, len.into()), at);
-        if let Some(entry) = self.table.last_mut() {
-            entry.data_crc32c = payload_crc32c.into();
-        }
+        self.push_write(seq, volume, Extent::new(offset, payload.len() as u64), at, payload_crc32c);
         Ok(())
+    }
+
+    fn push_write(&mut self, seq: Seq, volume: VolumeId, extent: Extent, at: u32, crc: u32) {
+        self.push(layout::OP_WRITE, 0, seq, volume, extent, at);
+        if let Some(entry) = self.table.last_mut() {
+            entry.data_crc32c = crc.into();
+        }
+    }
+
+    /// Lets `read` append bytes to the batch directly, without a copy between. The next
+    /// call is [`BatchBuilder::write_filled`] or [`BatchBuilder::take_back`].
+    pub fn fill<R>(&mut self, read: impl FnOnce(&mut Vec<u8>) -> R) -> (R, Filled) {
+        let at = self.buf.len();
+        let result = read(&mut self.buf);
+        assert!(self.buf.len() >= at, "bytes are appended to a batch, never removed");
+        (result, Filled { at, len: self.buf.len() - at })
+    }
+
+    /// The bytes that were filled in last.
+    pub fn filled(&self, filled: &Filled) -> &[u8] {
+        self.buf.get(filled.at..filled.at + filled.len).unwrap_or_default()
+    }
+
+    /// As [`BatchBuilder::write`], of the bytes that were filled in last. They are taken
+    /// back when it fails.
+    pub fn write_filled(
+        &mut self,
+        seq: Seq,
+        volume: VolumeId,
+        offset: u64,
+        filled: Filled,
+        payload_crc32c: u32,
+    ) -> Result<()> {
+        let Filled { at, len } = filled;
+        assert_eq!(at + len, self.buf.len(), "an operation takes the bytes filled in last");
+        if len == 0 || self.table.len() >= OPS_MAX || self.data_bytes() > DATA_BYTES_MAX {
+            self.take_back(Filled { at, len });
+            let kind = if len == 0 { ErrorKind::InvalidInput } else { ErrorKind::Full };
+            return Err(Error::new(
+                kind,
+                format!("a write of {len} bytes has no room or no bytes"),
+            ));
+        }
+        let extent = Extent::new(offset, len as u64);
+        self.push_write(seq, volume, extent, (at - HEADER_BYTES) as u32, payload_crc32c);
+        Ok(())
+    }
+
+    /// The bytes that were filled in last do not belong to the batch.
+    pub fn take_back(&mut self, filled: Filled) {
+        assert_eq!(filled.at + filled.len, self.buf.len(), "only the last bytes are taken back");
+        self.buf.truncate(filled.at);
     }
 
     pub fn zero(
@@ -221,12 +273,12 @@ impl BatchBuilder {
             let what = format!(
                 "the batch is full ({} operations, {} bytes): seal it and start another",
                 self.table.len(),
-                self.data.len()
+                self.data_bytes()
             );
             return Err(Error::new(ErrorKind::Full, what));
         }
-        let at = self.data.len() as u32;
-        self.data.extend_from_slice(payload);
+        let at = self.data_bytes() as u32;
+        self.buf.extend_from_slice(payload);
         Ok(at)
     }
 
@@ -245,47 +297,118 @@ impl BatchBuilder {
         });
     }
 
-    /// Seals the batch as the one after `chain`. The caller then advances its chain.
+    /// Encodes the batch as the one after `chain`, neither compressed nor sealed. The
+    /// caller then advances its chain.
     pub fn encode(self, chain: &Chain, created_unix_ns: u64) -> Sealed {
-        let number = chain.number + 1;
-        let table = self.table.as_bytes();
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION.into(),
-            kind: match self.kind {
-                Kind::Records => layout::KIND_RECORDS,
-                Kind::Blocks => layout::KIND_BLOCKS,
-            },
-            compression: layout::COMPRESSION_NONE,
-            flags: 0.into(),
-            group_uuid: chain.group.0,
-            session: chain.session.0,
-            number: number.into(),
-            prev_hash: chain.hash.0,
-            epoch: self.epoch.0.into(),
-            incarnation: self.incarnation.0.into(),
-            first_seq: self.first.0.into(),
-            last_seq: self.last.0.into(),
-            claim_id: self.claim_id.into(),
-            claims_upto: self.claims_upto.into(),
-            stream_bytes_before: chain.stream_bytes.into(),
-            created_unix_ns: created_unix_ns.into(),
-            op_count: (self.table.len() as u32).into(),
-            data_bytes: (self.data.len() as u32).into(),
-            table_crc32c: crc32c(table).into(),
-            reserved: [0; 96],
-            header_crc32c: 0.into(),
-        };
-        let (covered, _) = header.as_bytes().split_at(layout::HEADER_CRC_COVERS);
-        header.header_crc32c = crc32c_of(&[covered]).into();
-        let bytes = [header.as_bytes(), table, &self.data].concat();
-        Sealed {
-            hash: BatchHash::of(&bytes),
-            number,
-            position: Position::new(self.epoch, self.incarnation, self.last),
-            claims_upto: self.claims_upto,
-            stream_bytes: bytes_after(chain.stream_bytes, bytes.len()),
-            bytes,
+        let mut encoder = Encoder::default();
+        encoder.encode(self, chain, created_unix_ns).expect("only compressing and sealing can fail")
+    }
+
+    /// Drops what later operations of the batch overwrite. Answers the bytes of payload
+    /// that are not shipped for it.
+    pub(super) fn coalesce(&mut self) -> usize {
+        let spans: Vec<_> = self.table.iter().map(span_of).collect();
+        let Some(pieces) = survivors(&spans) else { return 0 };
+        if pieces.len() > OPS_MAX || !self.are_cuts_sound(&pieces) {
+            return 0;
         }
+        let before = self.data_bytes();
+        let mut table = Vec::with_capacity(pieces.len());
+        let mut end = HEADER_BYTES;
+        for piece in pieces {
+            let mut entry = self.table[piece.row].clone();
+            if carries_data(&entry) {
+                let (from, len) = self.place_of(&entry, &piece);
+                // Pieces keep their order, so nothing is overwritten before it is moved.
+                self.buf.copy_within(from..from + len, end);
+                entry.data_offset = ((end - HEADER_BYTES) as u32).into();
+                if entry.kind == layout::OP_WRITE && len != entry.len.get() as usize {
+                    entry.offset = piece.start.into();
+                    entry.len = (len as u32).into();
+                    entry.data_crc32c = crc32c(&self.buf[end..end + len]).into();
+                }
+                end += len;
+            }
+            table.push(entry);
+        }
+        self.buf.truncate(end);
+        self.table = table;
+        before - self.data_bytes()
+    }
+
+    /// A piece of a write gets a checksum of its own: only where the whole still has the
+    /// one that the proxy computed. Else all stays, and the target refuses it.
+    fn are_cuts_sound(&self, pieces: &[Piece]) -> bool {
+        let mut sound = None;
+        pieces.iter().all(|piece| {
+            let entry = &self.table[piece.row];
+            let (from, len) = self.place_of(entry, piece);
+            let is_whole = entry.kind != layout::OP_WRITE || len == entry.len.get() as usize;
+            if is_whole || sound == Some(piece.row) {
+                return true;
+            }
+            sound = Some(piece.row);
+            let start = from - (piece.start - entry.offset.get()) as usize;
+            let payload = &self.buf[start..start + entry.len.get() as usize];
+            crc32c(payload) == entry.data_crc32c.get()
+        })
+    }
+
+    /// Where the piece's bytes lie in the buffer.
+    fn place_of(&self, entry: &OpEntry, piece: &Piece) -> (usize, usize) {
+        let start = HEADER_BYTES + entry.data_offset.get() as usize;
+        match entry.kind {
+            layout::OP_WRITE => {
+                let within = (piece.start - entry.offset.get()) as usize;
+                (start + within, (piece.end - piece.start) as usize)
+            }
+            layout::OP_COMPARE => (start, DIGEST_BYTES),
+            _ => (start, entry.len.get() as usize),
+        }
+    }
+
+    pub(super) fn into_parts(self) -> Parts {
+        Parts {
+            kind: self.kind,
+            position: Position::new(self.epoch, self.incarnation, self.last),
+            first: self.first,
+            claim_id: self.claim_id,
+            claims_upto: self.claims_upto,
+            table: self.table,
+            buf: self.buf,
+        }
+    }
+}
+
+/// What an encoder needs of a builder that is done.
+pub(super) struct Parts {
+    pub kind: Kind,
+    pub position: Position,
+    pub first: Seq,
+    pub claim_id: u64,
+    pub claims_upto: u64,
+    pub table: Vec<OpEntry>,
+    pub buf: Vec<u8>,
+}
+
+fn carries_data(entry: &OpEntry) -> bool {
+    match entry.kind {
+        layout::OP_WRITE | layout::OP_COMPARE => true,
+        layout::OP_ZERO | layout::OP_TRIM => false,
+        _ => entry.len.get() > 0,
+    }
+}
+
+/// A comparison asks about what was before it: nothing moves across it.
+fn span_of(entry: &OpEntry) -> Span {
+    let (start, len) = (entry.offset.get(), u64::from(entry.len.get()));
+    match entry.kind {
+        layout::OP_WRITE | layout::OP_ZERO | layout::OP_TRIM => Span::Range {
+            volume: entry.volume.get(),
+            start,
+            end: start.saturating_add(len),
+            cut: entry.kind == layout::OP_WRITE,
+        },
+        _ => Span::Fence,
     }
 }

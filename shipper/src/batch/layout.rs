@@ -5,11 +5,22 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub const MAGIC: [u8; 8] = *b"TWLBATCH";
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// Still read: the table before the data, nothing compressed, nothing sealed.
+pub(crate) const VERSION_TABLE_FIRST: u16 = 1;
 
 pub(crate) const KIND_RECORDS: u8 = 1;
 pub(crate) const KIND_BLOCKS: u8 = 2;
 pub(crate) const COMPRESSION_NONE: u8 = 0;
+pub(crate) const COMPRESSION_UNITS: u8 = 1;
+
+/// Everything behind the header is encrypted.
+pub(crate) const FLAG_SEALED: u32 = 1;
+
+/// How one unit is stored: the upper 8 bits of its row; the lower 24 are its length.
+pub(crate) const UNIT_RAW: u8 = 0;
+pub(crate) const UNIT_LZ4: u8 = 1;
+pub(crate) const UNIT_ZSTD: u8 = 2;
 
 pub(crate) const OP_WRITE: u8 = 1;
 pub(crate) const OP_ZERO: u8 = 2;
@@ -50,7 +61,12 @@ pub struct Header {
     pub op_count: U32,
     pub data_bytes: U32,
     pub table_crc32c: U32,
-    pub reserved: [u8; 96],
+    pub stored_bytes: U32,
+    pub unit_bytes: U32,
+    pub stored_crc32c: U32,
+    pub key_id: [u8; 16],
+    pub salt: [u8; 32],
+    pub reserved: [u8; 36],
     pub header_crc32c: U32,
 }
 
@@ -70,6 +86,8 @@ pub struct OpEntry {
 
 pub const HEADER_BYTES: usize = size_of::<Header>();
 pub const OP_BYTES: usize = size_of::<OpEntry>();
+/// A row of the unit table.
+pub(crate) const UNIT_ROW_BYTES: usize = size_of::<U32>();
 
 /// What the header's own checksum covers: all before it.
 pub(crate) const HEADER_CRC_COVERS: usize = std::mem::offset_of!(Header, header_crc32c);

@@ -3,97 +3,25 @@
 //! Everything is checked before anything is handed out: a view's operations
 //! cannot reach outside its bytes, and every byte is under a checksum.
 
-use super::layout::{self, HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
+use super::header::{self, Shape};
+use super::layout::{self, Header, OpEntry};
 use super::{
-    BATCH_BYTES_MAX, COMPARE_BYTES_MAX, COMPARES_MAX, Control, DATA_BYTES_MAX, DIGEST_BYTES, Kind,
-    NOTE_BYTES_MAX, OPS_MAX, Op, SeqOp, bytes_after,
+    COMPARE_BYTES_MAX, COMPARES_MAX, Control, DIGEST_BYTES, Kind, NOTE_BYTES_MAX, Op, SeqOp,
+    bytes_after,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, SessionId};
 use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
 use zerocopy::FromBytes;
 
-/// A whole, valid batch, in place.
+/// A whole, valid batch in plain text.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchView<'a> {
-    bytes: &'a [u8],
     header: &'a Header,
     table: &'a [OpEntry],
     data: &'a [u8],
-}
-
-/// Length of the batch whose first [`HEADER_BYTES`] are given, from a header
-/// that passed all its checks.
-pub fn encoded_len(header: &[u8]) -> Result<usize> {
-    let (header, _) = split_header(header)?;
-    check_header(header)?;
-    Ok(total_len(header))
-}
-
-fn total_len(header: &Header) -> usize {
-    HEADER_BYTES + header.op_count.get() as usize * OP_BYTES + header.data_bytes.get() as usize
-}
-
-fn split_header(bytes: &[u8]) -> Result<(&Header, &[u8])> {
-    Header::ref_from_prefix(bytes).map_err(|_| {
-        let len = bytes.len();
-        Error::damaged(format!("a batch of {len} bytes is shorter than a batch header"))
-    })
-}
-
-fn check_header(header: &Header) -> Result<()> {
-    if header.magic != MAGIC {
-        return Err(Error::damaged("not a batch: the magic is wrong"));
-    }
-    if header.version.get() > VERSION {
-        let what = format!(
-            "the batch has format {}, this program reads up to {VERSION}: update it",
-            header.version
-        );
-        return Err(Error::new(ErrorKind::TooNew, what));
-    }
-    let covered = zerocopy::IntoBytes::as_bytes(header).split_at(layout::HEADER_CRC_COVERS).0;
-    if crc32c(covered) != header.header_crc32c.get() {
-        return Err(Error::damaged("the batch header's checksum does not match"));
-    }
-    let number = header.number.get();
-    let wrong = |what: &str| Err(Error::damaged(format!("batch {number}: {what}")));
-    if header.version.get() != VERSION {
-        return wrong("format 0 does not exist");
-    }
-    if header.compression != layout::COMPRESSION_NONE || header.flags.get() != 0 {
-        return wrong("compression or flags that this version does not know");
-    }
-    if header.reserved != [0; 96] {
-        return wrong("reserved bytes are not zero");
-    }
-    if number == 0 || number == u64::MAX {
-        return wrong("the number is outside 1 .. 2^64-2");
-    }
-    if header.epoch.get() == 0 || header.incarnation.get() == 0 {
-        return wrong("epoch and incarnation start at 1");
-    }
-    let first_batch = number == 1;
-    if first_batch && (header.prev_hash != [0; 32] || header.stream_bytes_before.get() != 0) {
-        return wrong("the first batch has no batch before it");
-    }
-    let (first, last) = (header.first_seq.get(), header.last_seq.get());
-    let (range_ok, claim_ok) = match header.kind {
-        layout::KIND_RECORDS => (1 <= first && first <= last, header.claim_id.get() == 0),
-        layout::KIND_BLOCKS => (last.checked_add(1) == Some(first), header.claim_id.get() != 0),
-        _ => return wrong("a kind that this version does not know"),
-    };
-    if !range_ok || last == u64::MAX {
-        return wrong("the seq range is not possible for its kind");
-    }
-    if !claim_ok {
-        return wrong("the claim is not possible for its kind");
-    }
-    let (ops, data) = (header.op_count.get() as usize, header.data_bytes.get() as usize);
-    if ops > OPS_MAX || data > DATA_BYTES_MAX {
-        return wrong("more operations or bytes than a batch may have");
-    }
-    Ok(())
+    encoded_len: usize,
+    hash: BatchHash,
 }
 
 /// Bytes of data behind an operation that carries data.
@@ -102,41 +30,49 @@ fn payload_len(entry: &OpEntry) -> u32 {
 }
 
 impl<'a> BatchView<'a> {
-    /// Checks everything that can be checked without knowing the group.
+    /// Checks a batch that is neither compressed nor sealed, where it lies. Whoever may
+    /// be given others, too, takes [`super::Batch::open`].
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] or [`ErrorKind::TooNew`].
+    /// [`ErrorKind::TooNew`] for a later format, [`ErrorKind::Damaged`] for anything else
+    /// that is not a sound batch, [`ErrorKind::InvalidInput`] for one that has to be unpacked.
     pub fn parse(bytes: &'a [u8]) -> Result<BatchView<'a>> {
-        if bytes.len() > BATCH_BYTES_MAX {
-            let what = format!("{} bytes are more than a batch may have", bytes.len());
-            return Err(Error::damaged(what));
+        let (header, body) = header::split(bytes)?;
+        let shape = header::check_whole(header, bytes.len())?;
+        if shape.is_sealed || shape.is_packed {
+            let what = "the batch is compressed or sealed: it has to be opened";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        let (header, body) = split_header(bytes)?;
-        check_header(header)?;
-        let number = header.number.get();
-        if bytes.len() != total_len(header) {
-            return Err(Error::damaged(format!(
-                "batch {number} has {} bytes, its header says {}",
-                bytes.len(),
-                total_len(header)
-            )));
-        }
-        let count = header.op_count.get() as usize;
-        let Some((table, data)) = body.split_at_checked(count * OP_BYTES) else {
-            return Err(Error::damaged(format!("batch {number}: the operation table is cut off")));
+        let rows = header::rows(header, &shape, body)?;
+        let data = body.get(shape.stored.clone()).ok_or_else(header::cut_off)?;
+        let view = BatchView {
+            header,
+            table: rows.ops,
+            data,
+            encoded_len: bytes.len(),
+            hash: BatchHash::of(bytes),
         };
-        if crc32c(table) != header.table_crc32c.get() {
-            let what = format!("batch {number}: the operation table's checksum does not match");
-            return Err(Error::damaged(what));
-        }
-        let table = <[OpEntry]>::ref_from_bytes(table)
-            .map_err(|_| Error::damaged(format!("batch {number}: the operation table is torn")))?;
-        let view = BatchView { bytes, header, table, data };
         view.check_ops()?;
         Ok(view)
     }
 
-    fn check_ops(&self) -> Result<()> {
+    /// Of parts that were unpacked; `check_ops` is the caller's.
+    pub(super) fn of_parts(
+        bytes: &'a [u8],
+        body: &'a [u8],
+        data: Option<&'a [u8]>,
+        shape: &Shape,
+        hash: BatchHash,
+    ) -> Result<BatchView<'a>> {
+        let (header, _) = header::split(bytes)?;
+        let table = body.get(shape.table.clone()).ok_or_else(header::cut_off)?;
+        let table = <[OpEntry]>::ref_from_bytes(table).map_err(|_| header::cut_off())?;
+        let stored = body.get(shape.stored.clone()).ok_or_else(header::cut_off)?;
+        let data = data.unwrap_or(stored);
+        Ok(BatchView { header, table, data, encoded_len: bytes.len(), hash })
+    }
+
+    pub(super) fn check_ops(&self) -> Result<()> {
         let mut next_data = 0;
         let mut last_seq = Seq::NONE;
         let compares = self.table.iter().filter(|entry| entry.kind == layout::OP_COMPARE).count();
@@ -275,13 +211,9 @@ impl<'a> BatchView<'a> {
         Some(SeqOp { seq: Seq(entry.seq.get()), op })
     }
 
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
-    }
-
     /// What the next batch names as its predecessor.
     pub fn hash(&self) -> BatchHash {
-        BatchHash::of(self.bytes)
+        self.hash
     }
 
     pub fn kind(&self) -> Kind {
@@ -333,7 +265,7 @@ impl<'a> BatchView<'a> {
     }
 
     pub fn stream_bytes(&self) -> u64 {
-        bytes_after(self.stream_bytes_before(), self.bytes.len())
+        bytes_after(self.stream_bytes_before(), self.encoded_len)
     }
 
     pub fn created_unix_ns(&self) -> u64 {

@@ -10,7 +10,7 @@ use super::medium::{Medium, Target};
 use super::staging::Reader;
 use super::state::Books;
 use super::stream::Stream;
-use crate::batch::{BatchView, Op};
+use crate::batch::{Batch, BatchView, Keyring, Op};
 use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub const GROUP_BYTES_MAX: usize = 32 << 20;
 
 /// A batch from staging and the stream after it.
 struct Next {
-    bytes: Vec<u8>,
+    batch: Batch,
     after: Stream,
     /// A mark that was asked for at its end, where the group is whole.
     mark: Option<MarkName>,
@@ -109,7 +109,7 @@ impl Apply {
     /// Reads the next group. It ends where the group's wholeness changes, so that
     /// saving pre-images begins and ends between groups, and at a mark.
     fn collect(&mut self) -> Result<()> {
-        let mut bytes: usize = self.group.iter().map(|next| next.bytes.len()).sum();
+        let mut bytes: usize = self.group.iter().map(|next| next.batch.memory_bytes()).sum();
         if self.group.last().is_some_and(|next| next.mark.is_some()) {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Apply {
                 self.peeked = Some(next);
                 break;
             }
-            bytes += next.bytes.len();
+            bytes += next.batch.memory_bytes();
             let is_mark = next.mark.is_some();
             self.group.push(next);
             if is_mark {
@@ -136,12 +136,13 @@ impl Apply {
         }
         let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let before = self.group.last().map_or(&self.applied, |last| &last.after);
-        let view = BatchView::parse(&bytes)?;
+        let batch = Batch::open(bytes, &Keyring::default())?;
+        let view = batch.view();
         let after = before.follow(view.group(), &view).map_err(|refusal| {
             Error::damaged(format!("staging is out of order: {}", refusal.message))
         })?;
         let mark = if after.whole { mark_of(&view) } else { None };
-        Ok(Some(Next { bytes, after, mark }))
+        Ok(Some(Next { batch, after, mark }))
     }
 
     /// While the group is broken and has a point, or becomes so or whole again in
@@ -156,8 +157,7 @@ impl Apply {
         }
         let mut ranges = Vec::new();
         for next in &self.group {
-            let view = BatchView::parse(&next.bytes)?;
-            ranges.extend(view.ops().filter_map(|entry| entry.op.touches()));
+            ranges.extend(next.batch.view().ops().filter_map(|entry| entry.op.touches()));
         }
         self.marks.save(&self.targets, &ranges, &self.applied, breaks)
     }
@@ -166,7 +166,7 @@ impl Apply {
         self.compared.clear();
         let mut verdicts = Vec::new();
         for next in &self.group {
-            let view = BatchView::parse(&next.bytes)?;
+            let view = next.batch.view();
             let mut verdict = None;
             for entry in view.ops() {
                 let Op::Compare { volume, extent, digest } = entry.op else {

@@ -14,7 +14,7 @@ use super::staging::Staging;
 use super::state::{Books, Takeover};
 use super::stream::Stream;
 use super::{Layout, Limits};
-use crate::batch::BatchView;
+use crate::batch::{Batch, Keyring};
 use crate::error::{Error, ErrorKind};
 use crate::ids::SessionId;
 use crate::wire::{
@@ -190,7 +190,7 @@ impl Clerk {
             Order::Batch { connection, bytes, memory } => {
                 self.memory.push(memory);
                 if self.speaks(connection)
-                    && let Err(refusal) = self.admit(&bytes)
+                    && let Err(refusal) = self.admit(bytes)
                 {
                     self.refuse(refusal);
                 }
@@ -244,7 +244,7 @@ impl Clerk {
         }
     }
 
-    fn admit(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    fn admit(&mut self, bytes: Vec<u8>) -> Result<(), Refusal> {
         let (Some(bound), Some(current)) = (&mut self.bound, &self.current) else { return Ok(()) };
         if let Some(takeover) = &bound.promoted {
             let what = format!(
@@ -258,10 +258,15 @@ impl Clerk {
             return Err(Refusal::new(RefusalCode::Protocol, what));
         }
         let damaged = |error: Error| {
+            if error.kind() == ErrorKind::NotAuthorised {
+                return Refusal::new(RefusalCode::NotAuthorised, error.to_string());
+            }
             let what = format!("{error}: connect again and go on from WELCOME");
             Refusal::new(RefusalCode::Damaged, what)
         };
-        let batch = BatchView::parse(bytes).map_err(damaged)?;
+        // No key is given here: what is staged can be applied by whoever starts next.
+        let opened = Batch::open(bytes, &Keyring::default()).map_err(damaged)?;
+        let batch = opened.view();
         if batch.session() != current.session {
             let what = format!(
                 "batch {} is of session {}, this connection of {}",
@@ -277,7 +282,7 @@ impl Clerk {
         }
         let after = bound.received.follow(bound.books.group_uuid(), &batch)?;
         check_bounds(&batch, &bound.sizes).map_err(damaged)?;
-        if let Err(error) = bound.staging.append(batch.number(), bytes) {
+        if let Err(error) = bound.staging.append(batch.number(), opened.bytes()) {
             return Err(self.staging_failed(&error));
         }
         bound.received = after;

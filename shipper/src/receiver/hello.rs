@@ -6,6 +6,7 @@ use super::medium::Target;
 use super::recovery::{OWNER_WAIT, Store};
 use super::state::{STATE_VERSION, State, TargetRecord};
 use super::stream::Stream;
+use crate::batch::VERSION;
 use crate::error::{Error, ErrorKind};
 use crate::wire::{
     Hello, Message, PROTOCOL, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
@@ -61,6 +62,7 @@ impl Clerk {
         let durable = &bound.durable;
         Ok(Welcome {
             version: PROTOCOL,
+            batch_format: VERSION,
             number: durable.number,
             hash: durable.hash,
             position: durable.position,

@@ -10,7 +10,7 @@ use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
 use super::state::{Books, Rollback, State};
 use super::stream::Stream;
 use super::{Layout, Limits};
-use crate::batch::BatchView;
+use crate::batch::{Batch, Keyring};
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::path::Path;
@@ -260,10 +260,11 @@ fn scan_segment(
             }
             Err(e) => return Err(e),
         };
-        match take(&bytes, segment.last + 1, state, &sizes, &scan.durable) {
+        let len = bytes.len() as u64;
+        match take(bytes, segment.last + 1, state, &sizes, &scan.durable) {
             Ok(Some(after)) => scan.durable = after,
             Ok(None) => {
-                scan.cursor = Cursor { segment: first, offset: segment.bytes + bytes.len() as u64 };
+                scan.cursor = Cursor { segment: first, offset: segment.bytes + len };
             }
             Err(why) => {
                 outcome = End::Bad(why);
@@ -271,7 +272,7 @@ fn scan_segment(
             }
         }
         segment.last += 1;
-        segment.bytes += bytes.len() as u64;
+        segment.bytes += len;
     }
     if segment.bytes > 0 {
         scan.segments.push(segment);
@@ -281,13 +282,14 @@ fn scan_segment(
 
 /// The stream after the batch; `None` for one that is applied already.
 fn take(
-    bytes: &[u8],
+    bytes: Vec<u8>,
     number: u64,
     state: &State,
     sizes: &[u64],
     durable: &Stream,
 ) -> std::result::Result<Option<Stream>, String> {
-    let view = BatchView::parse(bytes).map_err(|e| e.to_string())?;
+    let batch = Batch::open(bytes, &Keyring::default()).map_err(|e| e.to_string())?;
+    let view = batch.view();
     if view.number() != number {
         return Err(format!("batch {} lies where {number} belongs", view.number()));
     }

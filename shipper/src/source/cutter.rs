@@ -1,8 +1,8 @@
 //! Cuts records of the ring into batches: a contiguous range of sequence numbers,
 //! every payload verified against the checksum the proxy computed.
 
-use crate::batch::{BatchBuilder, Control};
-use crate::error::Result;
+use crate::batch::{BatchBuilder, Control, Filled};
+use crate::error::{Error, Result};
 use crate::source::from_journal;
 use towline_block::{Epoch, Incarnation, Position, Seq};
 use towline_journal::{Kind, Record, RingReader, SlotState};
@@ -34,7 +34,7 @@ pub(crate) struct Range {
 /// Cuts at most one batch of a range of records, each from `read`. `None`: it is empty.
 pub(crate) fn cut(
     range: &Range,
-    scratch: &mut Vec<u8>,
+    memory: Vec<u8>,
     mut read: impl FnMut(u64, &mut Vec<u8>) -> towline_journal::Result<Record>,
 ) -> Result<Option<Cut>> {
     let Range { epoch, incarnation, first, last, claims_upto } = *range;
@@ -42,22 +42,23 @@ pub(crate) fn cut(
         return Ok(None);
     }
     let position = Position::new(Epoch(epoch), Incarnation(incarnation), Seq(first));
-    let batch = BatchBuilder::records(position, claims_upto);
+    let batch = BatchBuilder::records(position, claims_upto).reusing(memory);
     let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
     for seq in first..=last {
-        scratch.clear();
-        let record = match read(seq, scratch) {
-            Ok(record) => record,
+        let (record, payload) = cut.batch.fill(|batch| read(seq, batch));
+        let record = match record {
+            Ok(record) if cut.batch.fits(0) => record,
             // What precedes it goes out first.
-            Err(_) if seq > first => break,
+            _ if seq > first => {
+                cut.batch.take_back(payload);
+                break;
+            }
+            Ok(_) => return Err(Error::damaged("a record is larger than a batch")),
             Err(error) => return Err(from_journal(error)),
         };
-        if !cut.batch.fits(scratch.len()) {
-            break;
-        }
-        add(&mut cut, &record, scratch)?;
         cut.last = seq;
-        cut.payload_bytes += scratch.len() as u64;
+        cut.payload_bytes += payload.len as u64;
+        add(&mut cut, &record, payload)?;
         // A mark ends its batch: it names a batch end (R5).
         if record.kind == Kind::Mark || cut.batch.data_bytes() >= RECORDS_BATCH_BYTES {
             break;
@@ -82,15 +83,23 @@ pub(crate) fn skip(
     Ok(batch)
 }
 
-fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {
+fn add(cut: &mut Cut, record: &Record, payload: Filled) -> Result<()> {
     let (seq, volume, extent) = (Seq(record.seq), record.volume, record.extent);
     cut.batch.pass(seq);
+    if record.state == SlotState::Done && record.kind == Kind::Write {
+        let crc = record.payload_crc;
+        return cut.batch.write_filled(seq, volume, extent.offset, payload, crc);
+    }
+    let label = match record.kind {
+        Kind::Mark => cut.batch.filled(&payload).to_vec(),
+        _ => Vec::new(),
+    };
+    cut.batch.take_back(payload);
     if record.state != SlotState::Done {
         return Ok(());
     }
     match record.kind {
-        Kind::Write => cut.batch.write(seq, volume, extent.offset, payload, record.payload_crc),
-        Kind::Mark => cut.batch.mark(seq, payload),
+        Kind::Mark => cut.batch.mark(seq, &label),
         Kind::Zero => cut.batch.zero(seq, volume, extent, false),
         Kind::Trim => cut.batch.trim(seq, volume, extent),
         Kind::Control => {
@@ -112,6 +121,6 @@ fn add(cut: &mut Cut, record: &Record, payload: &[u8]) -> Result<()> {
             )
         }
         // A barrier orders; the batch as a whole already does.
-        Kind::Barrier | Kind::Void => Ok(()),
+        Kind::Write | Kind::Barrier | Kind::Void => Ok(()),
     }
 }

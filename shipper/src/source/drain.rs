@@ -6,13 +6,14 @@
 //!   feed    ── proxy gone, or the target is no longer where we fed it ────> no feed
 //! ```
 
+use super::compress::{Compression, Compressor};
 use super::control::Order;
 use super::cutover::Driver;
 use super::history::History;
 use super::stream::{News, Stream};
 use super::walker::{Chunk, Walker, shared};
 use super::{cutter, from_journal};
-use crate::batch::Chain;
+use crate::batch::{BatchBuilder, Chain, Encoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::wire::Welcome;
@@ -50,6 +51,7 @@ pub(crate) struct Drain {
     driver: Driver,
     /// The target has taken over: nothing is shipped any more.
     finished: bool,
+    compression: Compression,
     busy_until: Instant,
     published: Instant,
     meter: Meter,
@@ -71,7 +73,8 @@ pub(crate) struct Feed {
     /// What the proxy was last told.
     told: (u64, u64),
     told_at: Instant,
-    scratch: Vec<u8>,
+    encoder: Encoder,
+    compressor: Compressor,
 }
 
 /// Rates, measured where the figures are published.
@@ -89,6 +92,7 @@ impl Drain {
         group: GroupName,
         dir: GroupDir,
         orders: Receiver<Order>,
+        compression: Compression,
     ) -> Drain {
         let driver = Driver::new(group, dir.clone());
         let now = Instant::now();
@@ -99,6 +103,7 @@ impl Drain {
             feed: None,
             driver,
             finished: false,
+            compression,
             busy_until: now,
             published: now,
             meter: Meter::default(),
@@ -280,7 +285,8 @@ impl Drain {
             claims_upto: attached.claims_upto,
             told: (0, 0),
             told_at: Instant::now(),
-            scratch: Vec::new(),
+            encoder: Encoder::default(),
+            compressor: Compressor::new(self.compression),
         });
         if let Some(seal) = seal {
             let position = Position::new(
@@ -317,10 +323,11 @@ impl Drain {
         let progress = self.stream.progress();
         progress.set(Figure::HeartbeatNs, unix_now_ns());
         progress.set(Figure::CutoverRunning, u64::from(self.driver.is_under_way()));
-        let Some(feed) = &self.feed else {
+        let Some(feed) = &mut self.feed else {
             self.meter.last = None;
             return;
         };
+        feed.compressor.observe(self.meter.durable_rate);
         self.meter.publish(now, &feed.reader, self.stream.ack().stream_bytes, progress);
     }
 }
@@ -346,10 +353,10 @@ impl Feed {
     /// ring follows.
     fn cut_history(&mut self, stream: &Stream) -> Result<bool> {
         let Some(history) = &mut self.history else { return Ok(false) };
-        match history.cut(self.epoch, &mut self.scratch) {
+        match history.cut(self.epoch, stream.spare()) {
             Ok(Some(cut)) => {
                 stream.progress().add(Figure::RecordBytes, cut.payload_bytes);
-                self.seal(cut.batch, stream);
+                self.seal(cut.batch, stream)?;
             }
             Ok(None) => self.history = None,
             Err(error) => {
@@ -374,8 +381,8 @@ impl Feed {
             last: self.reader.done_seq(),
             claims_upto: self.claims_upto,
         };
-        let (reader, scratch) = (&self.reader, &mut self.scratch);
-        let cut = cutter::cut(&range, scratch, |seq, payload| reader.read(seq, payload));
+        let reader = &self.reader;
+        let cut = cutter::cut(&range, stream.spare(), |seq, payload| reader.read(seq, payload));
         let cut = match cut {
             Ok(Some(cut)) => cut,
             Ok(None) => return Ok(false),
@@ -389,13 +396,13 @@ impl Feed {
         };
         self.cut = cut.last;
         stream.progress().add(Figure::RecordBytes, cut.payload_bytes);
-        self.seal(cut.batch, stream);
+        self.seal(cut.batch, stream)?;
         Ok(true)
     }
 
     fn walk(&mut self, stream: &Stream) -> Result<bool> {
         if let Some(chunk) = self.walker.settle(self.position(), self.claims_upto)? {
-            self.ship(chunk, stream);
+            self.ship(chunk, stream)?;
             return Ok(true);
         }
         if self.walker.granted_at().is_none() {
@@ -416,10 +423,11 @@ impl Feed {
             Some(granted_at) if self.cut < granted_at => return Ok(false),
             Some(_) => {}
         }
-        let Some(chunk) = self.walker.read(self.position(), self.claims_upto)? else {
+        let Some(chunk) = self.walker.read(self.position(), self.claims_upto, stream.spare())?
+        else {
             return Ok(false);
         };
-        let number = self.ship(chunk, stream);
+        let number = self.ship(chunk, stream)?;
         self.walker.shipped(number);
         Ok(true)
     }
@@ -430,19 +438,29 @@ impl Feed {
     }
 
     /// Puts a chunk into the stream; the number of its batch.
-    fn ship(&mut self, chunk: Chunk, stream: &Stream) -> u64 {
+    fn ship(&mut self, chunk: Chunk, stream: &Stream) -> Result<u64> {
         if let Some(claim) = chunk.completes {
             self.claims_upto = claim;
         }
         stream.progress().add(Figure::BlockBytes, chunk.data_bytes);
-        self.seal(chunk.batch, stream);
-        self.chain.number
+        self.seal(chunk.batch, stream)?;
+        Ok(self.chain.number)
     }
 
-    fn seal(&mut self, batch: crate::batch::BatchBuilder, stream: &Stream) {
-        let sealed = batch.encode(&self.chain, unix_now_ns());
+    fn seal(&mut self, batch: BatchBuilder, stream: &Stream) -> Result<()> {
+        self.encoder.set_method(self.compressor.method(stream.fill()));
+        let began = Instant::now();
+        let sealed = self.encoder.encode(batch, &self.chain, unix_now_ns())?;
+        let took = began.elapsed();
+        self.compressor.learn(&sealed.gains, took);
+        let (progress, gains) = (stream.progress(), &sealed.gains);
+        progress.add(Figure::CutBytes, gains.payload_bytes);
+        progress.add(Figure::CoalescedBytes, gains.coalesced_bytes);
+        progress.add(Figure::StoredBytes, gains.stored_bytes);
+        progress.add(Figure::EncodeNs, took.as_nanos() as u64);
         self.chain.advance(&sealed);
         stream.push(sealed);
+        Ok(())
     }
 
     /// HEAL takes its number after every Q, so it needs no more than an empty map.
@@ -464,7 +482,7 @@ impl Feed {
             Reply::Skipped { upto } => {
                 let batch = cutter::skip(&self.reader, self.epoch, first, upto, self.claims_upto)?;
                 self.cut = upto.max(first);
-                self.seal(batch, stream);
+                self.seal(batch, stream)?;
                 Ok(true)
             }
             reply => self.resynced(&reply),

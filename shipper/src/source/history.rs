@@ -31,11 +31,11 @@ impl History {
     ///
     /// # Errors
     /// When the next record cannot be read or must not be shipped: it ends there.
-    pub fn cut(&mut self, epoch: u32, scratch: &mut Vec<u8>) -> Result<Option<Cut>> {
+    pub fn cut(&mut self, epoch: u32, memory: Vec<u8>) -> Result<Option<Cut>> {
         let HistoryPart { incarnation, last_seq, claims, .. } = self.part;
         let range =
             Range { epoch, incarnation, first: self.next, last: last_seq, claims_upto: claims };
-        let cut = cutter::cut(&range, scratch, |seq, payload| {
+        let cut = cutter::cut(&range, memory, |seq, payload| {
             usable(self.reader.read(seq, payload)?, &self.part)
         })?;
         if let Some(cut) = &cut {

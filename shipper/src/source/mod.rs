@@ -9,6 +9,7 @@
 //! memory is bounded by the window; the proxy never waits for anything here.
 
 mod compare;
+mod compress;
 pub mod control;
 mod cutover;
 mod cutter;
@@ -17,6 +18,8 @@ mod history;
 mod session;
 mod stream;
 mod walker;
+
+pub use compress::Compression;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Security;
@@ -43,6 +46,7 @@ pub struct ShipConfig {
     pub window_bytes: u64,
     /// Bytes a second at most on the network; `None`: as fast as it goes.
     pub rate_bytes_per_s: Option<u64>,
+    pub compression: Compression,
 }
 
 /// A running shipper. Dropping it without [`Shipper::stop`] leaves its threads to
@@ -90,7 +94,7 @@ impl Shipper {
         let for_drain = stream.clone();
         threads.push(spawn("ship-drain", move || {
             let _lock = lock;
-            drain::Drain::new(for_drain, config.group, dir, incoming).run();
+            drain::Drain::new(for_drain, config.group, dir, incoming, config.compression).run();
         })?);
         Ok(Shipper { stream, progress, threads, control })
     }

@@ -3,6 +3,7 @@
 
 use super::ShipConfig;
 use super::stream::{News, Next, Stream};
+use crate::batch::VERSION;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{GroupUuid, SessionId};
 use crate::security::{BoxedConnection, connect};
@@ -117,6 +118,7 @@ async fn one_session(
     let answer = timeout(CONNECT_MAX, read_message(&mut connection)).await.map_err(late)??;
     match answer {
         Some(Message::Welcome(welcome)) => {
+            check_batch_format(welcome.batch_format)?;
             tracing::info!(
                 to = %config.to, number = welcome.number, position = %welcome.position,
                 "connected; the target has everything up to here"
@@ -134,6 +136,18 @@ async fn one_session(
         ended = send(stream, &mut writer, config.rate_bytes_per_s) => ended,
         () = stop_asked(stream) => Ok(()),
     }
+}
+
+/// Batches are written in one format: a receiver that does not read it gets none.
+fn check_batch_format(newest_read: u16) -> Result<()> {
+    if newest_read >= VERSION {
+        return Ok(());
+    }
+    let what = format!(
+        "the receiver reads batch formats up to {newest_read}, this shipper writes {VERSION}: \
+         update the receiver"
+    );
+    Err(Error::new(ErrorKind::Refused, what))
 }
 
 fn refused(refusal: crate::wire::Refusal) -> Error {
@@ -209,5 +223,27 @@ async fn send(
                     .await?;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_does_not_read_the_batch_format_gets_no_batch() {
+        assert!(check_batch_format(VERSION).is_ok());
+        assert!(check_batch_format(VERSION + 1).is_ok());
+        let error = check_batch_format(VERSION - 1).unwrap_err();
+        assert!(is_final(error.kind()), "trying again cures nothing: {error}");
+    }
+
+    #[test]
+    fn a_welcome_that_says_no_batch_format_is_of_the_first() {
+        let json = r#"{"version":1,"number":0,"hash":"0000000000000000000000000000000000000000000000000000000000000000",
+            "position":{"epoch":0,"incarnation":0,"seq":0},"claims_upto":0,"stream_bytes":0,
+            "point":null,"broken":true,"promoted":null}"#;
+        let welcome: crate::wire::Welcome = serde_json::from_str(json).unwrap();
+        assert_eq!(welcome.batch_format, 1);
     }
 }

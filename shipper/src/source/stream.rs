@@ -12,6 +12,8 @@ use towline_journal::progress::{Figure, Progress};
 
 /// Batches whose times are kept; more in flight are not timed.
 const TIMED_MAX: usize = 4096;
+/// Buffers kept for batches to come: as many as are usually cut while one is sent.
+const SPARE_MAX: usize = 4;
 /// Batches that may be unapplied when a cutover begins: the pause pays for them.
 const NEARLY_BATCHES: u64 = 2;
 
@@ -50,6 +52,8 @@ struct Inner {
     /// Frames that follow all batches of the window.
     messages: VecDeque<Message>,
     news: VecDeque<News>,
+    /// Memory of batches that are durable, for batches to come.
+    spare: Vec<Vec<u8>>,
     stopping: bool,
     /// Set by a refusal after which trying again is no use.
     ended: bool,
@@ -223,6 +227,16 @@ impl Stream {
         self.ready.notify_one();
     }
 
+    /// Memory of a batch that is durable, for the next one to be cut.
+    pub fn spare(&self) -> Vec<u8> {
+        self.lock().spare.pop().unwrap_or_default()
+    }
+
+    /// How full the window is: 1 when the target is what shipping waits for.
+    pub fn fill(&self) -> f64 {
+        self.lock().window_bytes as f64 / self.window_bytes_max.max(1) as f64
+    }
+
     /// Sends a frame once all batches of the window were sent.
     pub fn say(&self, message: Message) {
         self.lock().messages.push_back(message);
@@ -367,7 +381,11 @@ impl Inner {
         {
             self.base = (front.number, front.hash);
             self.window_bytes -= front.bytes.len() as u64;
-            self.window.pop_front();
+            // Not while the session still holds it.
+            let free = self.window.pop_front().and_then(Arc::into_inner);
+            if let Some(batch) = free.filter(|_| self.spare.len() < SPARE_MAX) {
+                self.spare.push(batch.bytes);
+            }
             self.next = self.next.saturating_sub(1);
         }
     }

@@ -56,8 +56,8 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    fn new(at: Position, claim: u64, claims_upto: u64) -> Chunk {
-        let batch = BatchBuilder::blocks(at, claim, claims_upto);
+    fn new(at: Position, claim: u64, claims_upto: u64, memory: Vec<u8>) -> Chunk {
+        let batch = BatchBuilder::blocks(at, claim, claims_upto).reusing(memory);
         Chunk { batch, data_bytes: 0, completes: None }
     }
 
@@ -130,13 +130,18 @@ impl Walker {
 
     /// Reads the next chunk of the current claim. The caller has cut all records up
     /// to P and cuts none until the chunk is in the stream (R3).
-    pub fn read(&mut self, at: Position, claims_upto: u64) -> Result<Option<Chunk>> {
+    pub fn read(
+        &mut self,
+        at: Position,
+        claims_upto: u64,
+        memory: Vec<u8>,
+    ) -> Result<Option<Chunk>> {
         let Some(part) = &mut self.current else { return Ok(None) };
         let claim = part.claim;
         if !claim.compare && self.compares.is_busy() {
             return Ok(None); // claims complete in order
         }
-        let mut chunk = Chunk::new(at, claim.id, claims_upto);
+        let mut chunk = Chunk::new(at, claim.id, claims_upto, memory);
         let mut zeroes = Zeroes { volume: claim.volume, open: None };
         let source = &self.sources[claim.volume.index()];
         let end_block = claim.first_block + claim.blocks;
@@ -185,7 +190,7 @@ impl Walker {
     pub fn settle(&mut self, at: Position, claims_upto: u64) -> Result<Option<Chunk>> {
         let mut settled = self.compares.pop_equal();
         if let Some((claim, differing)) = self.compares.front_differing(CHUNK_BLOCKS as usize) {
-            let mut chunk = Chunk::new(at, claim.id, settled.unwrap_or(claims_upto));
+            let mut chunk = Chunk::new(at, claim.id, settled.unwrap_or(claims_upto), Vec::new());
             let source = &self.sources[claim.volume.index()];
             let contents: Vec<AlignedBuf> = self.reader.read(&source.direct, &differing)?;
             for (extent, content) in differing.iter().zip(&contents) {
@@ -199,7 +204,7 @@ impl Walker {
             return Ok(Some(chunk));
         }
         Ok(settled.map(|claim| {
-            let mut chunk = Chunk::new(at, claim, claims_upto);
+            let mut chunk = Chunk::new(at, claim, claims_upto, Vec::new());
             chunk.complete(claim);
             chunk
         }))

@@ -41,6 +41,10 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     pub version: u32,
+    /// The newest batch format that this receiver reads. Receivers of the first one did
+    /// not say.
+    #[serde(default = "first_batch_format")]
+    pub batch_format: u16,
     /// Number of the last durable batch, 0 for none.
     pub number: u64,
     pub hash: BatchHash,
@@ -52,6 +56,10 @@ pub struct Welcome {
     pub point: Option<Position>,
     pub broken: bool,
     pub promoted: Option<Promoted>,
+}
+
+fn first_batch_format() -> u16 {
+    1
 }
 
 /// The target has taken over; it takes no more batches.

@@ -1,9 +1,9 @@
 //! Batches in order reach both targets; everything else is refused and changes nothing.
 
-use crate::lab::{Lab, SIZES, Sender, dial, group, hello, name, receive};
+use crate::lab::{Lab, SIZES, Sender, at, dial, group, hello, name, receive};
 use tokio::io::AsyncWriteExt;
-use towline_block::{Epoch, Extent, Seq, VolumeId};
-use towline_shipper::batch::{BatchBuilder, Control};
+use towline_block::{Epoch, Extent, Seq, VolumeId, crc32c};
+use towline_shipper::batch::{BatchBuilder, Control, Encoder, GroupKey, KeyId, Method};
 use towline_shipper::receiver::{Limits, ReceiveConfig, Receiver, ReceiverStatus, recover};
 use towline_shipper::wire::{Message, RefusalCode, VolumeSize, write_message};
 use towline_shipper::{ErrorKind, GroupUuid, SessionId};
@@ -434,5 +434,31 @@ async fn comparisons_are_judged_in_stream_order_against_what_the_target_holds() 
     assert_eq!(ranges, [(0, 4096, 4096)]);
     sender.applied(3).await;
     assert_eq!(&lab.contents(0)[..4096], &[7; 4096], "comparing changed nothing else");
+    receiver.stop();
+}
+
+#[tokio::test]
+async fn a_compressed_batch_is_applied_and_a_sealed_one_is_refused_for_good() {
+    let lab = Lab::new();
+    let receiver = lab.start();
+    let mut sender = Sender::connect(&lab, &receiver).await;
+    let content = b"the same words again ".repeat(2000);
+    let batch = |first: u64| {
+        let mut batch = BatchBuilder::records(at(first), 0);
+        batch.write(Seq(first), VolumeId(0), 4096, &content, crc32c(&content)).unwrap();
+        batch
+    };
+    for (number, method) in [(1, Method::Lz4), (2, Method::Zstd)] {
+        let sealed = Encoder::new(method, None).encode(batch(number), &sender.chain, 0).unwrap();
+        assert!(sealed.bytes.len() < content.len() / 2);
+        sender.chain.advance(&sealed);
+        sender.send(&Message::Batch(sealed.bytes)).await;
+        sender.applied(number).await;
+        assert_eq!(lab.contents(0)[4096..][..content.len()], content);
+    }
+    let key = GroupKey::new(KeyId([1; 16]), [1; 32]).unwrap();
+    let sealed = Encoder::new(Method::None, Some(key)).encode(batch(3), &sender.chain, 0).unwrap();
+    sender.send(&Message::Batch(sealed.bytes)).await;
+    assert_eq!(sender.refused().await.code, RefusalCode::NotAuthorised);
     receiver.stop();
 }

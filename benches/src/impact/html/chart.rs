@@ -78,6 +78,12 @@ impl Scale {
         Scale { low: below.unwrap_or(low), high: above.unwrap_or(high * 2.0) }
     }
 
+    /// On a long scale only powers of ten have room for a label.
+    fn labels(&self, tick: f64) -> bool {
+        let power = tick.log10();
+        self.high / self.low <= 1000.0 || (power - power.round()).abs() < 1e-6
+    }
+
     fn x(&self, value: f64) -> f64 {
         let share = (value.max(self.low) / self.low).ln() / (self.high / self.low).ln();
         LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
@@ -119,12 +125,13 @@ fn curves(html: &mut String, placement: Placement, cells: &[&CellReport]) {
     }
     for tick in ticks(scale.low, scale.high * 1.001) {
         let (x, low) = (scale.x(tick), HEIGHT - BOTTOM);
+        let label = if scale.labels(tick) { tick_text(tick) } else { String::new() };
         let _ = write!(
             html,
             "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{low}\" stroke=\"#eef1f5\"/>\
              <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             low + 14.0,
-            tick_text(tick)
+            label
         );
     }
     for cell in cells {

@@ -17,6 +17,7 @@ fn position(seq: u64) -> Position {
 fn welcome(number: u64, hash: BatchHash, stream_bytes: u64) -> Welcome {
     Welcome {
         version: 1,
+        batch_format: 2,
         number,
         hash,
         position: position(number),

@@ -1,0 +1,3 @@
+//! A real guest whose power is cut.
+
+mod powercut;
