@@ -88,6 +88,19 @@ impl FaultRates {
     }
 }
 
+/// How fast the parts are, beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As the seed wants it.
+    Any,
+    /// Guests pause long enough for extents to go cold.
+    IdleGuests,
+    /// The same, with a state disk that lets everybody else be first.
+    SlowState,
+    /// Who appends is slow, so that the stream overtakes it between two stores.
+    SlowAppender,
+}
+
 /// One run, but for its seed.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -99,8 +112,10 @@ pub struct Config {
     pub rates: FaultRates,
     /// Source writes that fail, in percent.
     pub fail_write: usize,
-    /// Guests that pause long enough for extents to go cold.
-    pub idle_guests: bool,
+    pub pace: Pace,
+    /// The receiver is put back only while the source's power is off: then nothing but the
+    /// activity map's base finds it out.
+    pub set_back_with_power: bool,
     /// Exactly one kill, at this step.
     pub kill_at: Option<(u64, Process)>,
     /// A cutover is asked for at this step, with this longest pause.
@@ -115,7 +130,8 @@ impl Config {
             faulty_steps: 0,
             rates: FaultRates::NONE,
             fail_write: 0,
-            idle_guests: false,
+            pace: Pace::Any,
+            set_back_with_power: false,
             kill_at: None,
             cutover_at: None,
         }
@@ -135,15 +151,23 @@ impl Config {
             faulty_steps: 300 + rng.below(700) as u64,
             rates: FaultRates::POWER,
             fail_write: [0, 0, 10][rng.below(3)],
-            idle_guests: true,
+            pace: Pace::IdleGuests,
             ..Config::calm(0)
         }
     }
 
-    /// The same with a receiver that is put back, so that a base is all that finds it out.
+    /// The same with a slow state disk, and a receiver that is put back while the power is
+    /// off.
     pub fn power_set_back(rules: Rules, seed: u64) -> Config {
-        let rates = FaultRates { source_power: 40, set_back: 40, ..FaultRates::POWER };
-        Config { rates, ..Config::power(rules, seed) }
+        let rates = FaultRates { source_power: 30, set_back: 30, stall: 0, ..FaultRates::POWER };
+        let pace = Pace::SlowState;
+        Config { rates, pace, set_back_with_power: true, ..Config::power(rules, seed) }
+    }
+
+    /// The same with proxies that die while the state disk has something to write.
+    pub fn power_kills(rules: Rules, seed: u64) -> Config {
+        let rates = FaultRates { source_power: 8, kill_proxy: 8, stall: 0, ..FaultRates::POWER };
+        Config { rates, pace: Pace::SlowState, ..Config::power(rules, seed) }
     }
 
     /// Kills of the proxy between any two stores, rings that overflow, writes that fail.
@@ -151,6 +175,13 @@ impl Config {
         let uneven = Config::uneven(10);
         let rates = FaultRates { kill_proxy: 60, ..uneven.rates };
         Config { rules, rates, fail_write: 30, ..uneven }
+    }
+
+    /// The same with appenders that are slower than the stream and its acknowledgements.
+    pub fn slow_kills(rules: Rules) -> Config {
+        let kills = Config::kills(rules);
+        let rates = FaultRates { kill_proxy: 20, ..kills.rates };
+        Config { rates, pace: Pace::SlowAppender, faulty_steps: 1500, ..kills }
     }
 
     /// Many faults, of kinds and rates that the seed chooses.
@@ -296,6 +327,9 @@ impl World {
             self.violate(format!("(a) a flushed write to cell {cell} is lost at a power loss"));
         }
         self.ring = None;
+        if self.config.set_back_with_power {
+            self.set_back();
+        }
         let source = self.source.now;
         self.history.restart_from(self.state.inc, &source);
         if !self.receiver.store.promoted() {
@@ -309,16 +343,22 @@ impl World {
     }
 
     fn set_back_or_remember(&mut self) {
-        match self.earlier.take() {
-            // Setting back a receiver that takes over is not survivable by any protocol.
-            Some(_) if self.state.seal.is_some() || self.receiver.store.promoted() => {}
-            Some(earlier) => {
-                self.set_back = true;
-                self.seen.point = None;
-                self.set_back_receiver(earlier);
-            }
-            None => self.earlier = Some(self.receiver.store.clone()),
+        if self.earlier.is_some() && !self.config.set_back_with_power {
+            self.set_back();
+        } else {
+            self.earlier = Some(self.receiver.store.clone());
         }
+    }
+
+    /// Setting back a receiver that takes over is not survivable by any protocol.
+    fn set_back(&mut self) {
+        let Some(earlier) = self.earlier.take() else { return };
+        if self.state.seal.is_some() || self.receiver.store.promoted() {
+            return;
+        }
+        self.set_back = true;
+        self.seen.point = None;
+        self.set_back_receiver(earlier);
     }
 
     /// Everything is repaired.

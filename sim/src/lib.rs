@@ -24,7 +24,7 @@ mod shipper;
 mod wire;
 mod world;
 
-pub use faults::{Config, FaultRates};
+pub use faults::{Config, FaultRates, Pace};
 pub use rules::Rules;
 pub use run::{Failure, Passed, run, sweep};
 pub use world::Process;

@@ -3,7 +3,7 @@
 
 use crate::activity::MapFile;
 use crate::disk::{Content, Disk, VOLUMES};
-use crate::faults::Config;
+use crate::faults::{Config, Pace};
 use crate::guest::{Guest, Request, script};
 use crate::ledger::{History, Ledger};
 use crate::proxy::{Life, Link, Op, Proxy, Req, SavedMap, StateFile};
@@ -127,6 +127,27 @@ pub struct Seen {
     pub spared: u64,
 }
 
+/// Weights of the classes for a pace.
+fn set_pace(weights: &mut [usize; CLASSES], pace: Pace) {
+    let class = Act::class;
+    match pace {
+        Pace::Any => {}
+        // One request in many steps of the others.
+        Pace::IdleGuests | Pace::SlowState => {
+            *weights = weights.map(|weight| 20 * weight);
+            weights[class(Act::Guest(0))] = 1;
+            if pace == Pace::SlowState {
+                weights[class(Act::Activity)] = 10;
+            }
+        }
+        Pace::SlowAppender => {
+            *weights = [27; CLASSES];
+            weights[class(Act::Volume(0))] = 1;
+            weights[class(Act::Heal)] = 1;
+        }
+    }
+}
+
 impl World {
     pub fn new(config: Config, seed: u64, traced: bool) -> World {
         let mut rng = Rng::new(seed);
@@ -137,11 +158,7 @@ impl World {
         };
         let guests = [guest(0), guest(1)];
         let mut weights = std::array::from_fn(|_| [1, 3, 9, 27][rng.below(4)]);
-        if config.idle_guests {
-            // One request in many steps of the others.
-            weights = weights.map(|weight| 20 * weight);
-            weights[0] = 1;
-        }
+        set_pace(&mut weights, config.pace);
         World {
             rules: config.rules,
             rng,

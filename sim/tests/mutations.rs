@@ -12,16 +12,22 @@ const SEEDS_MAX: u64 = 12_000;
 /// the model changes, the search finds others.
 const FIRST_TRIED: &[(&str, u64)] = &[
     ("heal_leaves_room", 9478),
+    ("hold_waits_for_inflight", 3473),
     ("dirty_before_tombstone", 3320),
     ("intent_zero_dirty", 2831),
     ("no_second_claim", 2620),
     ("start_heats_dirty", 2219),
+    ("seal_needs_hold", 1803),
+    ("base_before_cold", 1650),
     ("resume_checks_base", 1578),
+    ("number_chain", 1482),
     ("verdict_names_batch", 1432),
+    ("saved_map_deleted", 1307),
     ("invalid_map_suspects_all", 1283),
     ("window_bounded", 1042),
     ("resync_begins_incarnation", 840),
     ("whole_from_records", 702),
+    ("resumed_map_synced", 321),
 ];
 
 /// Rules of kills between given stores, which are rare in the mixed storms.
@@ -36,7 +42,6 @@ const OF_POWER: &[&str] = &[
     "start_heats_dirty",
     "resync_heats_all",
     "heating_touches",
-    "resumed_map_synced",
     "cold_after_source_sync",
     "cold_needs_ack",
     "cold_needs_untouched",
@@ -52,6 +57,8 @@ const OF_POWER: &[&str] = &[
 fn storm(rule: &str, rules: Rules, seed: u64) -> Config {
     match rule {
         "base_before_cold" => Config::power_set_back(rules, seed),
+        "resumed_map_synced" => Config::power_kills(rules, seed),
+        "slots_freed_under_lock" => Config::slow_kills(rules),
         _ if OF_KILLS.contains(&rule) => Config::kills(rules),
         _ if OF_POWER.contains(&rule) => Config::power(rules, seed),
         _ => Config::stormy(rules, seed),
