@@ -84,6 +84,10 @@ pub struct Activity {
     step: Step,
     /// Head when the last round began.
     last: Option<u64>,
+    /// A source sync has failed: nothing goes cold any more.
+    failed: bool,
+    /// Failures that the map's own descriptors have been told of.
+    failures_seen: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,8 +104,9 @@ enum Step {
 
 impl Activity {
     /// Goes on with the map that a killed proxy left.
-    pub fn resumed(file: &MapFile) -> Activity {
-        Activity { hot: file.now.hot, durable: file.now.hot, ..Activity::default() }
+    pub fn resumed(file: &MapFile, failures_seen: u64) -> Activity {
+        let (hot, durable) = (file.now.hot, file.now.hot);
+        Activity { hot, durable, failures_seen, ..Activity::default() }
     }
 }
 
@@ -124,6 +129,7 @@ impl World {
         }
         if waited > ACTIVATE_WAIT_MAX && rules.activation_wait_bounded {
             activity.invalid = true;
+            self.ring_mut().map_invalid = true;
             return true;
         }
         if waited > 2 * ACTIVATE_WAIT_MAX {
@@ -179,6 +185,7 @@ impl World {
                 }
                 Step::Idle
             }
+            Step::SyncSource(..) if self.cooler_is_told_of_a_failure() => Step::Idle,
             Step::SyncSource(idle, base) => {
                 if self.rules.cold_after_source_sync {
                     self.source.flush();
@@ -212,6 +219,14 @@ impl World {
         self.proxy.activity.step = next;
     }
 
+    fn cooler_is_told_of_a_failure(&mut self) -> bool {
+        let activity = &mut self.proxy.activity;
+        let failures = self.source.failures;
+        let is_new = std::mem::replace(&mut activity.failures_seen, failures) < failures;
+        activity.failed |= is_new && self.rules.cold_needs_good_sync;
+        activity.failed
+    }
+
     fn write_hot(&mut self) -> Step {
         let activity = &mut self.proxy.activity;
         let wanted = std::mem::take(&mut activity.wanted);
@@ -227,7 +242,7 @@ impl World {
     fn begin_round(&mut self) -> Step {
         let rules = self.rules;
         let activity = &mut self.proxy.activity;
-        if activity.invalid {
+        if activity.invalid || activity.failed {
             activity.last = None;
             return Step::Idle;
         }
@@ -235,8 +250,11 @@ impl World {
         // First the touches, then the head: a touch follows its number.
         let touched = std::mem::take(&mut activity.touched);
         let Some(last) = activity.last.replace(ring.head) else { return Step::Idle };
-        let has_all = ring.acked > 0 && ring.acked >= last;
-        if !has_all && rules.cold_needs_ack {
+        let in_spill =
+            if rules.cold_needs_synced_spill { ring.spill_durable } else { ring.spilled };
+        let safe = if self.config.spill.is_some() { ring.acked.max(in_spill) } else { ring.acked };
+        let reached = ring.acked > 0 || !rules.cold_needs_first_ack;
+        if (safe < last && rules.cold_needs_ack) || !reached {
             return Step::Idle;
         }
         let pending: BlockSet = std::array::from_fn(|b| ring.dirty[b] || ring.claimed[b]);
@@ -250,7 +268,7 @@ impl World {
         if !idle.contains(&true) {
             return Step::Idle;
         }
-        let pos = Pos { inc: ring.inc, seq: ring.acked };
+        let pos = Pos { inc: ring.inc, seq: safe };
         Step::SyncSource(idle, Base { pos, claims: ring.acked_claims })
     }
 }

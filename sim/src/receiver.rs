@@ -281,6 +281,7 @@ impl World {
         let Some(batch) = apply.batch.clone() else { return };
         let values = batch.values();
         let mut answered = false;
+        let mut marked = Vec::new();
         apply.step = match step {
             ApplyStep::Begin => {
                 if !rules.redo {
@@ -320,6 +321,10 @@ impl World {
                     store.applied = store.after(store.applied, &batch);
                     store.staging.pop_front();
                 }
+                // A mark behind a gap that only the shipper knows of is none.
+                if store.applied.whole || !rules.mark_needs_whole {
+                    marked = batch.marks();
+                }
                 ApplyStep::Discard
             }
             ApplyStep::Discard => {
@@ -334,6 +339,7 @@ impl World {
         if answered {
             self.tell_compared(&batch);
         }
+        marked.into_iter().for_each(|pos| self.check_mark(pos));
     }
 
     /// Everything up to the sealed position is applied, and it is a point.

@@ -68,6 +68,13 @@ impl Batch {
         }
     }
 
+    /// Where its marks stand.
+    pub fn marks(&self) -> Vec<Pos> {
+        let Body::Records { first, kinds } = &self.body else { return Vec::new() };
+        let marks = (*first..).zip(kinds).filter(|(_, kind)| **kind == Kind::Mark);
+        marks.map(|(seq, _)| Pos { seq, ..self.pos }).collect()
+    }
+
     /// `whole` behind this batch, if it was `whole` before.
     pub fn whole_after(&self, whole: bool) -> bool {
         match &self.body {

@@ -46,6 +46,29 @@ fn power_losses_break_no_promise_and_spare_what_is_cold() {
 }
 
 #[test]
+fn storms_over_a_spill_of_any_durability_break_no_promise() {
+    let (mut shipped, mut answers, mut marks) = ([0, 0], [0, 0], 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::spill(Rules::ALL, seed), seed));
+        shipped = [0, 1].map(|at| shipped[at] + passed.shipped[at]);
+        answers = [0, 1].map(|at| answers[at] + passed.durable_answers[at]);
+        marks += passed.marks;
+    }
+    assert!(!shipped.contains(&0) && !answers.contains(&0) && marks > 0);
+    println!(
+        "{} records shipped from a history, {} from the spill, {} durable answers, {} late, {marks} marks",
+        shipped[0], shipped[1], answers[0], answers[1]
+    );
+}
+
+#[test]
+fn what_machines_and_people_should_not_do_breaks_no_promise() {
+    let points: u64 =
+        (0..seeds()).map(|seed| must_hold(run(Config::odd(Rules::ALL, seed), seed)).points).sum();
+    assert!(points > 0);
+}
+
+#[test]
 fn a_kill_of_any_process_at_any_step_breaks_no_promise() {
     let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
     println!("{runs} runs");
