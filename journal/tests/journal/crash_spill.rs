@@ -70,24 +70,26 @@ fn survive_cuts(lab: &mut Lab, crashes: &[(Known, Crash)], synced: &[Vec<u8>]) {
     // Nothing is written by those that only have to come back.
     lab.spill = SpillOptions::OFF;
     lab.journal = None;
-    let all: Vec<(&Known, &Image)> =
-        crashes.iter().flat_map(|(k, crash)| crash.power_cuts.iter().map(move |i| (k, i))).collect();
+    let all: Vec<(&Known, &Image)> = crashes
+        .iter()
+        .flat_map(|(k, crash)| crash.power_cuts.iter().map(move |i| (k, i)))
+        .collect();
     assert!(all.len() > 20, "{} images", all.len());
     // Every so many of them, the last ones always.
     let stride = all.len().div_ceil(IMAGES_MAX);
     for (index, (known, image)) in all.iter().rev().step_by(stride).enumerate() {
-            // A source that was flushed has everything; one that was not may have nothing.
-            let sources = if index % 3 == 2 { synced } else { &known.sources };
-            start(lab, image, sources);
-            lab.target = target.clone();
-            let before = lab.from_history;
-            let report = lab.open();
-            lab.drain();
-            lab.assert_identical();
-            let shipped = lab.from_history - before;
-            let needed = known.answered.saturating_sub(target.durable.seq);
-            assert!(shipped >= needed, "{shipped} of {needed} records came back: {report:?}");
-            lab.journal = None;
+        // A source that was flushed has everything; one that was not may have nothing.
+        let sources = if index % 3 == 2 { synced } else { &known.sources };
+        start(lab, image, sources);
+        lab.target = target.clone();
+        let before = lab.from_history;
+        let report = lab.open();
+        lab.drain();
+        lab.assert_identical();
+        let shipped = lab.from_history - before;
+        let needed = known.answered.saturating_sub(target.durable.seq);
+        assert!(shipped >= needed, "{shipped} of {needed} records came back: {report:?}");
+        lab.journal = None;
     }
     put_back(&root, &now);
     (lab.target, lab.spill) = (target, spill);
