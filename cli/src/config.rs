@@ -94,6 +94,9 @@ pub struct ShipConfig {
     pub rate: Option<u64>,
     #[serde(default)]
     pub compress: Compress,
+    /// 0 to 19.
+    #[serde(default)]
+    pub nice: Option<u8>,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -256,6 +259,9 @@ impl ReceiveConfig {
     }
 }
 
+/// setpriority(2).
+const NICE_MAX: u8 = 19;
+
 impl ShipConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         if self.to.contains("://") {
@@ -263,6 +269,9 @@ impl ShipConfig {
                 "--to {} is not usable: this version ships to a receiver, give its HOST:PORT",
                 self.to
             )));
+        }
+        if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
+            return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
         }
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }

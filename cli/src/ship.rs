@@ -11,12 +11,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_block::sys::be_nice;
 use towline_journal::progress::{Figure, Progress as Page};
 use towline_journal::state::GroupDir;
 use towline_shipper::batch::Method;
 use towline_shipper::pki;
 use towline_shipper::security::Security;
 use towline_shipper::source::{self, Compression, Shipper, WINDOW_BYTES_DEFAULT};
+
+/// A saturated host serves its guests first: ten steps are a tenth of a guest's share.
+const NICE_DEFAULT: u8 = 10;
 
 /// How often the baseline's progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -47,6 +51,9 @@ pub struct Args {
     /// How batches are compressed.
     #[arg(long, value_enum, default_value_t)]
     compress: Compress,
+    /// Give way to the guests of this host: nice value of the shipper, 0 to 19.
+    #[arg(long, value_name = "N", default_value_t = NICE_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=19))]
+    nice: u8,
     /// Serve Prometheus metrics there.
     #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
     metrics: Option<SocketAddr>,
@@ -68,6 +75,7 @@ impl Args {
                 window: self.window,
                 rate: self.rate,
                 compress: self.compress,
+                nice: Some(self.nice),
                 metrics: self.metrics,
             },
             _ => {
@@ -82,6 +90,10 @@ impl Args {
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
     check_identity(&config)?;
+    // Before the first thread is started, which inherits it.
+    if let Err(error) = be_nice(config.nice.unwrap_or(NICE_DEFAULT).into()) {
+        tracing::warn!(%error, "the shipper runs at the priority of everything else");
+    }
     let daemon = Daemon::prepare("ship")?;
     let shipper = Shipper::start(source::ShipConfig {
         group: config.group.clone(),

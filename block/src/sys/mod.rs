@@ -3,7 +3,10 @@
 #![allow(unsafe_code)]
 
 mod file;
+mod process;
 pub mod socket;
 pub mod uring;
+
+pub use process::be_nice;
 
 pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};
