@@ -14,10 +14,6 @@ use std::time::{Duration, Instant};
 /// How long an orderly end may take before it is killed.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// The target's side of a replication takes nothing from the guest's processors where it
-/// belongs, on another machine. Here it gets what the guest's side leaves.
-const ELSEWHERE_NICE: &str = "10";
-
 const POLL: Duration = Duration::from_millis(5);
 
 /// Lines of a log that a failure shows.
@@ -31,19 +27,6 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts `words`, which stand for another machine: they give way to what runs on
-    /// this one ([`ELSEWHERE_NICE`]).
-    pub(super) fn start_elsewhere<W: AsRef<OsStr>>(
-        name: &str,
-        words: &[W],
-        cpus: Option<&Cpus>,
-        log: &Path,
-    ) -> anyhow::Result<Process> {
-        let mut nicely = vec![OsString::from("nice"), "-n".into(), ELSEWHERE_NICE.into()];
-        nicely.extend(words.iter().map(|word| word.as_ref().to_owned()));
-        Process::start(name, &nicely, cpus, log)
-    }
-
     /// Starts `words` on `cpus` (any, if none), with all it says in `log`.
     pub(super) fn start<W: AsRef<OsStr>>(
         name: &str,

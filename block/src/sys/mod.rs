@@ -7,6 +7,6 @@ mod process;
 pub mod socket;
 pub mod uring;
 
-pub use process::be_nice;
+pub use process::give_way;
 
 pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};

@@ -117,6 +117,9 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
     };
     let words = words![
         place.towline,
+        "bench",
+        "elsewhere",
+        place.towline,
         "receive",
         "--listen",
         format!("127.0.0.1:{receiver_port}"),
@@ -129,8 +132,7 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
         "--insecure-loopback",
     ];
     let log = place.log("receive");
-    let mut receive =
-        Process::start_elsewhere("towline receive", &words, place.seats.side.as_ref(), &log)?;
+    let mut receive = Process::start("towline receive", &words, place.seats.side.as_ref(), &log)?;
     wait_for_ready(&mut receive, &log)?;
     let mut words = words![
         place.towline,
