@@ -9,4 +9,4 @@ pub mod uring;
 
 pub use process::give_way;
 
-pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};
+pub(crate) use file::{advise_random, punch_hole, read_cached, seek_data, seek_hole, zero_range};
