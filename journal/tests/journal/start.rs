@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 use towline_block::BLOCK_BYTES;
 use towline_journal::activity::EXTENT_BYTES;
 use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::inspect::GroupView;
-use towline_journal::{AttachPolicy, Durable, ErrorKind};
+use towline_journal::{AttachPolicy, Durable, ErrorKind, unix_now_ns};
 
 fn patch(path: &std::path::Path, offset: u64, bytes: &[u8]) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
@@ -225,7 +225,8 @@ fn a_source_changed_after_a_kill_is_noticed() {
         // Later than the journal's last change by more than what a slow write explains.
         let source = OpenOptions::new().write(true).open(lab.source_path(0)).unwrap();
         source.write_all_at(b"intruder", SIZE - 10).unwrap();
-        source.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+        let now = UNIX_EPOCH + Duration::from_nanos(unix_now_ns());
+        source.set_modified(now + Duration::from_secs(60)).unwrap();
         lab.attach = policy;
         let report = lab.open();
         assert_eq!(report.restarted, restarted, "{report:?}");
