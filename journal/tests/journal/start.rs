@@ -280,6 +280,8 @@ fn what_is_no_ring_is_left_alone() {
     lab.drain();
     lab.journal = None;
     let path = lab.ring_path();
+    // A file of its own: the old one may still be mapped.
+    std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"somebody's notes").unwrap();
     assert!(lab.open().restarted);
     assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
