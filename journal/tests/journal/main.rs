@@ -2,6 +2,7 @@
 
 mod crash;
 mod crash_spill;
+mod device;
 mod formats;
 mod harness;
 mod heat;
