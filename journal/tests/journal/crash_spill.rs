@@ -66,7 +66,7 @@ fn watch(
 /// before; the target gets from the disk what was answered for.
 fn survive_cuts(lab: &mut Lab, crashes: &[(Known, Crash)], synced: &[Vec<u8>]) {
     let root = lab.dir.path().to_owned();
-    let (now, target, spill) = (take(&root), lab.target.clone(), lab.spill);
+    let (now, target, spill) = (take(&root), lab.target.clone(), lab.spill.clone());
     // Nothing is written by those that only have to come back.
     lab.spill = SpillOptions::OFF;
     lab.journal = None;
@@ -105,7 +105,7 @@ fn start(lab: &Lab, image: &Image, sources: &[Vec<u8>]) {
 /// Every process dies, the ring stays: nothing is compared, and nothing is lost.
 fn survive_kills(lab: &mut Lab, crashes: &[(Known, Crash)]) {
     let root = lab.dir.path().to_owned();
-    let (now, target, spill) = (take(&root), lab.target.clone(), lab.spill);
+    let (now, target, spill) = (take(&root), lab.target.clone(), lab.spill.clone());
     lab.spill = SpillOptions::OFF;
     lab.journal = None;
     // A write under way becomes what the source holds, so its record says something else.
