@@ -121,6 +121,9 @@ pub struct ShipConfig {
     pub key: Option<PathBuf>,
     #[serde(default)]
     pub compress: Compress,
+    /// 0 to 19.
+    #[serde(default)]
+    pub nice: Option<u8>,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -294,6 +297,9 @@ impl ReceiveConfig {
     }
 }
 
+/// setpriority(2).
+const NICE_MAX: u8 = 19;
+
 impl ShipConfig {
     pub fn group_plan(&self) -> Plan {
         let base = Limit { bytes_per_s: self.rate, ops_per_s: self.ops };
@@ -311,6 +317,9 @@ impl ShipConfig {
                 "--to {} is not usable: this version ships to a receiver, give its HOST:PORT",
                 self.to
             )));
+        }
+        if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
+            return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
         }
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }

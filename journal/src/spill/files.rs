@@ -3,8 +3,9 @@
 use super::Durability;
 use super::index::Room;
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX, SPANS_END};
-use super::persister::{Current, Run, SPANS_AT_ONCE};
+use super::persister::{Current, Run, SPANS_AT_ONCE, segment_file};
 use super::trailer;
+use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
 use crate::sys::allocate;
@@ -83,9 +84,11 @@ impl Run {
         let address = storage.as_ptr().addr();
         let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
         storage[start..start + trailer.len()].copy_from_slice(&trailer);
+        let (at, file) = (current.base + SPANS_END, segment_file(&self.spill, current.file));
+        durable::about(Event::WriteAt { file: &file, at, bytes: &trailer });
         let window = Window::new(storage, start, trailer.len());
         let what = format!("cannot write {}", self.spill.store.name(current.file));
-        let op = Op::Write(current.fd.clone(), current.base + SPANS_END, window);
+        let op = Op::Write(current.fd.clone(), at, window);
         let driver = driver(&mut self.driver)?;
         driver.push(0, op).map_err(|e| Error::io(what.clone(), e))?;
         for completion in wait_all(driver, &what)? {
@@ -135,6 +138,10 @@ impl Run {
     fn open_file(&mut self, file: u32, fresh: bool) -> Result<Opened> {
         let store = self.spill.store.clone();
         let failed = |e| Error::io(format!("cannot make the spill's {}", store.name(file)), e);
+        let name = segment_file(&self.spill, file);
+        if fresh {
+            durable::about(Event::Write { file: &name, bytes: &[] });
+        }
         let opened = store.open_for_writing(file).map_err(failed)?;
         let is_short = !store.is_whole(&opened).map_err(failed)?;
         let base = opened.base;
@@ -149,8 +156,11 @@ impl Run {
         // Writing into reserved extents converts them, which a sync then has to journal:
         // only a commit gains by the zeroes. What an earlier process did is not known.
         if !self.filled.contains(&file) {
+            durable::about(Event::Write { file: &name, bytes: &[] });
             self.zero_fill(&fd, base).map_err(failed)?;
+            durable::about(Event::Sync { file: &name });
             opened.file.sync_all().map_err(failed)?;
+            durable::about(Event::SyncDir { dir: store.path() });
             store.sync_names().map_err(failed)?;
             self.filled.insert(file);
         }
