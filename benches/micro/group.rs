@@ -114,7 +114,7 @@ impl Group {
 
     pub fn reader(&self) -> RingReader {
         let ring = self.journal.ring_file().try_clone().expect("a descriptor");
-        RingReader::open(&File::from(ring)).expect("a sound ring")
+        RingReader::open(&ring).expect("a sound ring")
     }
 
     /// Acknowledges all; waits for a producer that stands inside an append while the
