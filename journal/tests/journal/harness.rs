@@ -106,6 +106,7 @@ impl Lab {
             sources,
             attach: self.attach,
             spill: self.spill,
+            cool_every: towline_journal::activity::COOL_EVERY,
             clock: unix_now_ns,
         }
     }

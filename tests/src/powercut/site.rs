@@ -68,9 +68,10 @@ impl Site {
             volumes.iter().map(|name| format!(" --source {name}=/mnt/{name}.img")).collect();
         let line = format!(
             "towline proxy --group {} --state /mnt/state{sources} --nbd 0.0.0.0:{GUEST_NBD_PORT} \
-             --ring {RING} --spill {spill} --durability {}",
+             --ring {RING} --spill {spill} --durability {} --cool-every {}s",
             self.group,
-            cut.durability.name()
+            cut.durability.name(),
+            cut.cool_every.as_secs()
         );
         let from = Instant::now();
         self.start(&line)?;
