@@ -12,13 +12,15 @@ pub use sources::Disk;
 use crate::exit::usage;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_control::rate::{Limit, Plan, Window};
 use towline_journal::AttachPolicy;
 use towline_journal::activity::COOL_EVERY_RANGE;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
+use towline_shipper::batch::{Keyring, keyfile};
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
@@ -70,6 +72,8 @@ pub struct ReceiveConfig {
     pub pki: Option<PathBuf>,
     #[serde(default)]
     pub insecure_loopback: bool,
+    /// Key file of sealed batches.
+    pub key: Option<PathBuf>,
     #[serde(default, deserialize_with = "span")]
     pub mark_every: Option<Duration>,
     #[serde(default, deserialize_with = "span")]
@@ -95,6 +99,18 @@ pub struct ShipConfig {
     pub window: Option<u64>,
     #[serde(default, deserialize_with = "size")]
     pub rate: Option<u64>,
+    pub ops: Option<u64>,
+    /// Other limits at other times, `DAYS FROM-TO LIMIT` in UTC.
+    #[serde(default)]
+    pub windows: Vec<Window>,
+    /// Shared by all groups of this process.
+    #[serde(default, deserialize_with = "size")]
+    pub link_rate: Option<u64>,
+    pub link_ops: Option<u64>,
+    #[serde(default)]
+    pub link_windows: Vec<Window>,
+    /// Key file; the newest key seals.
+    pub key: Option<PathBuf>,
     #[serde(default)]
     pub compress: Compress,
     #[serde(default, deserialize_with = "socket_addr")]
@@ -263,12 +279,28 @@ impl ProxyConfig {
 impl ReceiveConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.targets, "target")?;
+        if let Some(target) = self.targets.iter().find(|target| target.upstream.is_some()) {
+            return Err(usage(format!(
+                "{} is not usable as a target: this version writes raw image files and block devices",
+                target.path.display()
+            )));
+        }
         check_listens(&self.nbd)?;
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }
 }
 
 impl ShipConfig {
+    pub fn group_plan(&self) -> Plan {
+        let base = Limit { bytes_per_s: self.rate, ops_per_s: self.ops };
+        Plan { base, windows: self.windows.clone() }
+    }
+
+    pub fn link_plan(&self) -> Plan {
+        let base = Limit { bytes_per_s: self.link_rate, ops_per_s: self.link_ops };
+        Plan { base, windows: self.link_windows.clone() }
+    }
+
     pub fn check(&self) -> anyhow::Result<()> {
         if self.to.contains("://") {
             return Err(usage(format!(
@@ -316,6 +348,27 @@ fn check_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::Res
              and give the folder as --pki DIR (or --insecure-loopback for a trial on one machine)",
         )),
     }
+}
+
+/// The keys of a file; none without one.
+///
+/// # Errors
+/// The file is not usable, or lies in `state`, beside the data that it protects.
+pub fn keys(file: Option<&Path>, state: &Path) -> anyhow::Result<Keyring> {
+    let Some(file) = file else { return Ok(Keyring::default()) };
+    let is_beside = match (file.canonicalize(), state.canonicalize()) {
+        (Ok(file), Ok(state)) => file.starts_with(state),
+        _ => false,
+    };
+    if is_beside {
+        return Err(usage(format!(
+            "the key file {} lies in the state directory {}, beside what it seals: whoever takes the \
+             one has the other; keep it elsewhere",
+            file.display(),
+            state.display()
+        )));
+    }
+    Ok(keyfile::load(file)?)
 }
 
 /// Looks up HOST:PORT; the first address counts.

@@ -40,6 +40,9 @@ pub struct Args {
     /// No encryption and no identity; only on a loopback address.
     #[arg(long)]
     insecure_loopback: bool,
+    /// Keys of sealed batches (`towline pki key`); with it only sealed ones are taken.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// Keep a mark that can be gone back to so often (30s, 5m, 1h).
     #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
     mark_every: Option<Duration>,
@@ -69,6 +72,7 @@ impl Args {
                 nbd: self.nbd,
                 pki: self.pki,
                 insecure_loopback: self.insecure_loopback,
+                key: self.key,
                 mark_every: self.mark_every,
                 keep_marks: self.keep_marks,
                 marks_bytes: self.marks_bytes,
@@ -91,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         bytes_max: config.marks_bytes.unwrap_or(u64::MAX),
     };
     let limits = Limits { marks, ..Limits::default() };
+    let keys = config::keys(config.key.as_deref(), &config.state)?;
     let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
     let receiver = Receiver::start(receiver::ReceiveConfig {
         listen: config.listen,
@@ -99,6 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         targets: config.targets.into_iter().map(|t| (t.name, t.path)).collect(),
         security: security(config.pki, config.insecure_loopback),
         promote: Arc::<Place>::clone(&place),
+        keys,
         limits,
     })?;
     if let Some(address) = config.metrics {
@@ -140,7 +146,7 @@ impl Promote for Place {
     ) -> towline_shipper::Result<Vec<String>> {
         let exports = volumes.iter().map(|(name, disk)| ExportConfig {
             name: name.clone(),
-            disk: Arc::clone(disk),
+            disk: disk.clone(),
             journaled: None,
         });
         let started = Server::start(exports.collect(), &self.nbd, &StartGate::Open);

@@ -3,15 +3,17 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, Shipping, VolumeStatus,
+    Baseline, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles, ProcessStatus,
+    Rate, Shipping, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
 use towline_journal::inspect::GroupView;
 use towline_journal::progress::{Figure, Progress};
-use towline_journal::spill::Rung;
+use towline_journal::spill::{Rung, load_steps};
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
+use towline_shipper::batch::Keyring;
 
 /// A receiver's folder in its state directory; it holds a group's target side.
 const RECEIVER_FOLDER: &str = "receive";
@@ -42,7 +44,11 @@ pub fn group_dir(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<GroupD
 }
 
 /// All groups of a state directory, or the one named; none is no error.
-pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<GroupStatus>> {
+pub fn groups(
+    dir: &Path,
+    group: Option<&GroupName>,
+    keys: &Keyring,
+) -> anyhow::Result<Vec<GroupStatus>> {
     let mut all = Vec::new();
     for found in source_dirs(dir)? {
         if group.is_none_or(|group| is_of(&found, group)) {
@@ -50,7 +56,7 @@ pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<Group
         }
     }
     all.extend(
-        crate::target_view::status(dir)?
+        crate::target_view::status(dir, keys)?
             .into_iter()
             .filter(|s| group.is_none_or(|g| s.group == g.as_str())),
     );
@@ -96,7 +102,9 @@ fn source_status(view: &GroupView) -> GroupStatus {
         spill_bytes: view.get(Counter::SpillBytes),
         history_bytes: view.get(Counter::HistoryBytes),
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
+        disk_written: disk_written(view),
         ladder_steps: view.get(Counter::LadderSteps),
+        ladder: ladder(view),
         map_set_bytes,
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
@@ -108,6 +116,7 @@ fn source_status(view: &GroupView) -> GroupStatus {
             stored_bytes: figure(Figure::StoredBytes),
             encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
         },
+        rate: view.progress.as_ref().map_or_else(Rate::default, rate),
         added_write_us: added(view, Counter::AddedWriteP50Ns, Counter::AddedWriteP99Ns),
         added_read_us: added(view, Counter::AddedReadP50Ns, Counter::AddedReadP99Ns),
         added_flush_us: added(view, Counter::AddedFlushP50Ns, Counter::AddedFlushP99Ns),
@@ -122,6 +131,24 @@ fn source_status(view: &GroupView) -> GroupStatus {
 
 fn added(view: &GroupView, p50: Counter, p99: Counter) -> Percentiles {
     Percentiles { p50: micros(view.get(p50)), p99: micros(view.get(p99)) }
+}
+
+pub fn disk_written(view: &GroupView) -> DiskWritten {
+    let (spill, payload) =
+        (view.get(Counter::SpillWrittenBytes), view.get(Counter::SpillPayloadBytes));
+    DiskWritten {
+        payload_bytes: payload,
+        spill_header_bytes: spill.saturating_sub(payload),
+        spill_fill_bytes: view.get(Counter::SpillFilledBytes),
+        activity_map_bytes: view.get(Counter::ActivityWrittenBytes),
+        change_map_bytes: view.get(Counter::MapWrittenBytes),
+        state_bytes: view.get(Counter::StateWrittenBytes),
+    }
+}
+
+/// The ladder's last steps.
+pub fn ladder(view: &GroupView) -> Vec<LadderStep> {
+    load_steps(&view.dir.steps_path()).into_iter().map(LadderStep::from).collect()
 }
 
 /// The one word of `status` and `journal inspect`.
@@ -154,6 +181,18 @@ pub fn baseline(page: &Progress) -> Baseline {
         total_bytes: page.get(Figure::BaselineTotalBytes),
         rate_bytes_per_s: (rate > 0).then_some(rate as f64),
         eta_s: (eta != u64::MAX && rate > 0).then_some(eta as f64),
+    }
+}
+
+/// What holds shipping back.
+pub fn rate(page: &Progress) -> Rate {
+    let limit = |figure| Some(page.get(figure)).filter(|limit| *limit > 0);
+    Rate {
+        bytes_per_s: limit(Figure::RateBytesPerS),
+        ops_per_s: limit(Figure::RateOpsPerS),
+        link_bytes_per_s: limit(Figure::LinkBytesPerS),
+        link_ops_per_s: limit(Figure::LinkOpsPerS),
+        why: page.rate_reason(),
     }
 }
 

@@ -37,7 +37,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use towline_block::{
-    BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
+    BLOCK_BYTES, BlockRange, Disk, Extent, GroupName, Stamp, VolumeId, VolumeName, crc32c,
 };
 
 pub use crate::recover::AttachPolicy;
@@ -53,7 +53,7 @@ const RING_BYTES_DEFAULT_MAX: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Source {
     pub name: VolumeName,
-    pub disk: Arc<FileDisk>,
+    pub disk: Arc<dyn Disk>,
 }
 
 pub struct Options {
@@ -248,7 +248,7 @@ impl Journal {
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
         let medium = spill.as_ref().and_then(|spill| spill.medium);
-        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&source.disk));
+        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&*source.disk));
         let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, options.cool_every, &ring, &activity)?;
@@ -287,6 +287,8 @@ impl Journal {
                 group: journal.group.clone(),
                 ring: journal.ring.clone(),
                 cursor: journal.cursor.clone(),
+                steps_path: journal.dir.steps_path(),
+                clock: journal.clock,
             };
             journal._persister = Some(Persister::start(spill.clone(), owner)?);
         }
@@ -304,7 +306,7 @@ impl Journal {
         Saved::remove(&self.dir.saved_path())?;
         let mut state = self.state.lock().expect("state lock");
         if state.stopped.take().is_some() {
-            self.dir.store(&state)?;
+            self.store(&state)?;
         }
         drop(state);
         self.ring.set(Counter::OwnerPid, u64::from(std::process::id()));
@@ -396,7 +398,14 @@ impl Journal {
         for (volume, exports) in state.volumes.iter_mut().zip(exports) {
             volume.exports.clone_from(exports);
         }
-        self.dir.store(&state)
+        self.store(&state)
+    }
+
+    /// Replaces `state.json`, durably.
+    pub(crate) fn store(&self, state: &GroupState) -> Result<()> {
+        let bytes = self.dir.store(state)?;
+        self.ring.counter(Counter::StateWrittenBytes).fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -433,12 +442,9 @@ fn start_cooler(
     ring: &Arc<Ring>,
     activity: &Arc<Activity>,
 ) -> Result<JoinHandle<()>> {
-    let mut files = Vec::new();
+    let mut syncers = Vec::new();
     for source in sources {
-        let path = source.disk.path();
-        let file = File::open(path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        files.push(file);
+        syncers.push(source.disk.syncer()?);
     }
     let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
     let observer = durable::observer();
@@ -446,7 +452,7 @@ fn start_cooler(
         .name("activity".into())
         .spawn(move || {
             durable::observe(observer);
-            activity.serve(&ring, &CoolerContext { sources: files, round });
+            activity.serve(&ring, &mut CoolerContext { sources: syncers, round });
         })
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }

@@ -34,6 +34,8 @@ pub struct Rig {
     pub durability: &'static str,
     /// `--engine` of the proxy.
     pub engine: &'static str,
+    /// The source of each volume is what an NBD server at `up.sock` serves.
+    pub upstream: bool,
     /// The operator vouches for the sources: `--attach trust`.
     pub attach_trust: bool,
     /// How often the receiver makes a mark; none without it.
@@ -41,6 +43,8 @@ pub struct Rig {
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
+    /// Key file: batches are sealed.
+    pub key: Option<PathBuf>,
     pub relay: Relay,
     pub order: Arc<Order>,
     pub proxy: Option<Daemon>,
@@ -75,10 +79,12 @@ impl Rig {
             spill: "1G",
             durability: "process",
             engine: "auto",
+            upstream: false,
             attach_trust: false,
             mark_every: None,
             receiver_address,
             pki: None,
+            key: None,
             relay,
             order: Arc::default(),
             proxy: None,
@@ -128,7 +134,11 @@ impl Rig {
             all.extend(args!["--attach", "trust"]);
         }
         for volume in &self.volumes {
-            all.extend(args!["--source", named(volume, &self.source(volume))]);
+            let source: PathBuf = match self.upstream {
+                true => NbdUri::unix(self.path("up.sock"), "").to_string().into(),
+                false => self.source(volume),
+            };
+            all.extend(args!["--source", named(volume, &source)]);
         }
         all
     }
@@ -154,10 +164,12 @@ impl Rig {
     }
 
     fn security(&self) -> Vec<OsString> {
-        match &self.pki {
+        let mut all = match &self.pki {
             Some(dir) => args!["--pki", dir],
             None => args!["--insecure-loopback"],
-        }
+        };
+        all.extend(self.key.iter().flat_map(|file| args!["--key", file]));
+        all
     }
 
     /// Where the journal's ring lies now.

@@ -72,7 +72,7 @@ fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
 pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
     let mut samples = group_samples(journal);
     type Read = fn(&Counters) -> u64;
-    let counters: [(&str, &str, Read); 9] = [
+    let counters: [(&str, &str, Read); 10] = [
         ("towline_guest_reads", "Read requests.", |c| c.reads.get()),
         ("towline_guest_writes", "Write requests.", |c| c.writes.get()),
         ("towline_guest_flushes", "Flush requests.", |c| c.flushes.get()),
@@ -85,7 +85,10 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
             "Answers that went out before the journal was durable, against the policy.",
             |c| c.undurable.get(),
         ),
-        ("towline_source_syncs", "fdatasyncs of sources.", |c| c.syncs.get()),
+        ("towline_source_syncs", "Flushes of sources.", |c| c.syncs.get()),
+        ("towline_upstream_losses", "Connections to an upstream NBD server that were lost.", |c| {
+            c.upstream_losses.get()
+        }),
     ];
     for (name, help, read) in counters {
         samples.extend(volumes.iter().map(|volume| {
@@ -175,6 +178,31 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             "towline_spill_payload_bytes",
             "Payload among the bytes written to the spill.",
             get(Counter::SpillPayloadBytes),
+        ),
+        Sample::counter(
+            "towline_spill_filled_bytes",
+            "Zeroes that segments of the spill were filled with, since the ring was made.",
+            get(Counter::SpillFilledBytes),
+        ),
+        Sample::counter(
+            "towline_activity_written_bytes",
+            "Bytes written to the activity map since the ring was made.",
+            get(Counter::ActivityWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_map_written_bytes",
+            "Bytes of change maps saved to disk since the ring was made.",
+            get(Counter::MapWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_state_written_bytes",
+            "Bytes of state.json and ladder.json written since the ring was made.",
+            get(Counter::StateWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_spill_syncs",
+            "Times the spill was synced by itself, not by a source's flush.",
+            get(Counter::SpillSyncs),
         ),
         Sample::gauge(
             "towline_spill_used_bytes",

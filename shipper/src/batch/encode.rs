@@ -30,6 +30,8 @@ pub struct Sealed {
     /// Position of the stream after this batch.
     pub position: Position,
     pub claims_upto: u64,
+    /// Rows of its operation table.
+    pub op_count: u32,
     /// Sum of the sizes of all batches, this one included.
     pub stream_bytes: u64,
     pub gains: Gains,
@@ -114,6 +116,7 @@ impl Encoder {
             number: chain.number + 1,
             position: parts.position,
             claims_upto: parts.claims_upto,
+            op_count: parts.table.len() as u32,
             stream_bytes: bytes_after(chain.stream_bytes, bytes.len()),
             gains: Gains { payload_bytes, coalesced_bytes, stored_bytes },
             bytes,
