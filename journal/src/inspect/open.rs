@@ -42,7 +42,7 @@ impl GroupView {
             other => other?,
         };
         let (uuid, id) = (state.group_uuid.0, state.ring.id.0);
-        let spill = SpillReader::new(Store::folder(dir.spill_path()), uuid, id);
+        let spill = SpillReader::new(Store::of(dir, Some(&state)), uuid, id);
         let spill = RefCell::new(spill);
         let names = match &ring {
             Some(ring) => ring.volumes.iter().map(|v| crate::format::name_of(&v.name)).collect(),

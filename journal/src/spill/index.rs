@@ -1,6 +1,7 @@
 //! What the spill holds, in memory, and the handle by which appender, acknowledger
 //! and persister meet.
 
+use super::device::Device;
 use super::joint::Medium;
 use super::layout::SEGMENT_BYTES;
 use super::runs::{self, Run};
@@ -148,11 +149,19 @@ pub enum Room {
     Full,
 }
 
+/// Where the segments are, and what keeps others away.
+pub struct Place {
+    pub store: Store,
+    pub device: Option<Device>,
+}
+
 type Listener = Box<dyn Fn() + Send + Sync>;
 
 /// Shared by the journal and its persister.
 pub struct Spill {
     pub store: Store,
+    /// Held as long as it may be written.
+    _device: Option<Device>,
     pub durability: Durability,
     /// Answers wait for the disk without bound.
     pub strict: bool,
@@ -166,8 +175,6 @@ pub struct Spill {
     wanted_synced: AtomicU64,
     /// Records up to here are durable with the next flush of the device, or already.
     pub flushable: AtomicU64,
-    /// Records up to here may have been lost by a failed sync.
-    pub lost_upto: AtomicU64,
     /// The persister sleeps and wants to know of the next finished record.
     pub idle: AtomicBool,
     pub stopping: AtomicBool,
@@ -180,13 +187,15 @@ pub struct Spill {
 
 impl Spill {
     /// `None` when the size is less than one segment and nothing needed is there.
-    pub fn new(store: Store, bytes: u64, options: &SpillOptions, found: Segments) -> Option<Spill> {
+    pub fn new(place: Place, bytes: u64, options: &SpillOptions, found: Segments) -> Option<Spill> {
+        let Place { store, device } = place;
         let SpillOptions { durability, strict, start_percent, .. } = *options;
         let segments_max = u32::try_from(bytes / SEGMENT_BYTES).unwrap_or(u32::MAX);
         let is_needed = !found.live.is_empty() || !found.history.is_empty();
         (segments_max > 0 || is_needed).then(|| Spill {
             medium: Medium::of_folder(store.path()).filter(|_| durability != Durability::Process),
             store,
+            _device: device,
             durability,
             strict,
             start_percent,
@@ -195,7 +204,6 @@ impl Spill {
             wanted: AtomicU64::new(0),
             wanted_synced: AtomicU64::new(0),
             flushable: AtomicU64::new(0),
-            lost_upto: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             watches_acks: AtomicBool::new(false),
@@ -262,10 +270,11 @@ impl Spill {
     /// A failed one may have lost all that was written before it.
     pub fn flushed(&self, covered: u64, succeeded: bool, ring: &Ring) {
         if !succeeded {
-            self.lost_upto.fetch_max(ring.get(Counter::Spilled), Ordering::SeqCst);
+            let spilled = ring.get(Counter::Spilled);
+            ring.counter(Counter::SpillLost).fetch_max(spilled, Ordering::SeqCst);
             return;
         }
-        if ring.get(Counter::Acked) >= self.lost_upto.load(Ordering::SeqCst)
+        if ring.get(Counter::Acked) >= ring.get(Counter::SpillLost)
             && ring.counter(Counter::SpillDurable).fetch_max(covered, Ordering::SeqCst) < covered
         {
             self.progressed();
@@ -280,6 +289,8 @@ impl Spill {
         }
         match segments.free.pop() {
             Some(file) => Room::Reuse(file),
+            // A device has no more than it has; one may be in hand and without a span yet.
+            None if !self.store.is_elastic() => Room::Full,
             None => {
                 segments.files += 1;
                 Room::Make(segments.files - 1)
