@@ -16,6 +16,7 @@ mod applier;
 mod apply;
 mod clerk;
 mod counters;
+mod handover;
 mod hello;
 pub mod marks;
 pub mod medium;
