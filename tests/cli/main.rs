@@ -6,5 +6,6 @@ mod forms;
 mod journal;
 mod marks;
 mod status;
+mod store;
 
 const DISK_BYTES: u64 = 16 << 20;

@@ -16,13 +16,14 @@ mod cutter;
 mod drain;
 mod history;
 mod session;
-mod stream;
+pub(crate) mod stream;
 mod walker;
 
 pub use compress::Compression;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Security;
+use crate::store::StoreUrl;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -40,7 +41,7 @@ pub struct ShipConfig {
     pub group: GroupName,
     /// The `--state` directory, shared with the proxy.
     pub state_dir: PathBuf,
-    /// HOST:PORT of the receiver.
+    /// HOST:PORT of the receiver, or the URL of a store.
     pub to: String,
     pub security: Security,
     pub window_bytes: u64,
@@ -65,6 +66,10 @@ impl Shipper {
     /// # Errors
     /// [`ErrorKind::Busy`] when another shipper runs for the group.
     pub fn start(config: ShipConfig) -> Result<Shipper> {
+        let store = match StoreUrl::is_meant(&config.to) {
+            true => Some(config.to.parse::<StoreUrl>()?),
+            false => None,
+        };
         let dir = GroupDir::of(&config.state_dir, &config.group);
         dir.create().map_err(from_journal)?;
         let lock = dir.lock("ship.lock", "shipper").map_err(from_journal)?;
@@ -74,10 +79,9 @@ impl Shipper {
         progress.set(Figure::CutoverRunning, 0);
         progress.set(Figure::WindowBytes, config.window_bytes.max(WINDOW_BYTES_MIN));
         progress.set_error("");
-        let stream = Arc::new(stream::Stream::new(
-            config.window_bytes.max(WINDOW_BYTES_MIN),
-            progress.clone(),
-        ));
+        let stream =
+            stream::Stream::new(config.window_bytes.max(WINDOW_BYTES_MIN), progress.clone());
+        let stream = Arc::new(if store.is_some() { stream.into_store() } else { stream });
         let control = dir.ship_socket();
         let (orders, incoming) = std::sync::mpsc::channel();
         let listener = control::listen(&control)?;
@@ -88,8 +92,9 @@ impl Shipper {
         })?);
         let (for_session, session_config, session_dir) =
             (stream.clone(), config.clone(), dir.clone());
-        threads.push(spawn("ship-session", move || {
-            session::run(&for_session, &session_config, &session_dir);
+        threads.push(spawn("ship-session", move || match &store {
+            Some(url) => crate::store::run(&for_session, url, &session_config, &session_dir),
+            None => session::run(&for_session, &session_config, &session_dir),
         })?);
         let for_drain = stream.clone();
         threads.push(spawn("ship-drain", move || {

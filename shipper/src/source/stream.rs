@@ -68,6 +68,7 @@ pub(crate) struct Stream {
     window_bytes_max: u64,
     progress: Arc<Progress>,
     session: SessionId,
+    is_store: bool,
 }
 
 /// What the session sends next.
@@ -85,7 +86,17 @@ impl Stream {
             window_bytes_max,
             progress,
             session: SessionId::random(),
+            is_store: false,
         }
+    }
+
+    /// A stream into a store, which keeps what it gets and can neither compare nor decide.
+    pub fn into_store(self) -> Stream {
+        Stream { is_store: true, ..self }
+    }
+
+    pub fn is_store(&self) -> bool {
+        self.is_store
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -34,7 +34,7 @@ async fn the_right_ca_is_not_yet_the_right_to_write_another_group() {
     let Security::Pki(dir) = &lab.security else { panic!() };
     pki::issue_group(dir, &group("crm"), false).unwrap();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let stream = connect(&lab.security, &address, &group("crm")).await.unwrap();
     let refusal = Sender::introduce(stream, hello()).await.err().unwrap();
     assert_eq!(refusal.code, RefusalCode::NotAuthorised);
@@ -48,7 +48,7 @@ async fn another_cas_certificate_is_refused_on_both_sides() {
     let lab = lab_with_pki();
     let other = lab_with_pki();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let error = connect(&other.security, &address, &group("erp")).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
 
@@ -74,7 +74,7 @@ async fn a_groups_certificate_is_no_receivers() {
     std::fs::copy(false_one.certificate, real.certificate).unwrap();
     std::fs::copy(false_one.key, real.key).unwrap();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let error = connect(&lab.security, &address, &group("erp")).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
     receiver.stop();
