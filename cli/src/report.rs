@@ -4,6 +4,7 @@
 //! Sizes are bytes; suffixes carry the unit. `null` means "not known yet".
 
 use serde::Serialize;
+use towline_journal::spill::{Rung, Step};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct StatusReport {
@@ -35,8 +36,11 @@ pub struct GroupStatus {
     pub history_bytes: u64,
     /// Payload written to the spill since the ring was made; none in the steady state.
     pub spill_written_bytes: u64,
+    pub disk_written: DiskWritten,
     /// Steps between ring, spill and change map since the ring was made.
     pub ladder_steps: u64,
+    /// The last of them, also of the rings before, oldest first.
+    pub ladder: Vec<LadderStep>,
     pub map_set_bytes: u64,
     /// The part of `map_set_bytes` that is compared with the target before it is sent.
     pub map_suspect_bytes: u64,
@@ -77,6 +81,48 @@ impl Shipping {
     pub fn ratio(&self) -> Option<f64> {
         let kept = self.payload_bytes.saturating_sub(self.coalesced_bytes);
         (self.stored_bytes > 0).then(|| kept as f64 / self.stored_bytes as f64)
+    }
+}
+
+/// What the journal has written to disk since the ring was made, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DiskWritten {
+    /// Payload in the spill: none in the steady state of durability "process".
+    pub payload_bytes: u64,
+    /// Around it: headers and padding of the spill.
+    pub spill_header_bytes: u64,
+    /// Zeroes in segments that are made for durability "flush" and "write".
+    pub spill_fill_bytes: u64,
+    pub activity_map_bytes: u64,
+    /// Change maps saved at an orderly stop.
+    pub change_map_bytes: u64,
+    /// `state.json` and `ladder.json`.
+    pub state_bytes: u64,
+}
+
+/// A step between ring, spill and change map.
+#[derive(Clone, Debug, Serialize)]
+pub struct LadderStep {
+    pub time: String,
+    /// `ring`, `spill` or `map`.
+    pub from: Rung,
+    pub to: Rung,
+    /// Of the ring, then.
+    pub fill_percent: u64,
+    pub reason: String,
+}
+
+impl From<Step> for LadderStep {
+    fn from(step: Step) -> LadderStep {
+        let Step { unix_ns, from, to, fill_percent, reason } = step;
+        LadderStep { time: crate::when::format(unix_ns), from, to, fill_percent, reason }
+    }
+}
+
+impl LadderStep {
+    /// For people.
+    pub fn describe(&self) -> String {
+        format!("{}, ring {} % full: {}", self.time, self.fill_percent, self.reason)
     }
 }
 

@@ -126,6 +126,9 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
             ),
         );
     }
+    if let Some(step) = group.ladder.last() {
+        lines.row("last step", step.describe());
+    }
     if group.history_bytes > 0 {
         let bytes = format_size(group.history_bytes);
         lines.row("history", format!("{bytes} on disk of a ring that was lost, shipped first"));

@@ -3,14 +3,14 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, GroupStatus, InspectReport, Percentiles, ProcessStatus, Shipping, VerifyError,
-    VerifyReport, VolumeStatus,
+    Baseline, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles, ProcessStatus,
+    Shipping, VerifyError, VerifyReport, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
 use towline_journal::inspect::GroupView;
 use towline_journal::progress::{Figure, Progress};
-use towline_journal::spill::Rung;
+use towline_journal::spill::{Rung, load_steps};
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
 
@@ -97,7 +97,9 @@ fn source_status(view: &GroupView) -> GroupStatus {
         spill_bytes: view.get(Counter::SpillBytes),
         history_bytes: view.get(Counter::HistoryBytes),
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
+        disk_written: disk_written(view),
         ladder_steps: view.get(Counter::LadderSteps),
+        ladder: ladder(view),
         map_set_bytes,
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
@@ -123,6 +125,24 @@ fn source_status(view: &GroupView) -> GroupStatus {
 
 fn added(view: &GroupView, p50: Counter, p99: Counter) -> Percentiles {
     Percentiles { p50: micros(view.get(p50)), p99: micros(view.get(p99)) }
+}
+
+pub fn disk_written(view: &GroupView) -> DiskWritten {
+    let (spill, payload) =
+        (view.get(Counter::SpillWrittenBytes), view.get(Counter::SpillPayloadBytes));
+    DiskWritten {
+        payload_bytes: payload,
+        spill_header_bytes: spill.saturating_sub(payload),
+        spill_fill_bytes: view.get(Counter::SpillFilledBytes),
+        activity_map_bytes: view.get(Counter::ActivityWrittenBytes),
+        change_map_bytes: view.get(Counter::MapWrittenBytes),
+        state_bytes: view.get(Counter::StateWrittenBytes),
+    }
+}
+
+/// The ladder's last steps.
+pub fn ladder(view: &GroupView) -> Vec<LadderStep> {
+    load_steps(&view.dir.steps_path()).into_iter().map(LadderStep::from).collect()
 }
 
 /// The one word of `status` and `journal inspect`.

@@ -226,6 +226,11 @@ impl Activity {
         stored
     }
 
+    /// Bytes written to the map's file since the last call.
+    pub fn take_written_bytes(&self) -> u64 {
+        self.file.lock().expect("no holder of the map file panics").take_written_bytes()
+    }
+
     /// Extents that are hot now.
     pub fn hot_extents(&self) -> u64 {
         let count = |(volume, extents): (&Vec<AtomicU64>, &u64)| {

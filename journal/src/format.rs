@@ -168,6 +168,9 @@ pub enum Counter {
     AddedReadP99Ns = 22,
     AddedFlushP50Ns = 23,
     AddedFlushP99Ns = 24,
+    /// Zeroes that segments of the spill were filled with before their first use, in bytes
+    /// since the ring was made.
+    SpillFilledBytes = 25,
     /// All records up to here, that the target lacks, are in the spill. Trusted after a
     /// crash as `Acked`.
     Spilled = 32,
@@ -194,6 +197,12 @@ pub enum Counter {
     HistoryBytes = 43,
     /// Times that the spill was synced by itself, not by the flush of a source.
     SpillSyncs = 44,
+    /// Bytes written to the activity map since the ring was made.
+    ActivityWrittenBytes = 45,
+    /// Bytes of change maps saved to disk since the ring was made.
+    MapWrittenBytes = 46,
+    /// Bytes of `state.json` and `ladder.json` written since the ring was made.
+    StateWrittenBytes = 47,
 }
 
 /// First line of the stripes: counters that every append raises, a line for each volume

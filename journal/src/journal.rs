@@ -283,6 +283,8 @@ impl Journal {
                 group: journal.group.clone(),
                 ring: journal.ring.clone(),
                 cursor: journal.cursor.clone(),
+                steps_path: journal.dir.steps_path(),
+                clock: journal.clock,
             };
             journal._persister = Some(Persister::start(spill.clone(), owner)?);
         }
@@ -300,7 +302,7 @@ impl Journal {
         Saved::remove(&self.dir.saved_path())?;
         let mut state = self.state.lock().expect("state lock");
         if state.stopped.take().is_some() {
-            self.dir.store(&state)?;
+            self.store(&state)?;
         }
         drop(state);
         self.ring.set(Counter::OwnerPid, u64::from(std::process::id()));
@@ -392,7 +394,14 @@ impl Journal {
         for (volume, exports) in state.volumes.iter_mut().zip(exports) {
             volume.exports.clone_from(exports);
         }
-        self.dir.store(&state)
+        self.store(&state)
+    }
+
+    /// Replaces `state.json`, durably.
+    pub(crate) fn store(&self, state: &GroupState) -> Result<()> {
+        let bytes = self.dir.store(state)?;
+        self.ring.counter(Counter::StateWrittenBytes).fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -45,7 +45,8 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    pub fn store(&self, path: &Path) -> Result<()> {
+    /// Returns the bytes written.
+    pub fn store(&self, path: &Path) -> Result<u64> {
         let mut body = Vec::new();
         for words in &self.words {
             body.extend_from_slice(&(words.len() as u64).to_le_bytes());
@@ -68,7 +69,8 @@ impl Saved {
         header.crc = crc32c(&header.as_bytes()[..HEADER_BYTES - 4]).into();
         let mut bytes = header.as_bytes().to_vec();
         bytes.extend_from_slice(&body);
-        durable::replace(path, &bytes)
+        durable::replace(path, &bytes)?;
+        Ok(bytes.len() as u64)
     }
 
     /// `None` when there is no such file.

@@ -93,6 +93,11 @@ impl GroupDir {
         self.path.join("spill")
     }
 
+    /// The last steps of the ladder (`spill/steps.rs`).
+    pub fn steps_path(&self) -> PathBuf {
+        self.path.join("ladder.json")
+    }
+
     pub fn activity_path(&self) -> PathBuf {
         self.path.join("activity.map")
     }
@@ -155,9 +160,11 @@ impl GroupDir {
         GroupState::parse(&path, &text).map(Some)
     }
 
-    /// Replaces the state, durably.
-    pub fn store(&self, state: &GroupState) -> Result<()> {
-        durable::replace(&self.state_path(), &state.to_json())
+    /// Replaces the state, durably. Returns the bytes written.
+    pub fn store(&self, state: &GroupState) -> Result<u64> {
+        let bytes = state.to_json();
+        durable::replace(&self.state_path(), &bytes)?;
+        Ok(bytes.len() as u64)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::journal::Journal;
 use crate::map::{VolumeMap, runs_of};
 use crate::saved::Saved;
 use crate::state::{Promoted, Seal, Stopped};
+use std::sync::atomic::Ordering;
 use towline_block::VolumeId;
 
 impl Journal {
@@ -32,7 +33,7 @@ impl Journal {
         };
         let seal = Seal { attempt, seq, promoted: None };
         state.seal = Some(seal.clone());
-        if let Err(error) = self.dir.store(&state) {
+        if let Err(error) = self.store(&state) {
             state.seal = None;
             return Err(error);
         }
@@ -54,7 +55,7 @@ impl Journal {
         }
         let mut lifted = state.clone();
         lifted.seal = None;
-        self.dir.store(&lifted)?;
+        self.store(&lifted)?;
         *state = lifted;
         Ok(())
     }
@@ -70,7 +71,7 @@ impl Journal {
         if let Some(seal) = &mut kept.seal {
             seal.promoted = Some(promoted);
         }
-        self.dir.store(&kept)?;
+        self.store(&kept)?;
         *state = kept;
         Ok(())
     }
@@ -101,7 +102,7 @@ impl Journal {
             }
         }
         let mut state = self.state.lock().expect("state lock");
-        Saved {
+        let saved_bytes = Saved {
             group_uuid: state.group_uuid.0,
             ring_id: state.ring.id.0,
             incarnation: state.incarnation,
@@ -110,13 +111,14 @@ impl Journal {
             words: words.clone(),
         }
         .store(&self.dir.saved_path())?;
+        self.ring.counter(Counter::MapWrittenBytes).fetch_add(saved_bytes, Ordering::Relaxed);
         let mut stamps = Vec::new();
         for source in &self.sources {
             stamps.push(source.disk.stamp()?);
         }
         let mut stopped = state.clone();
         stopped.stopped = Some(Stopped { stamps });
-        self.dir.store(&stopped)?;
+        self.store(&stopped)?;
         *state = stopped;
         let pending: u64 = words
             .iter()

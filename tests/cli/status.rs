@@ -74,7 +74,20 @@ fn the_keys_are_those_pinned_in_every_state_of_life() {
     // The shipper's own counters follow within its interval.
     let status = rig.wait_status("told to be done", |status| {
         status.0["baseline"]["done_bytes"] == status.0["baseline"]["total_bytes"]
+            && status.0["ladder"].as_array().is_some_and(|steps| !steps.is_empty())
     });
+    // The shipper keeps up: no payload went to disk, and what did is told apart.
+    let written = &status.0["disk_written"];
+    for none in ["payload_bytes", "spill_header_bytes", "spill_fill_bytes", "change_map_bytes"] {
+        assert_eq!(written[none], 0, "{none}: {}", status.0);
+    }
+    for some in ["activity_map_bytes", "state_bytes"] {
+        assert!(written[some].as_u64().is_some_and(|bytes| bytes > 0), "{some}: {}", status.0);
+    }
+    // The baseline's HEAL was the ladder's last step.
+    let step = status.0["ladder"].as_array().and_then(|steps| steps.last()).unwrap();
+    assert_eq!((&step["from"], &step["to"]), (&"map".into(), &"ring".into()), "{}", status.0);
+    assert!(step["reason"].as_str().is_some_and(|why| why.starts_with("healed")), "{step}");
     // It reads files: the dead are told of like the living, and nobody is disturbed.
     rig.kill(Process::Ship);
     assert_keys(&rig.status().0);

@@ -2,7 +2,9 @@
 //! the group is, what lies on disk, and what a power loss now would compare.
 
 use super::percent;
+use crate::report::{DiskWritten, LadderStep};
 use crate::table::{self, Table};
+use crate::view;
 use serde::Serialize;
 use towline_block::size::format_size;
 use towline_journal::activity::EXTENT_BYTES;
@@ -10,12 +12,18 @@ use towline_journal::format::Counter;
 use towline_journal::inspect::GroupView;
 use towline_journal::spill::Rung;
 
+/// Steps that are told one by one, the newest; JSON has all that are kept.
+const STEPS_TOLD_MAX: usize = 8;
+
 #[derive(Serialize)]
 pub struct LadderReport {
     /// `ring`, `spill` or `map`.
     rung: &'static str,
     /// Since the ring was made, up and down.
     steps: u64,
+    /// The last of them, also of the rings before, oldest first.
+    last_steps: Vec<LadderStep>,
+    disk_written: DiskWritten,
     spill: SpillReport,
     /// `null` without a sound activity map: a power loss then compares everything.
     hot_bytes: Option<u64>,
@@ -52,6 +60,8 @@ pub fn report(group: &GroupView) -> LadderReport {
     LadderReport {
         rung,
         steps: group.get(Counter::LadderSteps),
+        last_steps: view::ladder(group),
+        disk_written: view::disk_written(group),
         spill: SpillReport {
             bytes: group.get(Counter::SpillBytes),
             used_bytes: group.get(Counter::SpillUsedBytes),
@@ -82,6 +92,10 @@ pub fn describe(report: &LadderReport) -> String {
     };
     lines.row("rung", place);
     lines.row("steps", format!("{} since the ring was made", report.steps));
+    let earlier = report.last_steps.len().saturating_sub(STEPS_TOLD_MAX);
+    for step in &report.last_steps[earlier..] {
+        lines.row("", step.describe());
+    }
     let spill = &report.spill;
     if spill.bytes == 0 {
         lines.row("spill", "none");
@@ -89,10 +103,18 @@ pub fn describe(report: &LadderReport) -> String {
         let (used, bytes) = (format_size(spill.used_bytes), format_size(spill.bytes));
         let bar = table::bar(spill.used_bytes, spill.bytes);
         lines.row("spill", format!("{bar} {used} of {bytes}"));
-        let written = format_size(spill.written_bytes);
-        let payload = format_size(spill.payload_written_bytes);
-        lines.row("written to it", format!("{written}, of which payload {payload}"));
     }
+    let written = &report.disk_written;
+    let kinds = [
+        ("payload", written.payload_bytes),
+        ("spill headers", written.spill_header_bytes),
+        ("spill filled with zeroes", written.spill_fill_bytes),
+        ("activity map", written.activity_map_bytes),
+        ("saved change maps", written.change_map_bytes),
+        ("state", written.state_bytes),
+    ];
+    let told = kinds.map(|(kind, bytes)| format!("{kind} {}", format_size(bytes)));
+    lines.row("written to disk", told.join(", "));
     if let Some(fault) = spill.fault {
         lines.row("", format!("the spill is not used now: {fault}"));
     }

@@ -176,6 +176,31 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
             "Payload among the bytes written to the spill.",
             get(Counter::SpillPayloadBytes),
         ),
+        Sample::counter(
+            "towline_spill_filled_bytes",
+            "Zeroes that segments of the spill were filled with, since the ring was made.",
+            get(Counter::SpillFilledBytes),
+        ),
+        Sample::counter(
+            "towline_activity_written_bytes",
+            "Bytes written to the activity map since the ring was made.",
+            get(Counter::ActivityWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_map_written_bytes",
+            "Bytes of change maps saved to disk since the ring was made.",
+            get(Counter::MapWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_state_written_bytes",
+            "Bytes of state.json and ladder.json written since the ring was made.",
+            get(Counter::StateWrittenBytes),
+        ),
+        Sample::counter(
+            "towline_spill_syncs",
+            "Times the spill was synced by itself, not by a source's flush.",
+            get(Counter::SpillSyncs),
+        ),
         Sample::gauge(
             "towline_spill_used_bytes",
             "Bytes of the spill that the target lacks.",

@@ -32,6 +32,7 @@ impl Activity {
         let mut last: Option<Round> = None;
         let mut failed = false;
         loop {
+            self.count_written(ring);
             let wanted = {
                 let desk = self.desk();
                 let (mut desk, timeout) = self
@@ -41,6 +42,8 @@ impl Activity {
                     })
                     .expect("no holder of the desk panics");
                 if desk.stop {
+                    drop(desk);
+                    self.count_written(ring);
                     return;
                 }
                 let cool = desk.cool || timeout.timed_out();
@@ -59,6 +62,11 @@ impl Activity {
             };
             self.make_hot(wanted);
         }
+    }
+
+    fn count_written(&self, ring: &Ring) {
+        let written = ring.counter(Counter::ActivityWrittenBytes);
+        written.fetch_add(self.take_written_bytes(), SeqCst);
     }
 
     pub(super) fn make_hot(&self, (wanted, asked): (Vec<(usize, u64)>, u64)) {

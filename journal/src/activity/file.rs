@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use towline_block::crc32c;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -79,6 +80,8 @@ pub(super) struct MapFile {
     /// What the file says, or is being told: ahead of the bits that writers look at when
     /// extents become hot, behind them when they go cold.
     words: Vec<Vec<u64>>,
+    /// Bytes written and not counted yet.
+    written: AtomicU64,
     /// Called between a write and its sync.
     #[cfg(test)]
     pub before_sync: Option<Box<dyn Fn() + Send>>,
@@ -113,6 +116,7 @@ impl MapFile {
             first,
             sectors,
             words,
+            written: AtomicU64::new(bytes.len() as u64),
             #[cfg(test)]
             before_sync: None,
         })
@@ -144,6 +148,7 @@ impl MapFile {
             first,
             sectors,
             words: found.hot,
+            written: AtomicU64::new(0),
             #[cfg(test)]
             before_sync: None,
         }))
@@ -197,6 +202,11 @@ impl MapFile {
         self.store_header()
     }
 
+    /// Bytes written since the last call.
+    pub fn take_written_bytes(&self) -> u64 {
+        self.written.swap(0, Ordering::Relaxed)
+    }
+
     fn write_sector(&self, volume: usize, at: u64) -> Result<()> {
         let number = self.first[volume] + at;
         let content = sector(&self.words[volume], at, number, self.incarnation);
@@ -215,7 +225,9 @@ impl MapFile {
         crate::durable::about(crate::durable::Event::WriteAt { file: &self.path, at, bytes });
         self.file
             .write_all_at(bytes, at)
-            .map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))
+            .map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn sync(&self) -> Result<()> {

@@ -56,15 +56,11 @@ fn find_ring(dir: &GroupDir, state: &mut GroupState, given: Option<&Path>) -> Re
         return open_ring(path, state);
     }
     let beside = state.ring.path.file_name().map(|name| dir.path().join(name));
+    // A damaged copy is told of, and never replaced by the ring that still lives.
     if let Some(beside) = beside.filter(|path| path.is_file()) {
-        let found = open_ring(&beside, state);
-        let recorded = &state.ring.path;
-        if found.is_ok() || !recorded.exists() {
-            state.ring.path = beside;
-            return found;
-        }
+        state.ring.path = beside;
     }
-    open_ring(&state.ring.path, state)
+    open_ring(&state.ring.path.clone(), state)
 }
 
 fn open_ring(path: &Path, state: &GroupState) -> Result<Ring> {

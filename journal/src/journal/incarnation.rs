@@ -180,10 +180,16 @@ pub(crate) fn new_incarnation(
         &sizes,
         &hot,
     )
-    .and_then(|_| dir.store(&state));
-    if let Err(error) = stored {
-        durable::remove_ring(&ring_path);
-        return Err(error);
+    .and_then(|activity| Ok((activity.take_written_bytes(), dir.store(&state)?)));
+    match stored {
+        Ok((activity_bytes, state_bytes)) => {
+            ring.set(Counter::ActivityWrittenBytes, activity_bytes);
+            ring.set(Counter::StateWrittenBytes, state_bytes);
+        }
+        Err(error) => {
+            durable::remove_ring(&ring_path);
+            return Err(error);
+        }
     }
     // Only now is the new ring the group's; the old one is garbage.
     if let Some(old) = old {

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
 use crate::sys::allocate;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window};
 
 /// Free segments kept when the ladder is back in memory; the disk gets the rest.
@@ -145,11 +146,13 @@ impl Run {
                 driver.push(token, Op::Write(fd.clone(), base + offset, window))?;
                 offset += bytes;
             }
+            let filled = &self.owner.ring.counter(Counter::SpillFilledBytes);
             for completion in wait_all(driver, "zero-filling").map_err(std::io::Error::other)? {
                 let wanted = completion.window.len;
                 if completion.result? != wanted {
                     return Err(std::io::ErrorKind::WriteZero.into());
                 }
+                filled.fetch_add(wanted as u64, Ordering::Relaxed);
             }
         }
         Ok(())

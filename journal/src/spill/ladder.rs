@@ -13,6 +13,7 @@
 //! Between two steps Ring -> Spill a quarter of the ring is appended; between two BREAKs
 //! for lack of room half a ring, or [`HEAL_WAIT_MAX`] passes.
 
+use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ pub const HEAL_WAIT_MAX: Duration = Duration::from_secs(30);
 const _: () = assert!(HEAL_FILL_PERCENT_MAX <= 50);
 
 /// Where the group's changes go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u64)]
 pub enum Rung {
     #[default]

@@ -19,6 +19,7 @@ mod runs;
 mod scan;
 mod service;
 mod span;
+mod steps;
 mod store;
 mod touched;
 
@@ -32,6 +33,7 @@ pub use reader::SpillReader;
 pub use runs::Run;
 pub(crate) use scan::{Scanned, scan};
 pub use service::Damage;
+pub use steps::{STEPS_MAX, Step, load as load_steps};
 pub use store::Store;
 pub use touched::Touched;
 

@@ -11,14 +11,17 @@ use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
 use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
 use super::span::{Built, Place, SpanBuilder};
+use super::steps::{self, Step};
 use crate::append::{AppendLock, free_up_to};
 use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering::{self, SeqCst};
+use std::sync::atomic::fence;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
@@ -44,6 +47,9 @@ pub struct Owner {
     pub group: GroupName,
     pub ring: Arc<Ring>,
     pub cursor: Arc<AppendLock>,
+    /// Where the ladder's steps are noted.
+    pub steps_path: PathBuf,
+    pub clock: fn() -> u64,
 }
 
 impl Persister {
@@ -69,6 +75,7 @@ impl Persister {
                     filled: HashSet::new(),
                     ladder,
                     retry_at: None,
+                    due: 0,
                     full: false,
                     spare: None,
                 };
@@ -106,6 +113,9 @@ pub(super) struct Run {
     pub filled: HashSet<u32>,
     pub ladder: Ladder,
     pub retry_at: Option<Instant>,
+    /// The record whose wish the next sync serves; newer wishes wait for the one after, so
+    /// that they cannot put it off for ever.
+    pub due: u64,
     pub full: bool,
     /// The next segment, made ahead so that no commit waits for its zeroes.
     pub spare: Option<Opened>,
@@ -204,7 +214,9 @@ impl Run {
     /// One look at ring and wishes, and at most one round of writes.
     fn turn(&mut self) -> Result<Next> {
         let ring = self.owner.ring.clone();
-        let wanted = self.spill.wanted();
+        if self.due <= ring.get(Counter::SpillDurable).max(ring.get(Counter::Acked)) {
+            self.due = self.spill.wanted();
+        }
         let upto = self.upto();
         let from = ring.get(Counter::Acked).max(ring.get(Counter::Spilled)) + 1;
         let done = ring.get(Counter::Done);
@@ -215,8 +227,8 @@ impl Run {
             if !self.spill_records(from, upto.min(done))? {
                 return Ok(Next::Pause(LOOK_EVERY));
             }
-            // One sync for all that were wanted when this round began.
-            if ring.get(Counter::Spilled) >= wanted {
+            // One sync for all that were wanted when the last one had been served.
+            if ring.get(Counter::Spilled) >= self.due {
                 self.sync_if_wanted()?;
             }
             return Ok(Next::Again);
@@ -253,6 +265,7 @@ impl Run {
             // Counted first: who sees the rung sees the step.
             ring.counter(Counter::LadderSteps).fetch_add(1, Ordering::Relaxed);
             ring.set(Counter::Rung, to as u64);
+            self.note_step(from, to, fill_percent);
             if to == Rung::Ring {
                 self.give_disk_back();
             }
@@ -260,6 +273,20 @@ impl Run {
         let by_ladder = if self.ladder.is_spilling() { half.max(1) } else { 0 };
         let as_they_come = if self.spill.is_eager() { ring.get(Counter::Done) } else { 0 };
         self.spill.wanted().max(by_ladder).max(as_they_come)
+    }
+
+    fn note_step(&self, from: Rung, to: Rung, fill_percent: u64) {
+        let (unix_ns, reason) = ((self.owner.clock)(), step_reason(from, to).to_owned());
+        let step = Step { unix_ns, from, to, fill_percent, reason };
+        match steps::note(&self.owner.steps_path, step) {
+            Ok(bytes) => {
+                self.owner.ring.counter(Counter::StateWrittenBytes).fetch_add(bytes, SeqCst);
+            }
+            Err(error) => {
+                let path = self.owner.steps_path.display();
+                tracing::warn!("a step of the ladder is not in {path}: {error}");
+            }
+        }
     }
 
     /// Arms the appender's wake-up and says how to wait.

@@ -196,7 +196,9 @@ impl Driver {
     fn begin_when_caught_up(&mut self, cut: Option<u64>, stream: &Stream, meter: &Meter) {
         let Some((since, order)) = &self.catching_up else { return };
         let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
-        let caught_up = backlog <= CAUGHT_UP_BYTES && stream.is_nearly_applied();
+        // A hold right after the start waits for the first rate: it is to have a forecast.
+        let has_forecast = backlog == 0 || meter.durable_rate > 0.0;
+        let caught_up = backlog <= CAUGHT_UP_BYTES && stream.is_nearly_applied() && has_forecast;
         if !caught_up && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
             let phase = "catching up".to_owned();
             let _ = order.replies.send(ControlReply::Progress { phase, backlog_bytes: backlog });
