@@ -224,12 +224,8 @@ fn the_store_document_shows_these_bytes() {
         point: Some(Point { number: 2, position }),
         sealed: None,
     };
-    let at = At {
-        group: GroupUuid([0x11; 16]),
-        owner: SessionId([0x22; 16]),
-        session: 1,
-        index: 3,
-    };
+    let at =
+        At { group: GroupUuid([0x11; 16]), owner: SessionId([0x22; 16]), session: 1, index: 3 };
     let end = ObjectHeader::end(at, &after);
     let dump = dump(end.as_bytes());
     assert!(STORE_DOC.contains(&dump), "the document should show:\n{dump}");
