@@ -6,7 +6,7 @@ use crate::content::{BATCH_BYTES, VOLUME_BYTES, blocks, chain, fill};
 use std::sync::Arc;
 use std::time::Instant;
 use towline_block::{Epoch, FileDisk, GroupName, VolumeName};
-use towline_shipper::batch::Encoder;
+use towline_shipper::batch::{Encoder, Keyring};
 use towline_shipper::pki;
 use towline_shipper::receiver::{Limits, Promote, ReceiveConfig, Receiver};
 use towline_shipper::security::{BoxedConnection, Security, connect};
@@ -58,6 +58,7 @@ fn measure(name: &str, dir: &std::path::Path, security: Security) {
         security: security.clone(),
         promote: Arc::new(Nobody),
         limits: Limits::default(),
+        keys: Keyring::default(),
     })
     .expect("a receiver");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -72,6 +73,7 @@ fn measure(name: &str, dir: &std::path::Path, security: Security) {
             group_uuid: chain.group,
             session: chain.session,
             epoch: Epoch(1),
+            key: None,
             volumes: vec![VolumeSize { name: volume, size_bytes: VOLUME_BYTES }],
         };
         write_message(&mut stream, &Message::Hello(hello)).await.expect("it listens");

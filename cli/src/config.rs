@@ -12,13 +12,15 @@ pub use sources::Disk;
 use crate::exit::usage;
 use serde::{Deserialize, Deserializer};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_control::rate::{Limit, Plan, Window};
 use towline_journal::AttachPolicy;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 use towline_shipper::store::StoreUrl;
+use towline_shipper::batch::{Keyring, keyfile};
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
@@ -70,6 +72,8 @@ pub struct ReceiveConfig {
     pub pki: Option<PathBuf>,
     #[serde(default)]
     pub insecure_loopback: bool,
+    /// Key file of sealed batches.
+    pub key: Option<PathBuf>,
     #[serde(default, deserialize_with = "span")]
     pub mark_every: Option<Duration>,
     #[serde(default, deserialize_with = "span")]
@@ -95,6 +99,18 @@ pub struct ShipConfig {
     pub window: Option<u64>,
     #[serde(default, deserialize_with = "size")]
     pub rate: Option<u64>,
+    pub ops: Option<u64>,
+    /// Other limits at other times, `DAYS FROM-TO LIMIT` in UTC.
+    #[serde(default)]
+    pub windows: Vec<Window>,
+    /// Shared by all groups of this process.
+    #[serde(default, deserialize_with = "size")]
+    pub link_rate: Option<u64>,
+    pub link_ops: Option<u64>,
+    #[serde(default)]
+    pub link_windows: Vec<Window>,
+    /// Key file; the newest key seals.
+    pub key: Option<PathBuf>,
     #[serde(default)]
     pub compress: Compress,
     #[serde(default, deserialize_with = "socket_addr")]
@@ -273,6 +289,16 @@ impl ReceiveConfig {
 }
 
 impl ShipConfig {
+    pub fn group_plan(&self) -> Plan {
+        let base = Limit { bytes_per_s: self.rate, ops_per_s: self.ops };
+        Plan { base, windows: self.windows.clone() }
+    }
+
+    pub fn link_plan(&self) -> Plan {
+        let base = Limit { bytes_per_s: self.link_rate, ops_per_s: self.link_ops };
+        Plan { base, windows: self.link_windows.clone() }
+    }
+
     pub fn check(&self) -> anyhow::Result<()> {
         if StoreUrl::is_meant(&self.to) {
             self.to.parse::<StoreUrl>()?;
@@ -329,6 +355,27 @@ fn check_no_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::
              store batches are protected by sealing: give --key FILE instead",
         )),
     }
+}
+
+/// The keys of a file; none without one.
+///
+/// # Errors
+/// The file is not usable, or lies in `state`, beside the data that it protects.
+pub fn keys(file: Option<&Path>, state: &Path) -> anyhow::Result<Keyring> {
+    let Some(file) = file else { return Ok(Keyring::default()) };
+    let is_beside = match (file.canonicalize(), state.canonicalize()) {
+        (Ok(file), Ok(state)) => file.starts_with(state),
+        _ => false,
+    };
+    if is_beside {
+        return Err(usage(format!(
+            "the key file {} lies in the state directory {}, beside what it seals: whoever takes the \
+             one has the other; keep it elsewhere",
+            file.display(),
+            state.display()
+        )));
+    }
+    Ok(keyfile::load(file)?)
 }
 
 /// Looks up HOST:PORT; the first address counts.

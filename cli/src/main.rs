@@ -27,6 +27,7 @@ mod status;
 mod table;
 mod target;
 mod target_view;
+mod throttle;
 mod view;
 mod when;
 
@@ -60,6 +61,8 @@ enum Command {
     Mark(mark::Args),
     /// Look at a target's marks and go back to one.
     Target(target::Args),
+    /// Change how fast a group is shipped, at once.
+    Throttle(throttle::Args),
     /// Look into a group's journal.
     Journal(journal::Args),
     /// Move a disk on this machine, with faults and a verdict.
@@ -107,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Cutover(args) => cutover::run(&args),
         Command::Mark(args) => mark::run(&args),
         Command::Target(args) => target::run(&args),
+        Command::Throttle(args) => throttle::run(&args),
         Command::Journal(args) => journal::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(args),

@@ -4,8 +4,9 @@ use crate::exit::Exit;
 use crate::output;
 use clap::{ArgGroup, Subcommand};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use towline_block::GroupName;
+use towline_shipper::batch::keyfile;
 use towline_shipper::pki::{self, Files};
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +42,23 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Make the key file by which a group's batches are sealed.
+    Key {
+        file: PathBuf,
+        /// Add a key to an existing file: it seals from then on, the others still open.
+        /// Give the file to the receiver first.
+        #[arg(long)]
+        rotate: bool,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Serialize)]
+struct MadeKey {
+    file: PathBuf,
+    /// Names the key in batches and messages; not secret.
+    id: String,
 }
 
 #[derive(Serialize)]
@@ -56,8 +74,23 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             (pki::issue_group(dir, group, *force)?, *json)
         }
         Action::Issue { dir, force, json, .. } => (pki::issue_receiver(dir, *force)?, *json),
+        Action::Key { file, rotate, json } => return key(file, *rotate, *json),
     };
     tell(files, json)?;
+    Ok(Exit::Ok)
+}
+
+fn key(file: &Path, rotate: bool, json: bool) -> anyhow::Result<Exit> {
+    let id = if rotate { keyfile::rotate(file)? } else { keyfile::make(file)? };
+    if json {
+        output::json(&MadeKey { file: file.to_owned(), id: id.to_string() })?;
+    } else {
+        output::text_line(&format!(
+            "key   {id}\nfile  {} (keep it secret, and a copy elsewhere: without it nothing that was \
+             sealed opens again)",
+            file.display()
+        ))?;
+    }
     Ok(Exit::Ok)
 }
 

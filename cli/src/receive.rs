@@ -43,6 +43,9 @@ pub struct Args {
     /// No encryption and no identity; only on a loopback address.
     #[arg(long)]
     insecure_loopback: bool,
+    /// Keys of sealed batches (`towline pki key`); with it only sealed ones are taken.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// Keep a mark that can be gone back to so often (30s, 5m, 1h).
     #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
     mark_every: Option<Duration>,
@@ -73,6 +76,7 @@ impl Args {
                 nbd: self.nbd,
                 pki: self.pki,
                 insecure_loopback: self.insecure_loopback,
+                key: self.key,
                 mark_every: self.mark_every,
                 keep_marks: self.keep_marks,
                 marks_bytes: self.marks_bytes,
@@ -95,6 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         bytes_max: config.marks_bytes.unwrap_or(u64::MAX),
     };
     let limits = Limits { marks, ..Limits::default() };
+    let keys = config::keys(config.key.as_deref(), &config.state)?;
     let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
     let from = match (config.from, &config.group) {
         (Some(url), Some(group)) => Some(Follow { url: url.parse()?, group: group.clone() }),
@@ -109,6 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         targets: config.targets.into_iter().map(|t| (t.name, t.path)).collect(),
         security: security(config.pki, config.insecure_loopback),
         promote: Arc::<Place>::clone(&place),
+        keys,
         limits,
     })?;
     if let Some(address) = config.metrics {

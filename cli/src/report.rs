@@ -48,6 +48,7 @@ pub struct GroupStatus {
     pub resent_bytes: u64,
     pub sent_bytes: u64,
     pub shipping: Shipping,
+    pub rate: Rate,
     pub added_write_us: Percentiles,
     pub added_read_us: Percentiles,
     pub added_flush_us: Percentiles,
@@ -62,6 +63,18 @@ pub struct Baseline {
     pub total_bytes: u64,
     pub rate_bytes_per_s: Option<f64>,
     pub eta_s: Option<f64>,
+}
+
+/// What holds shipping back; `null`: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Rate {
+    pub bytes_per_s: Option<u64>,
+    pub ops_per_s: Option<u64>,
+    /// Of all groups of the shipper together.
+    pub link_bytes_per_s: Option<u64>,
+    pub link_ops_per_s: Option<u64>,
+    /// In words.
+    pub why: Option<String>,
 }
 
 /// What coalescing and compressing made of what was shipped, and what it cost.

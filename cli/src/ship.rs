@@ -11,12 +11,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_control::rate::Window;
 use towline_journal::progress::{Figure, Progress as Page};
 use towline_journal::state::GroupDir;
 use towline_shipper::batch::Method;
 use towline_shipper::pki;
 use towline_shipper::security::Security;
-use towline_shipper::source::{self, Compression, Shipper, WINDOW_BYTES_DEFAULT};
+use towline_shipper::source::{self, Compression, Link, Shipper, WINDOW_BYTES_DEFAULT};
 use towline_shipper::store::{self, StoreUrl};
 
 /// How often the baseline's progress is looked at.
@@ -42,9 +43,19 @@ pub struct Args {
     /// Most bytes sent and not yet durable at the target.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     window: Option<u64>,
-    /// Most bytes a second on the network.
+    /// Most bytes a second on the network, until `towline throttle` says otherwise.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     rate: Option<u64>,
+    /// Most operations a second: writes, zeroes and comparisons at the target.
+    #[arg(long, value_name = "COUNT")]
+    ops: Option<u64>,
+    /// Another limit at other times, in UTC, such as "mon-fri 08:00-18:00 20M" or
+    /// "sat,sun 00:00-24:00 none"; the first that has begun counts.
+    #[arg(long = "window-limit", value_name = "DAYS FROM-TO LIMIT")]
+    windows: Vec<Window>,
+    /// Seal batches with the newest key of this file (`towline pki key`).
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// How batches are compressed.
     #[arg(long, value_enum, default_value_t)]
     compress: Compress,
@@ -68,6 +79,12 @@ impl Args {
                 insecure_loopback: self.insecure_loopback,
                 window: self.window,
                 rate: self.rate,
+                ops: self.ops,
+                windows: self.windows,
+                link_rate: None,
+                link_ops: None,
+                link_windows: Vec::new(),
+                key: self.key,
                 compress: self.compress,
                 metrics: self.metrics,
             },
@@ -84,14 +101,17 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
     check_identity(&config)?;
     let daemon = Daemon::prepare("ship")?;
+    let (rate, link_plan) = (config.group_plan(), config.link_plan());
     let shipper = Shipper::start(source::ShipConfig {
         group: config.group.clone(),
         state_dir: config.state.clone(),
         to: config.to.clone(),
         security: security(config.pki, config.insecure_loopback),
         window_bytes: config.window.unwrap_or(window(&config.to)),
-        rate_bytes_per_s: config.rate,
+        rate,
+        link: Link::new(link_plan, &config.state),
         compression: compression(config.compress),
+        keys: config::keys(config.key.as_deref(), &config.state)?,
     })?;
     let dir = GroupDir::of(&config.state, &config.group);
     let page = Arc::new(Page::view(&dir.progress_path())?);
@@ -230,6 +250,16 @@ fn samples(page: &Page, group: &str) -> Vec<Sample> {
             "towline_ship_window_bytes",
             "Most bytes sent and not yet durable.",
             bytes(Figure::WindowBytes),
+        ),
+        gauge(
+            "towline_ship_rate_bytes_per_second",
+            "Limit in force for the group; 0: none.",
+            bytes(Figure::RateBytesPerS),
+        ),
+        gauge(
+            "towline_ship_link_rate_bytes_per_second",
+            "Limit in force for the link that the shipper's groups share; 0: none.",
+            bytes(Figure::LinkBytesPerS),
         ),
         gauge(
             "towline_lag_seconds",

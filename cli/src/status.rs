@@ -3,9 +3,10 @@
 //! Everything is read from files: it works when all processes are dead and
 //! disturbs none that lives.
 
+use crate::config;
 use crate::exit::{Exit, unreachable};
 use crate::output;
-use crate::report::{GroupStatus, ProcessStatus, Shipping, StatusReport};
+use crate::report::{GroupStatus, ProcessStatus, Rate, Shipping, StatusReport};
 use crate::table::{self, Table};
 use crate::view;
 use std::path::PathBuf;
@@ -19,13 +20,18 @@ pub struct Args {
     /// State directory of a proxy or a receiver, or one group's folder in it.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
+    /// Keys of sealed batches that a receiver has staged and not applied; without them
+    /// what is applied is shown.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let groups = view::groups(&args.state, args.group.as_ref())?;
+    let keys = config::keys(args.key.as_deref(), &args.state)?;
+    let groups = view::groups(&args.state, args.group.as_ref(), &keys)?;
     if groups.is_empty() {
         let what = match &args.group {
             Some(group) => format!("group {group}"),
@@ -163,7 +169,31 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         );
         lines.row("batches", text);
     }
+    if let Some(text) = describe_rate(&group.rate) {
+        lines.row("rate", text);
+    }
     lines.row("sent again", format_size(group.resent_bytes));
+}
+
+/// What holds shipping back and why; nothing: no row.
+pub fn describe_rate(rate: &Rate) -> Option<String> {
+    let bytes = |limit: Option<u64>| limit.map(|limit| table::rate(limit as f64));
+    let ops = |limit: Option<u64>| limit.map(|limit| format!("{limit} operations/s"));
+    let own: Vec<_> =
+        [bytes(rate.bytes_per_s), ops(rate.ops_per_s)].into_iter().flatten().collect();
+    let link = [bytes(rate.link_bytes_per_s), ops(rate.link_ops_per_s)];
+    let link: Vec<_> = link.into_iter().flatten().collect();
+    if own.is_empty() && link.is_empty() {
+        return None;
+    }
+    let mut text = match own.is_empty() {
+        true => "no limit of its own".to_owned(),
+        false => format!("at most {}", own.join(", ")),
+    };
+    if !link.is_empty() {
+        text += &format!("; with the other groups at most {}", link.join(", "));
+    }
+    Some(format!("{text}: {}", rate.why.as_deref().unwrap_or("as configured")))
 }
 
 fn target_rows(group: &GroupStatus, lines: &mut Table) {

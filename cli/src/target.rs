@@ -1,11 +1,13 @@
 //! `towline target`: the marks of a receiver, and the way back to one.
 
+use crate::config;
 use crate::exit::{Exit, unreachable, usage};
 use crate::output;
 use crate::when;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use towline_block::size::format_size;
+use towline_shipper::batch::Keyring;
 use towline_shipper::receiver::marks::{list, unix_ns};
 use towline_shipper::receiver::{ListedMark, Mark, MarkKind, ReceiverStatus, rewind};
 
@@ -27,6 +29,9 @@ enum Command {
         /// (2026-03-01T12:00:00Z, or -10m: so long ago).
         #[arg(long, value_name = "MARK", allow_hyphen_values = true)]
         to: String,
+        /// Keys of sealed batches that were staged and not applied.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
     },
 }
 
@@ -75,12 +80,14 @@ struct Rewound {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.command {
         Command::ListMarks(at) => list_marks(at),
-        Command::Rewind { at, to } => go_back(at, to),
+        Command::Rewind { at, to, key } => {
+            go_back(at, to, &config::keys(key.as_deref(), &at.state)?)
+        }
     }
 }
 
-fn load(state: &Path) -> anyhow::Result<(ReceiverStatus, Vec<ListedMark>)> {
-    let Some(found) = ReceiverStatus::load(state)? else {
+fn load(state: &Path, keys: &Keyring) -> anyhow::Result<(ReceiverStatus, Vec<ListedMark>)> {
+    let Some(found) = ReceiverStatus::load(state, keys)? else {
         return Err(unreachable(format!("no group was ever received in {}", state.display())));
     };
     let marks = list(state, &found.state)?;
@@ -88,7 +95,7 @@ fn load(state: &Path) -> anyhow::Result<(ReceiverStatus, Vec<ListedMark>)> {
 }
 
 fn list_marks(at: &Where) -> anyhow::Result<Exit> {
-    let (found, marks) = load(&at.state)?;
+    let (found, marks) = load(&at.state, &Keyring::default())?;
     let lines: Vec<Line> = marks.iter().map(line).collect();
     let bytes = lines.iter().map(|line| line.bytes).sum();
     if at.json {
@@ -132,11 +139,11 @@ fn line(listed: &ListedMark) -> Line {
     }
 }
 
-fn go_back(at: &Where, to: &str) -> anyhow::Result<Exit> {
-    let (found, marks) = load(&at.state)?;
+fn go_back(at: &Where, to: &str, keys: &Keyring) -> anyhow::Result<Exit> {
+    let (found, marks) = load(&at.state, keys)?;
     let marks: Vec<Mark> = marks.into_iter().map(|listed| listed.mark).collect();
     let number = choose(&marks, to, unix_ns())?;
-    let mark = rewind(&at.state, number)?;
+    let mark = rewind(&at.state, number, keys)?;
     let position = mark.stream.position;
     let rewound = Rewound {
         group: found.state.group.to_string(),

@@ -3,11 +3,12 @@
 use crate::report::{GroupStatus, ProcessStatus, VolumeStatus};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use towline_shipper::batch::Keyring;
 use towline_shipper::receiver::{Layout, ReceiverStatus, Rollback, TargetRecord};
 
 /// The group that is received into `dir`; none where no receiver ever ran.
-pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
-    let Some(found) = ReceiverStatus::load(dir)? else { return Ok(None) };
+pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>> {
+    let Some(found) = ReceiverStatus::load(dir, keys)? else { return Ok(None) };
     let state = &found.state;
     let (durable, applied) = (&found.durable, &state.applied);
     let promoted = state.promoted.as_ref();
@@ -40,7 +41,7 @@ pub fn status(dir: &Path) -> anyhow::Result<Option<GroupStatus>> {
         lag_bytes: durable.stream_bytes.saturating_sub(applied.stream_bytes),
         volumes: state.volumes.iter().map(volume).collect(),
         processes: vec![ProcessStatus { process: "receive", alive }],
-        last_error: state.last_error.clone(),
+        last_error: state.last_error.clone().or_else(|| found.locked.clone()),
         ..GroupStatus::default()
     }))
 }
@@ -94,6 +95,6 @@ mod tests {
     #[test]
     fn a_folder_without_a_receiver_has_no_target() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(status(dir.path()).unwrap().is_none());
+        assert!(status(dir.path(), &Keyring::default()).unwrap().is_none());
     }
 }

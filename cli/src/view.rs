@@ -4,7 +4,7 @@
 use crate::exit::unreachable;
 use crate::report::{
     Baseline, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles, ProcessStatus,
-    Shipping, VerifyError, VerifyReport, VolumeStatus,
+    Rate, Shipping, VerifyError, VerifyReport, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -13,6 +13,7 @@ use towline_journal::progress::{Figure, Progress};
 use towline_journal::spill::{Rung, load_steps};
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
+use towline_shipper::batch::Keyring;
 
 /// A receiver's folder in its state directory; it holds a group's target side.
 const RECEIVER_FOLDER: &str = "receive";
@@ -43,7 +44,11 @@ pub fn group_dir(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<GroupD
 }
 
 /// All groups of a state directory, or the one named; none is no error.
-pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<GroupStatus>> {
+pub fn groups(
+    dir: &Path,
+    group: Option<&GroupName>,
+    keys: &Keyring,
+) -> anyhow::Result<Vec<GroupStatus>> {
     let mut all = Vec::new();
     for found in source_dirs(dir)? {
         if group.is_none_or(|group| is_of(&found, group)) {
@@ -51,7 +56,7 @@ pub fn groups(dir: &Path, group: Option<&GroupName>) -> anyhow::Result<Vec<Group
         }
     }
     all.extend(
-        crate::target_view::status(dir)?
+        crate::target_view::status(dir, keys)?
             .into_iter()
             .filter(|s| group.is_none_or(|g| s.group == g.as_str())),
     );
@@ -111,6 +116,7 @@ fn source_status(view: &GroupView) -> GroupStatus {
             stored_bytes: figure(Figure::StoredBytes),
             encode_s: figure(Figure::EncodeNs) as f64 / 1e9,
         },
+        rate: view.progress.as_ref().map_or_else(Rate::default, rate),
         added_write_us: added(view, Counter::AddedWriteP50Ns, Counter::AddedWriteP99Ns),
         added_read_us: added(view, Counter::AddedReadP50Ns, Counter::AddedReadP99Ns),
         added_flush_us: added(view, Counter::AddedFlushP50Ns, Counter::AddedFlushP99Ns),
@@ -175,6 +181,18 @@ pub fn baseline(page: &Progress) -> Baseline {
         total_bytes: page.get(Figure::BaselineTotalBytes),
         rate_bytes_per_s: (rate > 0).then_some(rate as f64),
         eta_s: (eta != u64::MAX && rate > 0).then_some(eta as f64),
+    }
+}
+
+/// What holds shipping back.
+pub fn rate(page: &Progress) -> Rate {
+    let limit = |figure| Some(page.get(figure)).filter(|limit| *limit > 0);
+    Rate {
+        bytes_per_s: limit(Figure::RateBytesPerS),
+        ops_per_s: limit(Figure::RateOpsPerS),
+        link_bytes_per_s: limit(Figure::LinkBytesPerS),
+        link_ops_per_s: limit(Figure::LinkOpsPerS),
+        why: page.rate_reason(),
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod compress;
 pub mod cutover;
 pub mod forecast;
+pub mod rate;
 pub mod report;
 
 pub use cutover::{Action, Attempt, Cutover, Decision, Event, Outcome, State};

@@ -10,6 +10,10 @@ use std::path::Path;
 
 const PAGE_BYTES: u64 = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"TWLPROG1");
+/// Why the rate in force is what it is: a length and a text.
+const RATE_OFFSET: u64 = 1024;
+/// Longest text that is kept there.
+pub const RATE_BYTES_MAX: usize = 512;
 const ERROR_OFFSET: u64 = 2048;
 /// Longest last error that is kept.
 pub const ERROR_BYTES_MAX: usize = 1024;
@@ -67,6 +71,15 @@ pub enum Figure {
     StoredBytes = 26,
     /// Time spent on encoding batches: coalescing, compressing, hashing.
     EncodeNs = 27,
+    /// Limits in force, a second, 0 where there is none: bytes and operations of the
+    /// group, then of the link that its shipper's groups share.
+    RateBytesPerS = 28,
+    RateOpsPerS = 29,
+    LinkBytesPerS = 30,
+    LinkOpsPerS = 31,
+    /// Which `throttle.json` of the group and of the link the shipper has taken; 0: none.
+    ThrottleGeneration = 32,
+    LinkThrottleGeneration = 33,
 }
 
 pub struct Progress {
@@ -122,21 +135,38 @@ impl Progress {
 
     /// The last error, for `status`; an empty text means that all is well.
     pub fn set_error(&self, text: &str) {
-        let mut end = text.len().min(ERROR_BYTES_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.map.write(ERROR_OFFSET + 8, &text.as_bytes()[..end]);
-        self.map.word(ERROR_OFFSET).store(end as u64, Ordering::Release);
+        self.set_text(ERROR_OFFSET, ERROR_BYTES_MAX, text);
     }
 
     pub fn error(&self) -> Option<String> {
-        let len = self.map.word(ERROR_OFFSET).load(Ordering::Acquire) as usize;
-        if len == 0 || len > ERROR_BYTES_MAX {
+        self.text(ERROR_OFFSET, ERROR_BYTES_MAX)
+    }
+
+    /// Why the rate in force is what it is.
+    pub fn set_rate_reason(&self, text: &str) {
+        self.set_text(RATE_OFFSET, RATE_BYTES_MAX, text);
+    }
+
+    pub fn rate_reason(&self) -> Option<String> {
+        self.text(RATE_OFFSET, RATE_BYTES_MAX)
+    }
+
+    fn set_text(&self, offset: u64, bytes_max: usize, text: &str) {
+        let mut end = text.len().min(bytes_max);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.map.write(offset + 8, &text.as_bytes()[..end]);
+        self.map.word(offset).store(end as u64, Ordering::Release);
+    }
+
+    fn text(&self, offset: u64, bytes_max: usize) -> Option<String> {
+        let len = self.map.word(offset).load(Ordering::Acquire) as usize;
+        if len == 0 || len > bytes_max {
             return None;
         }
         let mut bytes = vec![0; len];
-        self.map.read(ERROR_OFFSET + 8, &mut bytes);
+        self.map.read(offset + 8, &mut bytes);
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
@@ -154,10 +184,12 @@ mod tests {
         page.set(Figure::SentStreamBytes, 7);
         page.add(Figure::SentStreamBytes, 2);
         page.set_error("no route: retry");
+        page.set_rate_reason("a window");
         drop(page);
         let view = Progress::view(&path).unwrap().unwrap();
         assert_eq!(view.get(Figure::SentStreamBytes), 9);
         assert_eq!(view.error().as_deref(), Some("no route: retry"));
+        assert_eq!(view.rate_reason().as_deref(), Some("a window"));
         Progress::open(&path).unwrap().set_error("");
         assert_eq!(view.error(), None);
     }

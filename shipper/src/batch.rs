@@ -10,6 +10,7 @@ mod coalesce;
 mod encode;
 mod header;
 mod key;
+pub mod keyfile;
 mod layout;
 mod open;
 mod pack;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], String> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Result<[u8; N], String> {
     let wrong = || format!("{text:?} is not {} hexadecimal digits", 2 * N);
     if text.len() != 2 * N {
         return Err(wrong());
@@ -63,6 +63,7 @@ macro_rules! hex_id {
 
 hex_id!(GroupUuid, 16, "Tells two groups of the same name apart; chosen once, by the proxy.");
 hex_id!(SessionId, 16, "One run of a shipper against one target; random.");
+hex_id!(KeyId, 16, "Names a group key, so that keys can follow one another; not secret.");
 hex_id!(BatchHash, 32, "BLAKE3 of a whole encoded batch. All zero: before the first batch.");
 
 impl BatchHash {

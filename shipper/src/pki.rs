@@ -138,6 +138,11 @@ fn write(files: &Files, certificate: &str, key: &KeyPair, force: bool) -> Result
     write_new(&files.certificate, certificate.as_bytes(), 0o644)
 }
 
+/// Puts `bytes` where only the owner may read them, replacing what is there.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_new(path, bytes, 0o600)
+}
+
 /// Writes beside and renames over, so that no moment shows half a key or wrong rights.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
@@ -152,7 +157,11 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        File::open(match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            Some(dir) => dir,
+            None => Path::new("."),
+        })?
+        .sync_all()
     };
     write().map_err(|e| Error::storage(format!("cannot write {}", path.display()), e))
 }

@@ -43,6 +43,7 @@ pub use state::{DECISIONS_MAX, Decided, Rollback, STATE_VERSION, State, Takeover
 pub use status::{ReceiverStatus, StagedStatus};
 pub use stream::{Point, Stream};
 
+use crate::batch::Keyring;
 use crate::security::Security;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub struct ReceiveConfig {
     /// Where each volume goes: a raw file (created when missing) or a block device.
     pub targets: Vec<(VolumeName, PathBuf)>,
     pub security: Security,
+    /// Keys of sealed batches. With any, only sealed ones are taken.
+    pub keys: Keyring,
     /// Serves the volumes once the target has taken over.
     pub promote: Arc<dyn Promote>,
     pub limits: Limits,

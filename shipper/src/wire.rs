@@ -10,7 +10,7 @@ mod message;
 
 pub use ack::{ACK_BYTES, Ack, AckLayout};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind, JSON_BYTES_MAX};
-pub use frame::{read_frame, write_frame};
+pub use frame::{FrameWriter, read_frame, write_frame};
 pub use message::{
     ATTEMPT_BYTES_MAX, Abort, Compared, Decision, Differing, Hello, Message, Outcome, PROTOCOL,
     Promote, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,

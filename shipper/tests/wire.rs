@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use towline_block::{Epoch, Incarnation, Position, Seq};
+use towline_shipper::ids::KeyId;
 use towline_shipper::wire::{
     Abort, Ack, Decision, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, JSON_BYTES_MAX,
     Message, Outcome, PROTOCOL, Promote, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize,
@@ -22,6 +23,7 @@ fn largest_hello() -> Hello {
         group: "g".repeat(63).parse().unwrap(),
         group_uuid: GroupUuid([0xfe; 16]),
         session: SessionId([1; 16]),
+        key: Some(KeyId([0xee; 16])),
         epoch: Epoch(u32::MAX),
         volumes: (0..VOLUMES_MAX).map(volume).collect(),
     }

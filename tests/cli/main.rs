@@ -7,5 +7,6 @@ mod journal;
 mod marks;
 mod status;
 mod store;
+mod throttle;
 
 const DISK_BYTES: u64 = 16 << 20;

@@ -165,6 +165,37 @@ impl Drop for Moto {
 }
 
 #[test]
+fn a_sealed_store_shows_nothing_and_opens_only_with_its_key() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let (store, key) = (folder(&rig), rig.path("erp.key"));
+    assert_eq!(rig.towline(args!["pki", "key", &key]).code(), 0);
+    rig.start_proxy();
+    let args = [ship_args(&rig, &store), args!["--key", &key]].concat();
+    rig.ship = started(&args, &store);
+    write(&rig, VOLUME, 4096, b'#');
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    let marker = [b'#'; 64];
+    for file in walk(&rig.path("store")) {
+        let bytes = std::fs::read(&file).unwrap();
+        let shows = bytes.windows(64).any(|window| window == marker);
+        assert!(!shows, "{} shows what the guest wrote", file.display());
+    }
+
+    receive_from(&mut rig, &store, vec![]);
+    let receive = rig.receive.as_mut().unwrap();
+    receive.wait_for_line(|line| line.contains("which is not here: give the key file"));
+    rig.terminate(Process::Receive);
+    receive_from(&mut rig, &store, args!["--key", &key]);
+    wait_same(&rig);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
 fn a_cutover_needs_a_receiver_not_a_store() {
     let mut rig = Rig::new(1, DISK_BYTES);
     rig.start_proxy();

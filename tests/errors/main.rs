@@ -7,6 +7,7 @@ mod certificates;
 mod configuration;
 mod garbage;
 mod journal_version;
+mod keys;
 mod target_size;
 
 use towline_tests::{Daemon, Rig};

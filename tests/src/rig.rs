@@ -41,6 +41,8 @@ pub struct Rig {
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
+    /// Key file: batches are sealed.
+    pub key: Option<PathBuf>,
     pub relay: Relay,
     pub order: Arc<Order>,
     pub proxy: Option<Daemon>,
@@ -79,6 +81,7 @@ impl Rig {
             mark_every: None,
             receiver_address,
             pki: None,
+            key: None,
             relay,
             order: Arc::default(),
             proxy: None,
@@ -154,10 +157,12 @@ impl Rig {
     }
 
     fn security(&self) -> Vec<OsString> {
-        match &self.pki {
+        let mut all = match &self.pki {
             Some(dir) => args!["--pki", dir],
             None => args!["--insecure-loopback"],
-        }
+        };
+        all.extend(self.key.iter().flat_map(|file| args!["--key", file]));
+        all
     }
 
     /// Where the journal's ring lies now.

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use towline_bench::nbd_client::NbdUri;
 use towline_block::GroupName;
 use towline_control::CutoverReport;
+use towline_shipper::batch::Keyring;
 use towline_shipper::pki;
 
 /// Longest pause the demo's guest accepts: generous, for the machine may be small
@@ -80,7 +81,8 @@ impl<'a> Lab<'a> {
 
     /// What `towline status` shows.
     pub fn status(&self) -> anyhow::Result<GroupStatus> {
-        let groups = view::groups(&self.plan.source_state(), Some(&self.group))?;
+        let groups =
+            view::groups(&self.plan.source_state(), Some(&self.group), &Keyring::default())?;
         groups.into_iter().next().context("status shows no group")
     }
 

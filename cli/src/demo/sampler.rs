@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_shipper::batch::Keyring;
 
 const EVERY: Duration = Duration::from_millis(200);
 
@@ -31,7 +32,9 @@ impl Sampler {
             let mut samples = Samples::default();
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                 // A state that is just being replaced is looked at again.
-                let Ok(groups) = view::groups(&state, Some(&group)) else { continue };
+                let Ok(groups) = view::groups(&state, Some(&group), &Keyring::default()) else {
+                    continue;
+                };
                 if let Some(status) = groups.into_iter().next() {
                     samples.take(&status);
                 }

@@ -30,6 +30,8 @@ pub struct Sealed {
     /// Position of the stream after this batch.
     pub position: Position,
     pub claims_upto: u64,
+    /// Rows of its operation table.
+    pub op_count: u32,
     /// Sum of the sizes of all batches, this one included.
     pub stream_bytes: u64,
     /// What it says of the group's wholeness: whole after a HEAL, broken after a BREAK or
@@ -120,6 +122,7 @@ impl Encoder {
             number: chain.number + 1,
             position: parts.position,
             claims_upto: parts.claims_upto,
+            op_count: parts.table.len() as u32,
             stream_bytes: bytes_after(chain.stream_bytes, bytes.len()),
             whole,
             ends_in_seal,

@@ -5,6 +5,7 @@
 //! anew after a crash has a new salt, so no key ever meets two plain texts.
 
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::ids::KeyId;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use std::collections::BTreeMap;
@@ -19,9 +20,8 @@ pub const TAG_BYTES: usize = 16;
 /// What a derived key is for; another format gets another key from the same secret.
 const PURPOSE: &[u8] = b"towline batch 2 aes-256-gcm";
 
-/// Names a group key, so that keys can follow one another; not secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyId(pub [u8; KEY_ID_BYTES]);
+/// How a key's id follows from its secret.
+const ID_PURPOSE: &[u8] = b"towline key id 1";
 
 /// A secret of 32 random bytes. Never printed.
 #[derive(Clone)]
@@ -37,6 +37,19 @@ impl GroupKey {
             return Err(Error::new(ErrorKind::InvalidInput, "a key's id is not all zero"));
         }
         Ok(GroupKey { id, secret })
+    }
+
+    /// The key whose id follows from the secret, as in key files: no two secrets meet
+    /// under one id.
+    pub fn of_secret(secret: [u8; KEY_BYTES]) -> Result<GroupKey> {
+        let broken = |_| Error::new(ErrorKind::InvalidInput, "a key's id cannot be derived");
+        let extracted = Salt::new(HKDF_SHA256, &[]).extract(&secret);
+        let derived = extracted.expand(&[ID_PURPOSE], HKDF_SHA256).map_err(broken)?;
+        let mut bytes = [0; KEY_BYTES];
+        derived.fill(&mut bytes).map_err(broken)?;
+        let mut id = KeyId::default();
+        id.0.copy_from_slice(&bytes[..KEY_ID_BYTES]);
+        GroupKey::new(id, secret)
     }
 
     /// The key of one batch.
@@ -96,17 +109,33 @@ impl fmt::Debug for GroupKey {
 
 /// The keys a reader has: the one in use and those before it.
 #[derive(Clone, Debug, Default)]
-pub struct Keyring(BTreeMap<KeyId, GroupKey>);
+pub struct Keyring {
+    keys: BTreeMap<KeyId, GroupKey>,
+    newest: Option<KeyId>,
+}
 
 impl Keyring {
     pub fn add(&mut self, key: GroupKey) {
-        self.0.insert(key.id, key);
+        self.newest = Some(key.id);
+        self.keys.insert(key.id, key);
     }
 
-    pub(crate) fn get(&self, id: KeyId) -> Result<&GroupKey> {
-        self.0.get(&id).ok_or_else(|| {
-            let id: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
-            let what = format!("the batch is sealed with key {id}, which is not here: add it");
+    /// The key that was added last: what is sealed, is sealed with it.
+    pub fn newest(&self) -> Option<&GroupKey> {
+        self.keys.get(&self.newest?)
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> + '_ {
+        self.keys.keys().copied()
+    }
+
+    /// # Errors
+    /// [`ErrorKind::NotAuthorised`] when the key is not here.
+    pub fn get(&self, id: KeyId) -> Result<&GroupKey> {
+        self.keys.get(&id).ok_or_else(|| {
+            let what = format!(
+                "sealed with key {id}, which is not here: give the key file that holds it (--key FILE)"
+            );
             Error::new(ErrorKind::NotAuthorised, what)
         })
     }

@@ -65,6 +65,10 @@ impl Batch {
         BatchView::of_parts(&self.bytes, body, self.data.as_deref(), &self.shape, self.hash)
     }
 
+    pub fn is_sealed(&self) -> bool {
+        self.shape.is_sealed
+    }
+
     /// As it came, and as it is stored and sent on.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

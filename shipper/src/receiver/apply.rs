@@ -34,6 +34,7 @@ pub struct Apply {
     books: Arc<Books>,
     reader: Reader,
     medium: Medium,
+    keys: Keyring,
     applied: Stream,
     /// Read from staging, not yet applied: kept over failures.
     group: Vec<Next>,
@@ -50,11 +51,12 @@ impl Apply {
         books: Arc<Books>,
         reader: Reader,
         medium: Medium,
+        keys: Keyring,
     ) -> Apply {
         let applied = books.get().applied;
         let (group, peeked) = (Vec::new(), None);
         let compared = Vec::new();
-        Apply { targets, marks, books, reader, medium, applied, group, peeked, compared }
+        Apply { targets, marks, books, reader, medium, keys, applied, group, peeked, compared }
     }
 
     /// What the targets hold.
@@ -136,7 +138,7 @@ impl Apply {
         }
         let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let before = self.group.last().map_or(&self.applied, |last| &last.after);
-        let batch = Batch::open(bytes, &Keyring::default())?;
+        let batch = Batch::open(bytes, &self.keys)?;
         let view = batch.view();
         let after = before.follow(view.group(), &view).map_err(|refusal| {
             Error::damaged(format!("staging is out of order: {}", refusal.message))

@@ -94,6 +94,7 @@ pub struct Desk {
     pub limits: Limits,
     pub group: Option<GroupName>,
     pub targets: Vec<(VolumeName, PathBuf)>,
+    pub keys: Keyring,
     pub promote: Arc<dyn Promote>,
     pub counters: Arc<Counters>,
     pub inbox: Inbox,
@@ -259,13 +260,15 @@ impl Clerk {
         }
         let damaged = |error: Error| {
             if error.kind() == ErrorKind::NotAuthorised {
-                return Refusal::new(RefusalCode::NotAuthorised, error.to_string());
+                return Refusal::new(RefusalCode::NoKey, error.to_string());
             }
             let what = format!("{error}: connect again and go on from WELCOME");
             Refusal::new(RefusalCode::Damaged, what)
         };
-        // No key is given here: what is staged can be applied by whoever starts next.
-        let opened = Batch::open(bytes, &Keyring::default()).map_err(damaged)?;
+        let opened = Batch::open(bytes, &self.desk.keys).map_err(damaged)?;
+        if !opened.is_sealed() && self.desk.keys.newest().is_some() {
+            return Err(super::hello::unsealed());
+        }
         let batch = opened.view();
         if batch.session() != current.session {
             let what = format!(

@@ -8,7 +8,7 @@ use super::Limits;
 use super::clerk::{Inbox, Order, Progress};
 use crate::batch::{HEADER_BYTES, Header};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::SessionId;
+use crate::ids::{KeyId, SessionId};
 use crate::store::{Bucket, Found, GroupFile, Reader, StoreUrl};
 use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, Welcome};
 use bytes::Bytes;
@@ -155,12 +155,14 @@ impl Follower {
     /// Takes the place of the shipper whose batch comes next.
     async fn hello(&mut self, file: &GroupFile, header: &Header) -> std::result::Result<(), Halt> {
         let (outbox, mut letters) = mpsc::unbounded_channel();
+        let key = KeyId(header.key_id);
         let hello = Hello {
             version: PROTOCOL,
             group: file.group.clone(),
             group_uuid: file.group_uuid,
             session: SessionId(header.session),
             epoch: Epoch(header.epoch.get()),
+            key: (key != KeyId::default()).then_some(key),
             volumes: file.volumes.clone(),
         };
         let order = Order::Hello { connection: CONNECTION, hello: Box::new(hello), outbox };

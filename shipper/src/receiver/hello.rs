@@ -6,7 +6,7 @@ use super::medium::Target;
 use super::recovery::{OWNER_WAIT, Store};
 use super::state::{STATE_VERSION, State, TargetRecord};
 use super::stream::Stream;
-use crate::batch::VERSION;
+use crate::batch::{Keyring, VERSION};
 use crate::error::{Error, ErrorKind};
 use crate::wire::{
     Hello, Message, PROTOCOL, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
@@ -42,6 +42,7 @@ impl Clerk {
 
     fn welcome(&mut self, hello: &Hello) -> Result<Welcome, Refusal> {
         check_hello(hello)?;
+        check_key(hello, &self.desk.keys)?;
         if let Some(group) = self.desk.group.as_ref().filter(|group| **group != hello.group) {
             let what = format!("this receiver is for group {group}, not {}", hello.group);
             return Err(Refusal::new(RefusalCode::WrongGroup, what));
@@ -109,7 +110,7 @@ impl Clerk {
             last_error: None,
         };
         let desk = &self.desk;
-        Store::create(&desk.layout, &desk.medium, &desk.limits, state, targets)
+        Store::create(&desk.layout, &desk.medium, &desk.limits, state, targets, &desk.keys)
             .map_err(|error| refusal_of(&error))
     }
 
@@ -162,6 +163,25 @@ fn check_hello(hello: &Hello) -> Result<(), Refusal> {
         return Err(Refusal::new(RefusalCode::Protocol, "epochs start at 1"));
     }
     Ok(())
+}
+
+/// What would be refused batch by batch is refused before the first.
+fn check_key(hello: &Hello, keys: &Keyring) -> Result<(), Refusal> {
+    match hello.key {
+        Some(id) => keys.get(id).map(|_| ()).map_err(|error| {
+            let what = format!("the group's batches are {error}");
+            Refusal::new(RefusalCode::NoKey, what)
+        }),
+        None if keys.newest().is_some() => Err(unsealed()),
+        None => Ok(()),
+    }
+}
+
+/// Whoever gave this receiver keys expects nothing else.
+pub fn unsealed() -> Refusal {
+    let what = "this receiver was given keys and takes only sealed batches: start the shipper with \
+                its key file (--key FILE)";
+    Refusal::new(RefusalCode::NotAuthorised, what)
 }
 
 fn check_group(hello: &Hello, state: &State) -> Result<(), Refusal> {

@@ -49,7 +49,16 @@ enum End {
 
 /// Opens what is in the directory; `None` when this receiver is not bound yet.
 /// Nothing of the targets is changed except by a rollback that was decided.
-pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<Store>> {
+///
+/// # Errors
+/// [`ErrorKind::NotAuthorised`] when staging holds batches that were sealed with a key
+/// that is not in `keys`: nothing was touched, and nothing is taken for damaged.
+pub fn open(
+    layout: &Layout,
+    medium: &Medium,
+    limits: &Limits,
+    keys: &Keyring,
+) -> Result<Option<Store>> {
     let Some(state) = super::state::load(&layout.state)? else { return Ok(None) };
     let targets = open_targets(&state, medium)?;
     let books = Books::loaded(&layout.state, medium.clone(), state.clone());
@@ -60,9 +69,10 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
         finish_takeover(&books, &mut marks, &targets, takeover.rollback)?;
         let mut staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
         staging.clear()?;
-        return Ok(Some(assemble(books, staging, Cursor::default(), marks, targets, medium)));
+        let parts = (staging, marks, targets);
+        return Ok(Some(assemble(books, parts, Cursor::default(), medium, keys)));
     }
-    let mut scan = scan(&layout.stage, &state)?;
+    let mut scan = scan(&layout.stage, &state, keys)?;
     let damage = scan.damage.take();
     let damaged = damage.is_some();
     if let Some(damage) = damage {
@@ -73,7 +83,8 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
     if damaged {
         staging.clear()?;
     }
-    let mut store = assemble(books, staging, scan.cursor, marks, targets, medium);
+    let parts = (staging, marks, targets);
+    let mut store = assemble(books, parts, scan.cursor, medium, keys);
     store.durable = scan.durable;
     Ok(Some(store))
 }
@@ -81,13 +92,13 @@ pub fn open(layout: &Layout, medium: &Medium, limits: &Limits) -> Result<Option<
 /// What a receiver's start does before it listens, and nothing else: brings the
 /// targets to the end of the last durable batch. Answers where that is; `None`
 /// when no group was ever received there.
-pub fn recover(state_dir: &Path) -> Result<Option<Stream>> {
+pub fn recover(state_dir: &Path, keys: &Keyring) -> Result<Option<Stream>> {
     let layout = Layout::of(state_dir);
     if !layout.state.exists() {
         return Ok(None);
     }
     let _lock = super::server::lock(&layout)?;
-    let store = open(&layout, &Medium::default(), &Limits::default())?;
+    let store = open(&layout, &Medium::default(), &Limits::default(), keys)?;
     let Some(mut store) = store else { return Ok(None) };
     if store.books.get().promoted.is_none() {
         store.redo()?;
@@ -97,15 +108,15 @@ pub fn recover(state_dir: &Path) -> Result<Option<Stream>> {
 
 fn assemble(
     books: Arc<Books>,
-    staging: Staging,
+    (staging, marks, targets): (Staging, Marks, Vec<Target>),
     cursor: Cursor,
-    marks: Marks,
-    targets: Vec<Target>,
     medium: &Medium,
+    keys: &Keyring,
 ) -> Store {
     let reader = staging.reader(cursor);
     let durable = books.get().applied;
-    let apply = Apply::new(targets, marks, Arc::clone(&books), reader, medium.clone());
+    let (medium, keys) = (medium.clone(), keys.clone());
+    let apply = Apply::new(targets, marks, Arc::clone(&books), reader, medium, keys);
     Store { books, staging, apply, durable }
 }
 
@@ -117,12 +128,14 @@ impl Store {
         limits: &Limits,
         state: State,
         targets: Vec<Target>,
+        keys: &Keyring,
     ) -> Result<Store> {
         let mut marks = load_marks(layout, medium, limits, &state)?;
         marks.clear()?;
         let books = Books::create(&layout.state, medium.clone(), state)?;
         let staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
-        Ok(assemble(books, staging, Cursor::default(), marks, targets, medium))
+        let parts = (staging, marks, targets);
+        Ok(assemble(books, parts, Cursor::default(), medium, keys))
     }
 
     /// Applies everything that is durable.
@@ -213,7 +226,10 @@ fn lose_point(books: &Books, scan: &mut Scan, damage: String) -> Result<()> {
 }
 
 /// Follows the chain through all segments. Changes nothing.
-pub fn scan(dir: &Path, state: &State) -> Result<Scan> {
+///
+/// # Errors
+/// [`ErrorKind::NotAuthorised`] for a batch whose key is not in `keys`: it may be sound.
+pub fn scan(dir: &Path, state: &State, keys: &Keyring) -> Result<Scan> {
     let firsts = list(dir)?;
     let mut scan = Scan { durable: state.applied.clone(), ..Scan::default() };
     for (index, first) in firsts.iter().copied().enumerate() {
@@ -222,7 +238,7 @@ pub fn scan(dir: &Path, state: &State) -> Result<Scan> {
             scan.damage = Some(format!("{} does not follow", segment_path(dir, first).display()));
             break;
         }
-        let end = scan_segment(dir, first, next_first, state, &mut scan)?;
+        let end = scan_segment(dir, first, next_first, (state, keys), &mut scan)?;
         let followed = next_first.is_none_or(|next| next <= scan.durable.number + 1);
         if let (End::Bad(why), false) = (&end, followed) {
             scan.damage = Some(format!("{}: {why}", segment_path(dir, first).display()));
@@ -241,7 +257,7 @@ fn scan_segment(
     dir: &Path,
     first: u64,
     next_first: Option<u64>,
-    state: &State,
+    (state, keys): (&State, &Keyring),
     scan: &mut Scan,
 ) -> Result<End> {
     let path = segment_path(dir, first);
@@ -261,7 +277,18 @@ fn scan_segment(
             Err(e) => return Err(e),
         };
         let len = bytes.len() as u64;
-        match take(bytes, segment.last + 1, state, &sizes, &scan.durable) {
+        let opened = match Batch::open(bytes, keys) {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == ErrorKind::NotAuthorised => {
+                let what = format!("{}: what is staged there", path.display());
+                return Err(Error::caused(ErrorKind::NotAuthorised, what, e));
+            }
+            Err(e) => {
+                outcome = End::Bad(e.to_string());
+                break;
+            }
+        };
+        match take(&opened, segment.last + 1, state, &sizes, &scan.durable) {
             Ok(Some(after)) => scan.durable = after,
             Ok(None) => {
                 scan.cursor = Cursor { segment: first, offset: segment.bytes + len };
@@ -282,13 +309,12 @@ fn scan_segment(
 
 /// The stream after the batch; `None` for one that is applied already.
 fn take(
-    bytes: Vec<u8>,
+    batch: &Batch,
     number: u64,
     state: &State,
     sizes: &[u64],
     durable: &Stream,
 ) -> std::result::Result<Option<Stream>, String> {
-    let batch = Batch::open(bytes, &Keyring::default()).map_err(|e| e.to_string())?;
     let view = batch.view();
     if view.number() != number {
         return Err(format!("batch {} lies where {number} belongs", view.number()));

@@ -14,6 +14,7 @@ use super::medium::{Medium, Target};
 use super::recovery::open;
 use super::state::Books;
 use super::{Layout, Limits};
+use crate::batch::Keyring;
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
 
@@ -23,8 +24,9 @@ use std::path::Path;
 /// # Errors
 /// [`ErrorKind::Busy`] while the receiver runs or a clone reads what would go;
 /// [`ErrorKind::InvalidInput`] when there is no such mark, or the target has taken over;
+/// [`ErrorKind::NotAuthorised`] when staging holds batches of a key that is not in `keys`;
 /// [`ErrorKind::Damaged`] when a file that is needed fails its checks: then nothing was written.
-pub fn rewind(state_dir: &Path, number: u64) -> Result<Mark> {
+pub fn rewind(state_dir: &Path, number: u64, keys: &Keyring) -> Result<Mark> {
     let layout = Layout::of(state_dir);
     let _lock = super::server::lock(&layout)?;
     let (medium, limits) = (Medium::default(), Limits::default());
@@ -33,7 +35,7 @@ pub fn rewind(state_dir: &Path, number: u64) -> Result<Mark> {
         Error::new(ErrorKind::InvalidInput, what)
     };
     // Finishes what an earlier run may have begun, and lets go of the targets again.
-    let mut store = open(&layout, &medium, &limits)?.ok_or_else(none)?;
+    let mut store = open(&layout, &medium, &limits, keys)?.ok_or_else(none)?;
     let state = store.books.get();
     if state.promoted.is_some() {
         let what = "the target has taken over: its volumes are the guest's and are not taken back";

@@ -40,7 +40,8 @@ impl Receiver {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when another receiver has the directory;
-    /// [`ErrorKind::TooNew`] when its state is of a newer version; else what
+    /// [`ErrorKind::TooNew`] when its state is of a newer version; [`ErrorKind::NotAuthorised`]
+    /// when the key of a staged batch is not given; else what
     /// failed and what to do.
     pub fn start(config: ReceiveConfig) -> Result<Receiver> {
         Receiver::start_on(config, Medium::default())
@@ -60,7 +61,7 @@ impl Receiver {
         if let Some(state) = load(&layout.state)? {
             check_config(&config, &state)?;
         }
-        let mut store = recovery::open(&layout, &medium, &config.limits)?;
+        let mut store = recovery::open(&layout, &medium, &config.limits, &config.keys)?;
         if let Some(store) = &mut store
             && store.books.get().promoted.is_none()
             && let Err(error) = store.redo()
@@ -76,6 +77,7 @@ impl Receiver {
             limits: config.limits,
             group: config.group,
             targets: config.targets,
+            keys: config.keys,
             promote: config.promote,
             counters: Arc::clone(&counters),
             inbox: inbox.clone(),

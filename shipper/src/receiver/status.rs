@@ -4,7 +4,8 @@ use super::Layout;
 use super::recovery;
 use super::state::{State, load};
 use super::stream::Stream;
-use crate::error::Result;
+use crate::batch::Keyring;
+use crate::error::{ErrorKind, Result};
 use std::path::Path;
 
 /// The receiver as its files show it.
@@ -14,6 +15,9 @@ pub struct ReceiverStatus {
     /// The stream after the last batch in staging that follows.
     pub durable: Stream,
     pub staged: StagedStatus,
+    /// Staged batches are sealed with a key that was not given: `durable` is what is
+    /// applied, and may be more.
+    pub locked: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,14 +29,20 @@ pub struct StagedStatus {
 impl ReceiverStatus {
     /// Reads `state_dir`; `None` when no group was ever received there. Staging is
     /// read up to where it is valid at this moment.
-    pub fn load(state_dir: &Path) -> Result<Option<ReceiverStatus>> {
+    pub fn load(state_dir: &Path, keys: &Keyring) -> Result<Option<ReceiverStatus>> {
         let layout = Layout::of(state_dir);
         let Some(state) = load(&layout.state)? else { return Ok(None) };
-        // Segments may be removed between listing and reading: they were applied.
-        let scan = if state.promoted.is_none() {
-            recovery::scan(&layout.stage, &state).unwrap_or_default()
-        } else {
-            recovery::Scan::default()
+        let mut locked = None;
+        let scan = match state.promoted {
+            Some(_) => recovery::Scan::default(),
+            None => recovery::scan(&layout.stage, &state, keys).unwrap_or_else(|error| {
+                // Anything else: segments were removed between listing and reading, since
+                // they were applied.
+                if error.kind() == ErrorKind::NotAuthorised {
+                    locked = Some(error.to_string());
+                }
+                recovery::Scan::default()
+            }),
         };
         let durable = if scan.durable.number > state.applied.number {
             scan.durable
@@ -43,6 +53,6 @@ impl ReceiverStatus {
             segments: scan.segments.len() as u64,
             bytes: scan.segments.iter().map(|segment| segment.bytes).sum(),
         };
-        Ok(Some(ReceiverStatus { state, durable, staged }))
+        Ok(Some(ReceiverStatus { state, durable, staged, locked }))
     }
 }

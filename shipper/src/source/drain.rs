@@ -12,8 +12,8 @@ use super::cutover::Driver;
 use super::history::History;
 use super::stream::{News, Stream};
 use super::walker::{Chunk, Walker, shared};
-use super::{cutter, from_journal};
-use crate::batch::{BatchBuilder, Chain, Encoder};
+use super::{ShipConfig, cutter, from_journal};
+use crate::batch::{BatchBuilder, Chain, Encoder, GroupKey, Method};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::wire::Welcome;
@@ -21,7 +21,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
-use towline_block::{BLOCK_BYTES, Epoch, GroupName, Incarnation, Position, Seq};
+use towline_block::{BLOCK_BYTES, Epoch, Incarnation, Position, Seq};
 use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::progress::Figure;
@@ -52,6 +52,7 @@ pub(crate) struct Drain {
     /// The target has taken over: nothing is shipped any more.
     finished: bool,
     compression: Compression,
+    key: Option<GroupKey>,
     busy_until: Instant,
     published: Instant,
     meter: Meter,
@@ -89,12 +90,11 @@ pub(crate) struct Meter {
 impl Drain {
     pub fn new(
         stream: Arc<Stream>,
-        group: GroupName,
+        config: &ShipConfig,
         dir: GroupDir,
         orders: Receiver<Order>,
-        compression: Compression,
     ) -> Drain {
-        let driver = Driver::new(group, dir.clone());
+        let driver = Driver::new(config.group.clone(), dir.clone());
         let now = Instant::now();
         Drain {
             stream,
@@ -103,7 +103,8 @@ impl Drain {
             feed: None,
             driver,
             finished: false,
-            compression,
+            compression: config.compression,
+            key: config.keys.newest().cloned(),
             busy_until: now,
             published: now,
             meter: Meter::default(),
@@ -285,7 +286,7 @@ impl Drain {
             claims_upto: attached.claims_upto,
             told: (0, 0),
             told_at: Instant::now(),
-            encoder: Encoder::default(),
+            encoder: Encoder::new(Method::None, self.key.clone()),
             compressor: Compressor::new(self.compression),
         });
         if let Some(seal) = seal {
@@ -322,6 +323,7 @@ impl Drain {
         self.published = now;
         let progress = self.stream.progress();
         progress.set(Figure::HeartbeatNs, unix_now_ns());
+        self.stream.pace().publish(progress);
         progress.set(Figure::CutoverRunning, u64::from(self.driver.is_under_way()));
         let Some(feed) = &mut self.feed else {
             self.meter.last = None;

@@ -15,12 +15,16 @@ mod cutover;
 mod cutter;
 mod drain;
 mod history;
+mod pace;
 mod session;
 pub(crate) mod stream;
+pub mod throttle;
 mod walker;
 
 pub use compress::Compression;
+pub use pace::Link;
 
+use crate::batch::Keyring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Security;
 use crate::store::StoreUrl;
@@ -28,6 +32,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use towline_block::GroupName;
+use towline_control::rate::{Limit, Plan};
 use towline_journal::GroupDir;
 use towline_journal::progress::{Figure, Progress};
 
@@ -45,9 +50,13 @@ pub struct ShipConfig {
     pub to: String,
     pub security: Security,
     pub window_bytes: u64,
-    /// Bytes a second at most on the network; `None`: as fast as it goes.
-    pub rate_bytes_per_s: Option<u64>,
+    /// How fast this group may be shipped, until `towline throttle` says otherwise.
+    pub rate: Plan,
+    /// What it shares with the other groups of this process.
+    pub link: Link,
     pub compression: Compression,
+    /// With any, batches are sealed with the newest.
+    pub keys: Keyring,
 }
 
 /// A running shipper. Dropping it without [`Shipper::stop`] leaves its threads to
@@ -79,8 +88,12 @@ impl Shipper {
         progress.set(Figure::CutoverRunning, 0);
         progress.set(Figure::WindowBytes, config.window_bytes.max(WINDOW_BYTES_MIN));
         progress.set_error("");
-        let stream =
-            stream::Stream::new(config.window_bytes.max(WINDOW_BYTES_MIN), progress.clone());
+        let own = throttle::Throttle::new(config.rate.clone(), throttle::group_file(&dir));
+        let stream = stream::Stream::new(
+            config.window_bytes.max(WINDOW_BYTES_MIN),
+            progress.clone(),
+            pace::Pace::new(own, config.link.clone()),
+        );
         let stream = Arc::new(if store.is_some() { stream.into_store() } else { stream });
         let control = dir.ship_socket();
         let (orders, incoming) = std::sync::mpsc::channel();
@@ -99,7 +112,7 @@ impl Shipper {
         let for_drain = stream.clone();
         threads.push(spawn("ship-drain", move || {
             let _lock = lock;
-            drain::Drain::new(for_drain, config.group, dir, incoming, config.compression).run();
+            drain::Drain::new(for_drain, &config, dir, incoming).run();
         })?);
         Ok(Shipper { stream, progress, threads, control })
     }
@@ -113,6 +126,11 @@ impl Shipper {
     /// certificate, these volumes, or a newer shipper took over.
     pub fn ended(&self) -> Option<String> {
         self.stream.ended().then(|| self.progress.error().unwrap_or_default())
+    }
+
+    /// What the governor allows besides what the operator said; the least counts.
+    pub fn govern(&self, limit: Limit) {
+        self.stream.pace().govern(limit);
     }
 
     /// Orderly stop: what was sent and not acknowledged is sent again next time.

@@ -2,12 +2,16 @@
 //! again and again with jittered back-off.
 
 use super::ShipConfig;
+use super::pace::Pace;
 use super::stream::{News, Next, Stream};
-use crate::batch::VERSION;
+use crate::batch::{Sealed, VERSION};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{GroupUuid, SessionId};
+use crate::ids::GroupUuid;
 use crate::security::{BoxedConnection, connect};
-use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, VolumeSize, read_message, write_message};
+use crate::wire::{
+    FrameKind, FrameWriter, Hello, Message, PROTOCOL, RefusalCode, VolumeSize, read_message,
+    write_message,
+};
 use std::time::Duration;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep, timeout};
@@ -39,11 +43,10 @@ pub(crate) fn run(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
 }
 
 async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
-    let session = stream.session();
     let mut backoff = BACKOFF_FIRST;
     while !stream.stopping() {
         let began = Instant::now();
-        match one_session(stream, config, dir, session).await {
+        match one_session(stream, config, dir).await {
             Ok(()) => return,
             Err(error) => {
                 stream.lost();
@@ -79,15 +82,16 @@ async fn stop_asked(stream: &Stream) {
     }
 }
 
-async fn hello(dir: &GroupDir, session: SessionId, stream: &Stream) -> Result<Option<Hello>> {
+async fn hello(config: &ShipConfig, dir: &GroupDir, stream: &Stream) -> Result<Option<Hello>> {
     while !stream.stopping() {
         if let Some(state) = dir.load().map_err(super::from_journal)? {
             return Ok(Some(Hello {
                 version: PROTOCOL,
                 group: state.group,
                 group_uuid: GroupUuid(state.group_uuid.0),
-                session,
+                session: stream.session(),
                 epoch: Epoch(state.epoch),
+                key: config.keys.newest().map(|key| key.id),
                 volumes: state
                     .volumes
                     .into_iter()
@@ -101,13 +105,8 @@ async fn hello(dir: &GroupDir, session: SessionId, stream: &Stream) -> Result<Op
 }
 
 /// One connection, to its end. `Ok` means that the shipper was asked to stop.
-async fn one_session(
-    stream: &Stream,
-    config: &ShipConfig,
-    dir: &GroupDir,
-    session: SessionId,
-) -> Result<()> {
-    let Some(hello) = hello(dir, session, stream).await? else { return Ok(()) };
+async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Result<()> {
+    let Some(hello) = hello(config, dir, stream).await? else { return Ok(()) };
     let late = |_| Error::new(ErrorKind::Unreachable, format!("{} does not answer", config.to));
     let connecting = connect(&config.security, &config.to, &hello.group);
     let mut connection = tokio::select! {
@@ -133,7 +132,7 @@ async fn one_session(
     let (mut reader, mut writer) = tokio::io::split(connection);
     tokio::select! {
         ended = receive(stream, &mut reader) => ended,
-        ended = send(stream, &mut writer, config.rate_bytes_per_s) => ended,
+        ended = send(stream, &mut writer) => ended,
         () = stop_asked(stream) => Ok(()),
     }
 }
@@ -196,12 +195,7 @@ async fn receive(stream: &Stream, reader: &mut ReadHalf<BoxedConnection>) -> Res
     }
 }
 
-async fn send(
-    stream: &Stream,
-    writer: &mut WriteHalf<BoxedConnection>,
-    rate_bytes_per_s: Option<u64>,
-) -> Result<()> {
-    let mut allowed_at = Instant::now();
+async fn send(stream: &Stream, writer: &mut WriteHalf<BoxedConnection>) -> Result<()> {
     loop {
         let Some(next) = stream.next() else {
             if timeout(KEEPALIVE_AFTER, stream.wait_ready()).await.is_err() {
@@ -212,18 +206,30 @@ async fn send(
         match next {
             Next::Message(message) => write_message(writer, &message).await?,
             Next::Batch(sealed) => {
-                if let Some(rate) = rate_bytes_per_s {
-                    tokio::time::sleep_until(allowed_at).await;
-                    let cost = sealed.bytes.len() as f64 / rate.max(1) as f64;
-                    allowed_at = allowed_at.max(Instant::now()) + Duration::from_secs_f64(cost);
-                }
                 // Counted before the first byte leaves: what may have arrived counts as sent.
                 stream.progress().set(Figure::SentStreamBytes, sealed.stream_bytes);
-                crate::wire::write_frame(writer, crate::wire::FrameKind::Batch, &sealed.bytes)
-                    .await?;
+                send_batch(stream.pace(), writer, &sealed).await?;
             }
         }
     }
+}
+
+/// In pieces where a limit holds it back.
+async fn send_batch(
+    pace: &Pace,
+    writer: &mut WriteHalf<BoxedConnection>,
+    sealed: &Sealed,
+) -> Result<()> {
+    let mut frame = FrameWriter::begin(writer, FrameKind::Batch, sealed.bytes.len()).await?;
+    let mut ops = u64::from(sealed.op_count);
+    let mut rest = &sealed.bytes[..];
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(pace.piece_bytes().min(rest.len()));
+        pace.pass(piece.len() as u64, std::mem::take(&mut ops)).await;
+        frame.push(piece).await?;
+        rest = after;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The window between drain and session: batches in order, from the oldest that is
 //! not durable at the target to the newest that was cut.
 
+use super::pace::Pace;
 use crate::batch::{Chain, Sealed};
 use crate::ids::{BatchHash, SessionId};
 use crate::wire::{Ack, Compared, Decision, Message, Welcome};
@@ -67,6 +68,7 @@ pub(crate) struct Stream {
     ready: Notify,
     window_bytes_max: u64,
     progress: Arc<Progress>,
+    pace: Pace,
     session: SessionId,
     is_store: bool,
 }
@@ -78,13 +80,14 @@ pub(crate) enum Next {
 }
 
 impl Stream {
-    pub fn new(window_bytes_max: u64, progress: Arc<Progress>) -> Stream {
+    pub fn new(window_bytes_max: u64, progress: Arc<Progress>, pace: Pace) -> Stream {
         Stream {
             inner: Mutex::new(Inner::default()),
             changed: Condvar::new(),
             ready: Notify::new(),
             window_bytes_max,
             progress,
+            pace,
             session: SessionId::random(),
             is_store: false,
         }
@@ -110,6 +113,11 @@ impl Stream {
 
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// What is handed to the outside passes there first.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     pub fn stop(&self) {

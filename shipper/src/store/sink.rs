@@ -120,7 +120,7 @@ async fn ship(
     );
     stream.progress().set_error("");
     stream.welcome(welcome(writer.after()));
-    Sink::new(stream, bucket, writer, config.rate_bytes_per_s).run().await
+    Sink::new(stream, bucket, writer).run().await
 }
 
 async fn own_group(stream: &Stream, dir: &GroupDir) -> Result<GroupFile> {
@@ -182,18 +182,10 @@ struct Sink<'a> {
     begun: u64,
     /// When the draft got its first batch.
     drafted_at: Instant,
-    rate_bytes_per_s: Option<u64>,
-    allowed_at: Instant,
 }
 
 impl<'a> Sink<'a> {
-    fn new(
-        stream: &'a Arc<Stream>,
-        bucket: Arc<dyn Bucket>,
-        writer: Writer,
-        rate_bytes_per_s: Option<u64>,
-    ) -> Sink<'a> {
-        let now = Instant::now();
+    fn new(stream: &'a Arc<Stream>, bucket: Arc<dyn Bucket>, writer: Writer) -> Sink<'a> {
         Sink {
             stream,
             bucket,
@@ -201,9 +193,7 @@ impl<'a> Sink<'a> {
             on_way: VecDeque::new(),
             puts: JoinSet::new(),
             begun: 0,
-            drafted_at: now,
-            rate_bytes_per_s,
-            allowed_at: now,
+            drafted_at: Instant::now(),
         }
     }
 
@@ -228,8 +218,8 @@ impl<'a> Sink<'a> {
     fn due_at(&self) -> Option<Instant> {
         let may_go = !self.writer.is_empty() && self.puts.len() < PUTS_MAX;
         match may_go {
-            true if self.writer.is_full() => Some(self.allowed_at),
-            true if self.puts.is_empty() => Some((self.drafted_at + LINGER).max(self.allowed_at)),
+            true if self.writer.is_full() => Some(self.drafted_at),
+            true if self.puts.is_empty() => Some(self.drafted_at + LINGER),
             _ => None,
         }
     }
@@ -262,10 +252,6 @@ impl<'a> Sink<'a> {
 
     fn send(&mut self) -> Result<()> {
         let made = self.writer.make()?;
-        if let Some(rate) = self.rate_bytes_per_s {
-            let cost = Duration::from_secs_f64(made.len() as f64 / rate.max(1) as f64);
-            self.allowed_at = self.allowed_at.max(Instant::now()) + cost;
-        }
         self.stream.progress().set(Figure::SentStreamBytes, made.after.stream_bytes);
         self.begun += 1;
         self.on_way.push_back((self.begun, made.after.clone(), false));
@@ -286,8 +272,16 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// The same bytes to the same place until it is known how that went.
+/// The same bytes to the same place until it is known how that went. A limit holds an
+/// object back as a whole: a request cannot be slowed down.
 async fn deliver(stream: &Stream, bucket: &dyn Bucket, made: &Made) -> Result<()> {
+    let pace = stream.pace();
+    let (mut rest, mut ops) = (made.len(), made.op_count);
+    while rest > 0 {
+        let piece = pace.piece_bytes().min(rest);
+        pace.pass(piece as u64, std::mem::take(&mut ops)).await;
+        rest -= piece;
+    }
     let mut attempts = Attempts::of(stream);
     loop {
         let outcome = put(bucket, made).await;

@@ -37,6 +37,7 @@ struct Draft {
     bytes: Vec<u8>,
     first: u64,
     count: u32,
+    op_count: u64,
 }
 
 /// An object as it will lie in the store.
@@ -46,6 +47,8 @@ pub(crate) struct Made {
     header: ObjectHeader,
     bytes: Bytes,
     pub after: Stream,
+    /// Operations in its batches.
+    pub op_count: u64,
 }
 
 impl Made {
@@ -126,12 +129,13 @@ impl Writer {
         }
         self.draft.bytes.extend_from_slice(&sealed.bytes);
         self.draft.count += 1;
+        self.draft.op_count += u64::from(sealed.op_count);
         self.after = self.after.then(sealed);
     }
 
     /// Makes an object of what was added.
     pub fn make(&mut self) -> Result<Made> {
-        let Draft { mut bytes, first, count } = std::mem::take(&mut self.draft);
+        let Draft { mut bytes, first, count, op_count } = std::mem::take(&mut self.draft);
         let at =
             At { group: self.group, owner: self.owner, session: self.session, index: self.index };
         let body = (bytes.len() - OBJECT_HEADER_BYTES) as u64;
@@ -140,7 +144,7 @@ impl Writer {
         place.copy_from_slice(header.as_bytes());
         let name = names::object(self.session, self.index);
         self.index = next(self.index)?;
-        Ok(Made { name, header, bytes: bytes.into(), after: self.after.clone() })
+        Ok(Made { name, header, bytes: bytes.into(), after: self.after.clone(), op_count })
     }
 }
 

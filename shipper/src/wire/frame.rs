@@ -158,6 +158,37 @@ where
     send.await.map_err(|e| lost("while sending", e))
 }
 
+/// A frame whose body is sent in pieces.
+pub struct FrameWriter<'a, W: ?Sized> {
+    writer: &'a mut W,
+    rest: usize,
+}
+
+impl<'a, W: AsyncWrite + Unpin + ?Sized> FrameWriter<'a, W> {
+    /// Sends the header of a frame of `len` bytes.
+    pub async fn begin(
+        writer: &'a mut W,
+        kind: FrameKind,
+        len: usize,
+    ) -> Result<FrameWriter<'a, W>> {
+        assert!(len <= kind.body_bytes_max(), "{len} bytes are no {kind:?} frame");
+        let header = FrameHeader::new(kind, len as u32);
+        writer.write_all(header.as_bytes()).await.map_err(|e| lost("while sending", e))?;
+        Ok(FrameWriter { writer, rest: len })
+    }
+
+    /// Sends and flushes the next piece of the body.
+    pub async fn push(&mut self, piece: &[u8]) -> Result<()> {
+        assert!(piece.len() <= self.rest, "more bytes than the frame's header says");
+        self.rest -= piece.len();
+        let send = async {
+            self.writer.write_all(piece).await?;
+            self.writer.flush().await
+        };
+        send.await.map_err(|e| lost("while sending", e))
+    }
+}
+
 /// Receives one frame; `None` when the peer closed between frames. Not safe to
 /// cancel: a dropped future has eaten part of the stream.
 pub async fn read_frame<R>(reader: &mut R) -> Result<Option<(FrameKind, Vec<u8>)>>

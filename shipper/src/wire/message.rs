@@ -3,7 +3,7 @@
 use super::ack::Ack;
 use super::frame::{FrameKind, read_frame, write_frame};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{BatchHash, GroupUuid, SessionId};
+use crate::ids::{BatchHash, GroupUuid, KeyId, SessionId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,6 +33,9 @@ pub struct Hello {
     pub group_uuid: GroupUuid,
     pub session: SessionId,
     pub epoch: Epoch,
+    /// The key that seals its batches from now on; none: they are not sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
     /// In the order of their ids: volume 0 first.
     pub volumes: Vec<VolumeSize>,
 }
@@ -135,6 +138,9 @@ pub struct Compared {
 pub enum RefusalCode {
     /// The certificate does not name the group.
     NotAuthorised,
+    /// The batches are sealed with a key that the receiver does not have; connect again
+    /// later: it may be given one.
+    NoKey,
     /// This receiver belongs to another group, or to another of the same name.
     WrongGroup,
     /// The receiver has no target of that name, or the volumes changed.
@@ -181,7 +187,7 @@ impl Refusal {
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         let kind = match refusal.code {
-            RefusalCode::NotAuthorised => ErrorKind::NotAuthorised,
+            RefusalCode::NotAuthorised | RefusalCode::NoKey => ErrorKind::NotAuthorised,
             RefusalCode::NoSpace => ErrorKind::NoSpace,
             RefusalCode::Storage => ErrorKind::Storage,
             RefusalCode::Damaged => ErrorKind::Damaged,

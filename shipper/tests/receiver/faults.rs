@@ -11,14 +11,14 @@ use towline_shipper::wire::RefusalCode;
 
 /// Fails what is written or synced below a path, while told to.
 #[derive(Default)]
-struct Faults(Mutex<Option<(PathBuf, i32)>>);
+pub struct Faults(Mutex<Option<(PathBuf, i32)>>);
 
 impl Faults {
-    fn set(&self, path: PathBuf, errno: i32) {
+    pub fn set(&self, path: PathBuf, errno: i32) {
         *self.0.lock().unwrap() = Some((path, errno));
     }
 
-    fn clear(&self) {
+    pub fn clear(&self) {
         *self.0.lock().unwrap() = None;
     }
 }
@@ -35,7 +35,7 @@ impl Observe for Faults {
     }
 }
 
-fn start(lab: &Lab) -> (Receiver, Arc<Faults>) {
+pub fn start_faulty(lab: &Lab) -> (Receiver, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let medium = Medium::observed(faults.clone());
     (Receiver::start_on(lab.config(), medium).unwrap(), faults)
@@ -45,7 +45,7 @@ fn start(lab: &Lab) -> (Receiver, Arc<Faults>) {
 async fn a_full_staging_disk_ends_the_session_with_a_sentence_and_loses_nothing() {
     for (errno, code) in [(28, RefusalCode::NoSpace), (5, RefusalCode::Storage)] {
         let lab = Lab::new();
-        let (receiver, faults) = start(&lab);
+        let (receiver, faults) = start_faulty(&lab);
         let mut sender = Sender::connect(&lab, &receiver).await;
         sender.ship(&[(0, 0, b"before")], &[]).await;
         sender.applied(1).await;
@@ -70,13 +70,14 @@ async fn a_full_staging_disk_ends_the_session_with_a_sentence_and_loses_nothing(
 #[tokio::test]
 async fn a_failing_target_stops_applying_only_and_goes_on_by_itself() {
     let lab = Lab::new();
-    let (receiver, faults) = start(&lab);
+    let (receiver, faults) = start_faulty(&lab);
     let mut sender = Sender::connect(&lab, &receiver).await;
     faults.set(lab.target(1), 5);
     sender.ship(&[(0, 0, b"both"), (1, 0, b"both")], &[]).await;
     sender.ship(&[(0, 0, b"next")], &[]).await;
     assert_eq!(sender.acked(2).await.applied, 0);
-    let said = || ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap().state.last_error;
+    let said =
+        || ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap().state.last_error;
     while said().is_none() {
         tokio::task::yield_now().await;
     }
@@ -90,7 +91,7 @@ async fn a_failing_target_stops_applying_only_and_goes_on_by_itself() {
 #[tokio::test]
 async fn a_decision_that_cannot_be_made_durable_is_none() {
     let lab = Lab::new();
-    let (receiver, faults) = start(&lab);
+    let (receiver, faults) = start_faulty(&lab);
     let mut sender = Sender::connect(&lab, &receiver).await;
     sender.ship(&[(0, 0, b"data")], &[Control::Heal, Control::Seal]).await;
     sender.applied(1).await;

@@ -94,7 +94,7 @@ async fn a_killed_receiver_recovers_to_a_prefix_with_everything_acknowledged() {
         child.0.kill().unwrap();
         while ship(&mut sender).await.is_some() {}
         drop(child);
-        let found = recover(&lab.state_dir()).unwrap().unwrap();
+        let found = recover(&lab.state_dir(), &lab.keys).unwrap().unwrap();
         assert!(found.number >= acked, "{acked} was acknowledged, {} is here", found.number);
         let volumes = [lab.contents(0), lab.contents(1)];
         assert!(volumes == expected(found.number), "not the prefix up to {}", found.number);

@@ -8,7 +8,9 @@ use tempfile::TempDir;
 use towline_block::{
     Epoch, FileDisk, GroupName, Incarnation, Position, Seq, VolumeId, VolumeName, crc32c,
 };
-use towline_shipper::batch::{BatchBuilder, Chain, Control, Sealed};
+use towline_shipper::batch::{
+    BatchBuilder, Chain, Control, Encoder, GroupKey, Keyring, Method, Sealed,
+};
 use towline_shipper::receiver::{Limits, Promote, ReceiveConfig, Receiver};
 use towline_shipper::security::{BoxedConnection, Security, connect};
 use towline_shipper::wire::{
@@ -52,6 +54,7 @@ pub struct Lab {
     pub security: Security,
     pub limits: Limits,
     pub group: Option<GroupName>,
+    pub keys: Keyring,
 }
 
 pub fn name(name: &str) -> VolumeName {
@@ -78,6 +81,7 @@ impl Lab {
             security: Security::InsecureLoopback,
             limits: Limits::default(),
             group: None,
+            keys: Keyring::default(),
         }
     }
 
@@ -103,6 +107,7 @@ impl Lab {
             security: self.security.clone(),
             promote: self.served.clone(),
             limits: self.limits,
+            keys: self.keys.clone(),
         }
     }
 
@@ -131,6 +136,7 @@ pub fn hello() -> Hello {
         group_uuid: GroupUuid([9; 16]),
         session: SessionId::random(),
         epoch: Epoch(1),
+        key: None,
         volumes: vec![
             VolumeSize { name: name("disk0"), size_bytes: SIZES[0] },
             VolumeSize { name: name("disk1"), size_bytes: SIZES[1] },
@@ -150,6 +156,8 @@ pub struct Sender {
     pub next_seq: u64,
     pub claims_upto: u64,
     pub ack: Ack,
+    /// Seals what is cut.
+    pub key: Option<GroupKey>,
 }
 
 pub async fn dial(lab: &Lab, receiver: &Receiver) -> BoxedConnection {
@@ -190,7 +198,8 @@ impl Sender {
             stream_bytes: welcome.stream_bytes,
         };
         let (next_seq, claims_upto) = (welcome.position.seq.0 + 1, welcome.claims_upto);
-        Ok(Sender { stream, chain, welcome, next_seq, claims_upto, ack: Ack::default() })
+        let (ack, key) = (Ack::default(), None);
+        Ok(Sender { stream, chain, welcome, next_seq, claims_upto, ack, key })
     }
 
     /// A batch of writes and then control records, each its own seq.
@@ -205,7 +214,8 @@ impl Sender {
             batch.control(Seq(self.next_seq), *control, b"").unwrap();
             self.next_seq += 1;
         }
-        let sealed = batch.encode(&self.chain, 0);
+        let mut encoder = Encoder::new(Method::None, self.key.clone());
+        let sealed = encoder.encode(batch, &self.chain, 0).unwrap();
         self.chain.advance(&sealed);
         sealed
     }

@@ -4,5 +4,6 @@ mod certificates;
 mod faults;
 mod kill;
 mod lab;
+mod sealing;
 mod sessions;
 mod takeover;

@@ -68,8 +68,8 @@ async fn a_new_connection_goes_on_where_the_target_durably_is() {
     assert_eq!(third.chain.stream_bytes, chain.stream_bytes);
     assert_eq!(&lab.contents(0)[..3], b"two");
     receiver.stop();
-    assert_eq!(recover(&lab.state_dir()).unwrap().unwrap().number, 2);
-    let status = ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap();
+    assert_eq!(recover(&lab.state_dir(), &lab.keys).unwrap().unwrap().number, 2);
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
     assert_eq!((status.durable.number, status.state.applied.number), (2, 2));
 }
 
@@ -288,7 +288,10 @@ async fn targets_must_exist_by_name_and_fit_by_size() {
     assert_eq!(refusal.code, RefusalCode::UnknownVolume);
     assert!(refusal.message.contains("--target disk2=PATH"), "{refusal:?}");
     receiver.stop();
-    assert!(ReceiverStatus::load(&lab.state_dir()).unwrap().is_none(), "nothing was bound");
+    assert!(
+        ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().is_none(),
+        "nothing was bound"
+    );
 }
 
 #[tokio::test]
@@ -349,7 +352,7 @@ async fn many_batches_share_syncs_and_a_small_staging_still_lets_all_through() {
         assert_eq!(lab.contents(1)[at..at + 4096], [index as u8; 4096]);
     }
     receiver.stop();
-    let status = ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap();
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
     assert!(status.staged.segments <= 1, "applied segments are removed: {:?}", status.staged);
 }
 
@@ -394,7 +397,10 @@ fn a_state_of_a_newer_version_is_refused_and_left_alone() {
     let error = Receiver::start(lab.config()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::TooNew);
     assert_eq!(std::fs::read(&path).unwrap(), newer);
-    assert_eq!(ReceiverStatus::load(&lab.state_dir()).unwrap_err().kind(), ErrorKind::TooNew);
+    assert_eq!(
+        ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap_err().kind(),
+        ErrorKind::TooNew
+    );
 }
 
 #[test]
@@ -438,7 +444,7 @@ async fn comparisons_are_judged_in_stream_order_against_what_the_target_holds() 
 }
 
 #[tokio::test]
-async fn a_compressed_batch_is_applied_and_a_sealed_one_is_refused_for_good() {
+async fn a_compressed_batch_is_applied_and_a_sealed_one_needs_its_key() {
     let lab = Lab::new();
     let receiver = lab.start();
     let mut sender = Sender::connect(&lab, &receiver).await;
@@ -459,6 +465,6 @@ async fn a_compressed_batch_is_applied_and_a_sealed_one_is_refused_for_good() {
     let key = GroupKey::new(KeyId([1; 16]), [1; 32]).unwrap();
     let sealed = Encoder::new(Method::None, Some(key)).encode(batch(3), &sender.chain, 0).unwrap();
     sender.send(&Message::Batch(sealed.bytes)).await;
-    assert_eq!(sender.refused().await.code, RefusalCode::NotAuthorised);
+    assert_eq!(sender.refused().await.code, RefusalCode::NoKey);
     receiver.stop();
 }

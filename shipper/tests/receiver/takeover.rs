@@ -65,7 +65,7 @@ async fn promote_at_the_seal_serves_and_is_told_the_same_for_ever() {
     let other = refusal(&mut sender, &abort("b-2")).await;
     assert_eq!(other.code, RefusalCode::AlreadyPromoted, "another attempt is never told aborted");
     assert_eq!(&lab.contents(0)[..4], b"data");
-    let status = ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap();
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
     assert_eq!(status.state.epoch, Epoch(2));
     receiver.stop();
 }
@@ -132,7 +132,7 @@ async fn a_broken_group_is_promoted_only_at_its_point_and_only_when_allowed() {
         (&lab.contents(1)[..3], &lab.contents(1)[70_000..70_005]),
         (&[0; 3][..], &b"point"[..])
     );
-    let status = ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap();
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
     assert_eq!(status.state.promoted.unwrap().position, at(3));
     receiver.stop();
 }
@@ -182,7 +182,8 @@ async fn a_full_undo_store_stops_applying_and_still_leads_back_to_the_point() {
     sender.applied(2).await;
     sender.ship(&[(0, 65536, b"x"), (0, 131_072, b"x")], &[]).await;
     assert_eq!(sender.acked(3).await.applied, 2, "durable, but not applied");
-    let said = || ReceiverStatus::load(&lab.state_dir()).unwrap().unwrap().state.last_error;
+    let said =
+        || ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap().state.last_error;
     while said().is_none() {
         tokio::task::yield_now().await;
     }

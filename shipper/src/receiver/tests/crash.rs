@@ -2,6 +2,7 @@
 
 use super::disk::{Change, Crash, Model, Recorder, lay_out};
 use super::history::{GROUP, History, SIZES, Volumes, blank, check, random};
+use crate::batch::Keyring;
 use crate::receiver::medium::{Medium, Target};
 use crate::receiver::recovery::{Store, open};
 use crate::receiver::state::{Rollback, STATE_VERSION, State, Takeover, TargetRecord};
@@ -67,11 +68,12 @@ impl Lab {
             promoted: None,
             last_error: None,
         };
-        Store::create(&self.layout, &self.medium, &self.limits, state, targets).unwrap()
+        let keys = Keyring::default();
+        Store::create(&self.layout, &self.medium, &self.limits, state, targets, &keys).unwrap()
     }
 
     pub fn reopen(&self) -> Option<Store> {
-        open(&self.layout, &self.medium, &self.limits).unwrap()
+        open(&self.layout, &self.medium, &self.limits, &Keyring::default()).unwrap()
     }
 
     pub fn volumes(&self) -> Volumes {

@@ -2,6 +2,7 @@
 
 use super::crash::{Lab, each_crash, run};
 use super::history::{History, check};
+use crate::batch::Keyring;
 use crate::receiver::marks::{Mark, MarkKind};
 use crate::receiver::recovery::Store;
 use crate::receiver::{ListedMark, MarkPolicy, Stream, rewind};
@@ -120,7 +121,7 @@ fn going_back_needs_a_mark_and_sound_files_and_writes_nothing_otherwise() {
     run(&lab, &mut store, &history, 51);
     drop(store);
     let before = lab.volumes();
-    let refused = rewind(lab.dir.path(), 1).unwrap_err().to_string();
+    let refused = rewind(lab.dir.path(), 1, &Keyring::default()).unwrap_err().to_string();
     assert!(refused.contains("no mark stands at batch 1"), "{refused}");
 
     let file = lab.layout.marks.join(format!("{:020}.mark", marks[2].1));
@@ -128,18 +129,18 @@ fn going_back_needs_a_mark_and_sound_files_and_writes_nothing_otherwise() {
     let mut damaged = sound.clone();
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&file, &damaged).unwrap();
-    let refused = rewind(lab.dir.path(), marks[0].1).unwrap_err().to_string();
+    let refused = rewind(lab.dir.path(), marks[0].1, &Keyring::default()).unwrap_err().to_string();
     assert!(refused.contains("is damaged"), "{refused}");
     assert!(lab.volumes() == before, "nothing was written");
 
     std::fs::write(&file, &sound).unwrap();
     let reader = std::fs::File::open(&file).unwrap();
     reader.lock_shared().unwrap();
-    let refused = rewind(lab.dir.path(), marks[0].1).unwrap_err().to_string();
+    let refused = rewind(lab.dir.path(), marks[0].1, &Keyring::default()).unwrap_err().to_string();
     assert!(refused.contains("clone"), "{refused}");
     drop(reader);
 
-    let mark = rewind(lab.dir.path(), marks[0].1).unwrap();
+    let mark = rewind(lab.dir.path(), marks[0].1, &Keyring::default()).unwrap();
     assert_eq!(mark.to_string(), "first");
     check(&history, &lab.volumes(), marks[0].1).unwrap();
 }

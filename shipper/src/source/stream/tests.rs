@@ -1,7 +1,10 @@
 use super::*;
 use crate::batch::BatchBuilder;
 use crate::ids::GroupUuid;
+use crate::source::Link;
+use crate::source::throttle::Throttle;
 use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId};
+use towline_control::rate::Plan;
 
 struct Lab {
     _dir: tempfile::TempDir,
@@ -33,7 +36,9 @@ impl Lab {
     fn new() -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let progress = Arc::new(Progress::open(&dir.path().join("p")).unwrap());
-        let stream = Stream::new(1 << 20, progress);
+        let own = Throttle::new(Plan::default(), dir.path().join("throttle.json"));
+        let pace = Pace::new(own, Link::new(Plan::default(), dir.path()));
+        let stream = Stream::new(1 << 20, progress, pace);
         let chain = Chain {
             group: GroupUuid([1; 16]),
             session: stream.session(),
