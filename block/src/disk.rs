@@ -36,6 +36,8 @@ pub enum Access {
 pub enum DiskKind {
     File,
     BlockDevice,
+    /// An export of another NBD server.
+    Upstream,
 }
 
 /// Which disk this is. Two disks with equal identities are the same disk on this
@@ -43,14 +45,15 @@ pub enum DiskKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub kind: DiskKind,
-    /// File: number of its file system's device. Block device: its own number.
+    /// File: number of its file system's device. Block device: its own number. Upstream:
+    /// checksum of its URI.
     pub device: u64,
-    /// File: inode number. Block device: 0.
+    /// File: inode number. Else 0.
     pub inode: u64,
     pub size_bytes: u64,
 }
 
-/// When a file was last changed; `None` for block devices, which do not tell.
+/// When a file was last changed; other disks do not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     pub modified_ns: i128,
@@ -73,6 +76,8 @@ pub struct FileDisk {
     /// Of a direct disk: reads through the page cache, of any alignment.
     buffered: Option<File>,
     fd: Fd,
+    /// The file system tells what the page cache has.
+    tells_cached: bool,
     path: PathBuf,
     kind: DiskKind,
     size_bytes: u64,
@@ -122,10 +127,12 @@ impl FileDisk {
         };
         sys::advise_random(&file);
         let fd = file.try_clone().map_err(|e| Error::io(what(), e))?;
+        let tells_cached = cache == Cache::Page && sys::read_cached(&file, &mut [0], 0).is_ok();
         let disk = FileDisk {
             file: Arc::new(file),
             buffered,
             fd: Arc::new(fd.into()),
+            tells_cached,
             path: path.to_owned(),
             kind,
             size_bytes,
@@ -213,7 +220,7 @@ impl FileDisk {
         let meta = self.metadata()?;
         let (device, inode) = match self.kind {
             DiskKind::File => (meta.dev(), meta.ino()),
-            DiskKind::BlockDevice => (meta.rdev(), 0),
+            DiskKind::BlockDevice | DiskKind::Upstream => (meta.rdev(), 0),
         };
         Ok(Identity { kind: self.kind, device, inode, size_bytes: self.size_bytes })
     }
@@ -238,6 +245,19 @@ impl FileDisk {
         self.check(Extent::new(offset, buf.len() as u64))?;
         let file = self.buffered.as_ref().unwrap_or(&self.file);
         file.read_exact_at(buf, offset).map_err(|e| self.failed("read", offset, e))
+    }
+
+    /// As [`FileDisk::read_at`], but only from the page cache: false when it lacks some
+    /// of it, and `buf` is of no use. Where the file system does not tell what its page
+    /// cache has (those in memory), it is read as it comes.
+    pub fn read_now(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        if !self.tells_cached {
+            return self.read_at(buf, offset).map(|()| true);
+        }
+        self.check(Extent::new(offset, buf.len() as u64))?;
+        let read = sys::read_cached(&self.file, buf, offset);
+        let read = read.map_err(|e| self.failed("read", offset, e))?;
+        Ok(read == Some(buf.len()))
     }
 
     /// Writes all of `buf` at `offset`, through the page cache.

@@ -18,7 +18,9 @@ pub enum ErrorKind {
     Io,
     /// The device or file system has no room.
     NoSpace,
-    /// The kernel lacks what is needed.
+    /// The upstream server cannot be reached; another attempt may find it.
+    Unreachable,
+    /// The kernel, or the upstream server, lacks what is needed.
     Unsupported,
 }
 

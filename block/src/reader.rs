@@ -4,9 +4,15 @@
 //! readahead by 14 (docs/design/0001).
 
 use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
+use crate::disk::{Run, run_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::uring::{Driver, Fd, Op, Window};
+use crate::upstream::ExportReader;
 use crate::{BLOCK_BYTES, Extent};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
 
 /// Reads in flight at once. 8 x 64 KiB saturate a SATA SSD and half an NVMe drive.
 pub const READS_IN_FLIGHT_MAX: usize = 8;
@@ -91,6 +97,56 @@ impl DirectReader {
         self.driver
             .push(index as u64, Op::Read(disk.clone(), offset, window))
             .map_err(|e| failed(state.extent, e))
+    }
+}
+
+/// A source as its proxy lets another process read it (R13).
+pub enum SourceReader {
+    /// A read-only descriptor of the disk, and the same open file to look for holes.
+    Disk { direct: Fd, file: File, size_bytes: u64 },
+    /// A socket to the proxy, which alone may talk to the disk.
+    Export { reader: Box<ExportReader>, size_bytes: u64 },
+}
+
+impl SourceReader {
+    /// What the proxy passed: a file, a block device or a socket.
+    pub fn new(passed: OwnedFd, size_bytes: u64) -> Result<SourceReader> {
+        let what = |e| Error::io("cannot use a source's descriptor", e);
+        let file = File::from(passed);
+        if file.metadata().map_err(what)?.file_type().is_socket() {
+            let reader = Box::new(ExportReader::new(file.into(), size_bytes)?);
+            return Ok(SourceReader::Export { reader, size_bytes });
+        }
+        let direct = Arc::new(file.try_clone().map_err(what)?.into());
+        Ok(SourceReader::Disk { direct, file, size_bytes })
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            SourceReader::Disk { size_bytes, .. } | SourceReader::Export { size_bytes, .. } => {
+                *size_bytes
+            }
+        }
+    }
+
+    /// As [`DirectReader::read`], by `direct` where it is a disk.
+    pub fn read(
+        &mut self,
+        direct: &mut DirectReader,
+        extents: &[Extent],
+    ) -> Result<Vec<AlignedBuf>> {
+        match self {
+            SourceReader::Disk { direct: fd, .. } => direct.read(fd, extents),
+            SourceReader::Export { reader, .. } => reader.read(extents),
+        }
+    }
+
+    /// The run of data or hole at `offset`; an export is all data.
+    pub fn run_at(&self, offset: u64) -> std::io::Result<Run> {
+        match self {
+            SourceReader::Disk { file, size_bytes, .. } => run_at(file, offset, *size_bytes),
+            SourceReader::Export { size_bytes, .. } => Ok(Run { is_data: true, end: *size_bytes }),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use towline_block::{Access, GroupName, VolumeId, probe};
+use towline_block::{Access, GroupName, Upstream, VolumeId, probe};
 use towline_journal::spill::SPILL_START_PERCENT;
 use towline_journal::state::Seal;
 use towline_journal::{Journal, Options, Source, SpillOptions, unix_now_ns};
@@ -36,8 +36,8 @@ pub struct Args {
     /// State directory; the group gets a folder in it.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     state: Option<PathBuf>,
-    /// A raw image file or a block device; the first is also the default export.
-    #[arg(long = "source", value_name = "[NAME=]PATH", required_unless_present = "config")]
+    /// A raw image file, a block device or an export of another NBD server; the first is also the default export.
+    #[arg(long = "source", value_name = "[NAME=]PATH|NBD-URI", required_unless_present = "config")]
     sources: Vec<Disk>,
     /// Serve NBD there.
     #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = config::listen_arg, required_unless_present = "config")]
@@ -133,12 +133,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Seal>)> {
     let mut sources = Vec::new();
     for source in &config.sources {
-        let probe = probe::open(&source.path, Access::Own { wait: OWNER_WAIT }, config.wish())?;
-        tracing::info!(
-            volume = %source.name, engine = ?probe.engine, cache = ?probe.disk.cache(),
-            reason = probe.reason, "source opened"
-        );
-        sources.push(Source { name: source.name.clone(), disk: Arc::new(probe.disk) });
+        let disk = open_source(source, config)?;
+        sources.push(Source { name: source.name.clone(), disk });
     }
     let (journal, report) = Journal::open(Options {
         group: config.group.clone(),
@@ -161,6 +157,23 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
         tracing::info!(group = %config.group, "{}", report.summary);
     }
     Ok((journal, report.seal))
+}
+
+fn open_source(
+    source: &Disk,
+    config: &ProxyConfig,
+) -> anyhow::Result<Arc<dyn towline_block::Disk>> {
+    if let Some(uri) = &source.upstream {
+        let upstream = Upstream::open(uri.clone())?;
+        tracing::info!(volume = %source.name, terms = ?upstream.terms(), "upstream server opened");
+        return Ok(Arc::new(upstream));
+    }
+    let probe = probe::open(&source.path, Access::Own { wait: OWNER_WAIT }, config.wish())?;
+    tracing::info!(
+        volume = %source.name, engine = ?probe.engine, cache = ?probe.disk.cache(),
+        reason = probe.reason, "source opened"
+    );
+    Ok(Arc::new(probe.disk))
 }
 
 fn start_server(

@@ -158,7 +158,7 @@ impl Promote for Place {
     ) -> towline_shipper::Result<Vec<String>> {
         let exports = volumes.iter().map(|(name, disk)| ExportConfig {
             name: name.clone(),
-            disk: Arc::clone(disk),
+            disk: disk.clone(),
             journaled: None,
         });
         let started = Server::start(exports.collect(), &self.nbd, &StartGate::Open);

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use towline_block::{
-    BLOCK_BYTES, BlockRange, Extent, FileDisk, GroupName, Stamp, VolumeId, VolumeName, crc32c,
+    BLOCK_BYTES, BlockRange, Disk, Extent, GroupName, Stamp, VolumeId, VolumeName, crc32c,
 };
 
 pub use crate::recover::AttachPolicy;
@@ -52,7 +52,7 @@ const RING_BYTES_DEFAULT_MAX: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Source {
     pub name: VolumeName,
-    pub disk: Arc<FileDisk>,
+    pub disk: Arc<dyn Disk>,
 }
 
 pub struct Options {
@@ -244,7 +244,7 @@ impl Journal {
         );
         let spill = open_spill(&dir, segments, &options.spill)?;
         let medium = spill.as_ref().and_then(|spill| spill.medium);
-        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&source.disk));
+        let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&*source.disk));
         let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
         let cooler = start_cooler(&options.sources, &ring, &activity)?;
@@ -437,12 +437,9 @@ fn start_cooler(
     ring: &Arc<Ring>,
     activity: &Arc<Activity>,
 ) -> Result<JoinHandle<()>> {
-    let mut files = Vec::new();
+    let mut syncers = Vec::new();
     for source in sources {
-        let path = source.disk.path();
-        let file = File::open(path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        files.push(file);
+        syncers.push(source.disk.syncer()?);
     }
     let (ring, activity) = (Arc::clone(ring), Arc::clone(activity));
     let observer = durable::observer();
@@ -450,7 +447,7 @@ fn start_cooler(
         .name("activity".into())
         .spawn(move || {
             durable::observe(observer);
-            activity.serve(&ring, &CoolerContext { sources: files });
+            activity.serve(&ring, &mut CoolerContext { sources: syncers });
         })
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }

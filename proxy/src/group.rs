@@ -3,12 +3,15 @@
 //! Methods block the caller, never a volume's thread. A step that fails on one
 //! volume is taken back on all.
 
-use crate::engine::{Command, Mailbox};
+use crate::engine::{Command, Mailbox, NewConnection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Attempt;
+use crate::nbd::request::Terms;
 use crossbeam::channel::{Sender, bounded};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use towline_block::sys::uring::Fd;
 use towline_block::{MarkName, Seq, VolumeId, VolumeName};
 use towline_journal::format::Counter;
 use towline_journal::state::{Promoted, Seal};
@@ -150,6 +153,19 @@ impl Group {
         member.mailbox.send(Command::Claim { from_block: from, blocks_max, done })?;
         // No time limit: a claim that nobody waits for any more would be lost.
         answer.recv().map_err(|_| no_answer(member, false))?
+    }
+
+    /// A socket on which the volume answers reads as it does a client's: for the shipper,
+    /// where it cannot be given the disk itself.
+    pub(crate) fn reader(&self, volume: VolumeId, size_bytes: u64) -> Result<Fd> {
+        let member = self.member(volume)?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| {
+            Error::caused(ErrorKind::System, "cannot make a socket for the shipper", error)
+        })?;
+        let terms = Terms { size_bytes, read_only: true, structured: false, allocation: false };
+        let new = NewConnection { fd: ours.into(), terms, permit: Box::new(()) };
+        member.mailbox.send(Command::Connect(new))?;
+        Ok(Arc::new(theirs.into()))
     }
 
     fn steps(&self) -> MutexGuard<'_, Option<Hold>> {

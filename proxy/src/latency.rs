@@ -41,6 +41,8 @@ pub struct Counters {
     pub errors: Counter,
     /// Answers that went out before the journal was durable, against the policy.
     pub undurable: Counter,
+    /// Connections to an upstream server that were lost.
+    pub upstream_losses: Counter,
     /// Connections taken into transmission.
     pub connections: Counter,
     /// Time in which the volume's thread looked for requests instead of sleeping.

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use towline_block::sys::uring::Fd;
+use towline_block::{Backend, VolumeId};
 use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::state::Promoted;
@@ -227,12 +228,17 @@ impl Shared {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let mut readers = Vec::new();
-        for source in self.journal.sources() {
-            let reader = source.disk.open_direct().map_err(|error| {
-                let what = format!("cannot open {} for the shipper", source.name);
-                Error::caused(ErrorKind::Storage, what, error)
-            })?;
-            readers.push(reader);
+        for (index, source) in self.journal.sources().iter().enumerate() {
+            readers.push(match source.disk.backend() {
+                Backend::File(disk) => disk.open_direct().map_err(|error| {
+                    let what = format!("cannot open {} for the shipper", source.name);
+                    Error::caused(ErrorKind::Storage, what, error)
+                })?,
+                // R13: nobody but the volume's thread talks to the server.
+                Backend::Upstream(_) => {
+                    self.group.reader(VolumeId(index as u16), source.disk.size_bytes())?
+                }
+            });
         }
         let mut session = lock(&self.session);
         let Some(attached) = self.journal.attach(target) else {

@@ -67,13 +67,18 @@ impl Overlaps {
         self.entries.iter().any(|entry| entry.used == Use::Change)
     }
 
+    /// Whether an operation that has not ended conflicts with this use of the range.
+    pub fn meets(&self, extent: Extent, used: Use) -> bool {
+        self.entries.iter().any(|entry| entry.conflicts(extent, used))
+    }
+
     /// Takes a permit. True: it may run at once; else [`Overlaps::leave`] tells when.
     ///
     /// # Panics
     /// Without a permit.
     pub fn enter(&mut self, slot: usize, extent: Extent, used: Use, bytes: u64) -> (Arrival, bool) {
         assert!(self.admits(bytes), "an operation without a permit");
-        let running = !self.entries.iter().any(|earlier| earlier.conflicts(extent, used));
+        let running = !self.meets(extent, used);
         let arrival = self.next;
         self.next += 1;
         self.bytes += bytes;

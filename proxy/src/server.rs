@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::watch;
-use towline_block::{Access, FileDisk, VolumeName};
+use towline_block::{Access, Disk, VolumeName};
 use towline_journal::state::{Promoted, Seal};
 
 /// A volume to serve. Its export has its name; the first is also the default.
 pub struct ExportConfig {
     pub name: VolumeName,
-    pub disk: Arc<FileDisk>,
+    pub disk: Arc<dyn Disk>,
     /// `None` serves the disk as it is: a promoted receiver, or a control.
     pub journaled: Option<Journaled>,
 }
@@ -170,7 +170,9 @@ impl Server {
             counters: counters.clone(),
             open,
         });
+        let bell = mailbox.clone();
         let setup = move |inbox: Inbox| Setup {
+            mailbox: bell,
             volume: Volume::new(export.name, export.disk, export.journaled),
             gate,
             inbox,

@@ -10,7 +10,7 @@ use crate::nbd::proto::allocation;
 use crate::nbd::reply::Descriptor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use towline_block::{Access, Extent, FileDisk, VolumeId, VolumeName};
+use towline_block::{Access, Backend, Disk, Extent, FileDisk, VolumeId, VolumeName};
 use towline_journal::format::Counter;
 use towline_journal::{Begun, Change, Claim, Durability, Journal, Outcome, Ticket};
 
@@ -37,14 +37,14 @@ pub struct Journaled {
 
 pub struct Volume {
     name: VolumeName,
-    disk: Arc<FileDisk>,
+    disk: Arc<dyn Disk>,
     journaled: Option<Journaled>,
     /// Time spent in source operations since it was last taken.
     source: Duration,
 }
 
 impl Volume {
-    pub fn new(name: VolumeName, disk: Arc<FileDisk>, journaled: Option<Journaled>) -> Volume {
+    pub fn new(name: VolumeName, disk: Arc<dyn Disk>, journaled: Option<Journaled>) -> Volume {
         Volume { name, disk, journaled, source: Duration::ZERO }
     }
 
@@ -52,8 +52,8 @@ impl Volume {
         &self.name
     }
 
-    pub fn disk(&self) -> &FileDisk {
-        &self.disk
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
     }
 
     pub fn is_read_only(&self) -> bool {
@@ -65,8 +65,9 @@ impl Volume {
         std::mem::take(&mut self.source)
     }
 
-    pub fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), Failure> {
-        let result = self.timed(|disk| disk.read_at(into, offset));
+    /// Reads what the page cache has, without waiting for the disk: false when that is needed.
+    pub fn read_now(&mut self, into: &mut [u8], offset: u64) -> Result<bool, Failure> {
+        let result = self.timed(|disk| disk.read_now(into, offset));
         result.map_err(|error| self.failed("read", offset, &error))
     }
 
@@ -226,9 +227,19 @@ impl Volume {
         }
     }
 
+    /// Nobody knows whether a change was made: its blocks go to the change map.
+    pub fn fail(&self, begun: Option<Begun>) {
+        if let (Some(Begun::Record(ticket)), Some(journaled)) = (begun, &self.journaled) {
+            journaled.journal.finish(ticket, Outcome::Failed);
+        }
+    }
+
     fn timed<T>(&mut self, operation: impl FnOnce(&FileDisk) -> T) -> T {
+        let Backend::File(disk) = self.disk.backend() else {
+            unreachable!("an upstream server is an asynchronous source");
+        };
         let start = Instant::now();
-        let result = operation(&self.disk);
+        let result = operation(disk);
         self.source += start.elapsed();
         result
     }

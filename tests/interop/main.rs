@@ -8,6 +8,7 @@ mod nbdsh;
 mod peers;
 mod qemu_img;
 mod qemu_io;
+mod upstream;
 
 use std::path::Path;
 use towline_tests::Rig;

@@ -34,6 +34,8 @@ pub struct Rig {
     pub durability: &'static str,
     /// `--engine` of the proxy.
     pub engine: &'static str,
+    /// The source of each volume is what an NBD server at `up.sock` serves.
+    pub upstream: bool,
     /// The operator vouches for the sources: `--attach trust`.
     pub attach_trust: bool,
     /// How often the receiver makes a mark; none without it.
@@ -77,6 +79,7 @@ impl Rig {
             spill: "1G",
             durability: "process",
             engine: "auto",
+            upstream: false,
             attach_trust: false,
             mark_every: None,
             receiver_address,
@@ -131,7 +134,11 @@ impl Rig {
             all.extend(args!["--attach", "trust"]);
         }
         for volume in &self.volumes {
-            all.extend(args!["--source", named(volume, &self.source(volume))]);
+            let source: PathBuf = match self.upstream {
+                true => NbdUri::unix(self.path("up.sock"), "").to_string().into(),
+                false => self.source(volume),
+            };
+            all.extend(args!["--source", named(volume, &source)]);
         }
         all
     }

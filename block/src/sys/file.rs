@@ -1,7 +1,8 @@
 //! File system calls that std does not offer.
 //!
-//! Invariant 1: every call takes a descriptor borrowed for its whole duration
-//! and passes no memory to the kernel, so there is nothing to keep alive.
+//! Invariant 1: every call takes a descriptor borrowed for its whole duration.
+//! Invariant 2: the one call that passes memory to the kernel passes a buffer borrowed
+//! for its whole duration, with its own length; the others pass none.
 
 use std::fs::File;
 use std::io;
@@ -57,6 +58,29 @@ pub fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
 /// First byte of a hole at or after `offset`; the end of the file counts as one.
 pub fn seek_hole(file: &File, offset: u64) -> io::Result<Option<u64>> {
     seek(file, offset, libc::SEEK_HOLE)
+}
+
+/// Reads what the page cache has from `offset` on, without waiting for the disk: maybe
+/// less than asked, `None` when it has nothing. What it lacks it begins to read.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system cannot tell.
+pub fn read_cached(file: &File, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+    let iov = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let (fd, at) = (file.as_raw_fd(), offset_arg(offset)?);
+    loop {
+        // SAFETY: invariants 1 and 2.
+        let read = unsafe { libc::preadv2(fd, &raw const iov, 1, at, libc::RWF_NOWAIT) };
+        if let Ok(bytes) = usize::try_from(read) {
+            return Ok(Some(bytes));
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::WouldBlock => return Ok(None),
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        }
+    }
 }
 
 /// No readahead: a page cache filled in large folios makes later 4 KiB writes an

@@ -6,4 +6,4 @@ mod file;
 pub mod socket;
 pub mod uring;
 
-pub(crate) use file::{advise_random, punch_hole, seek_data, seek_hole, zero_range};
+pub(crate) use file::{advise_random, punch_hole, read_cached, seek_data, seek_hole, zero_range};

@@ -1,9 +1,9 @@
-//! `[NAME=]PATH`: a volume's name and the disk behind it.
+//! `[NAME=]PATH|URI`: a volume's name and the disk behind it.
 
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::str::FromStr;
-use towline_block::VolumeName;
+use towline_block::{NbdUri, VolumeName};
 
 /// What an unnamed disk is called.
 const UNNAMED: &str = "disk0";
@@ -13,7 +13,9 @@ const UNNAMED: &str = "disk0";
 #[serde(try_from = "Table")]
 pub struct Disk {
     pub name: VolumeName,
+    /// Of an upstream server, its URI.
     pub path: PathBuf,
+    pub upstream: Option<NbdUri>,
 }
 
 #[derive(Deserialize)]
@@ -25,16 +27,22 @@ struct Table {
 
 impl Disk {
     fn new(name: &str, path: &str) -> Result<Disk, String> {
-        if path.contains("://") || path.starts_with("nbd:") || path.starts_with("nbd+") {
+        let upstream = match NbdUri::is_meant_by(path) {
+            true => Some(path.parse::<NbdUri>().map_err(|e| e.to_string())?),
+            false => None,
+        };
+        if upstream.is_none() && path.contains("://") {
             return Err(format!(
-                "{path} is not usable: this version takes raw image files and block devices as disks"
+                "{path} is not usable as a disk: give a raw image file, a block device or an NBD URI"
             ));
         }
         if path.is_empty() {
             return Err(format!("disk {name} has no path: write {name}=PATH"));
         }
         let name = name.parse::<VolumeName>().map_err(|e| e.to_string())?;
-        Ok(Disk { name, path: PathBuf::from(path) })
+        let path =
+            upstream.as_ref().map_or_else(|| PathBuf::from(path), |uri| uri.to_string().into());
+        Ok(Disk { name, path, upstream })
     }
 }
 
@@ -45,6 +53,7 @@ impl FromStr for Disk {
     /// `/` or a `.` before the `=`) is taken as an unnamed path.
     fn from_str(text: &str) -> Result<Disk, String> {
         match text.split_once('=') {
+            _ if NbdUri::is_meant_by(text) => Disk::new(UNNAMED, text),
             Some((name, path)) if !name.contains(['/', '.']) => Disk::new(name, path),
             _ => Disk::new(UNNAMED, text),
         }
@@ -76,6 +85,16 @@ mod tests {
         assert_eq!((disk.name.as_str(), disk.path.to_str()), ("system", Some("/images/a=b.raw")));
         assert!("Bad_Name=/x".parse::<Disk>().unwrap_err().contains("Bad_Name"));
         assert!("a=".parse::<Disk>().is_err());
-        assert!("a=nbd://host/x".parse::<Disk>().unwrap_err().contains("raw image"));
+        assert!("a=iscsi://host/x".parse::<Disk>().unwrap_err().contains("raw image"));
+    }
+
+    #[test]
+    fn an_upstream_server_is_named_by_its_uri() {
+        let disk: Disk = "a=nbd://host/x".parse().unwrap();
+        assert_eq!(disk.path.to_str(), Some("nbd://host:10809/x"));
+        assert!(disk.upstream.is_some());
+        let disk: Disk = "nbd+unix:///d?socket=/run/s".parse().unwrap();
+        assert_eq!(disk.name.as_str(), "disk0");
+        assert!("a=nbds://host/x".parse::<Disk>().unwrap_err().contains("TLS"));
     }
 }

@@ -72,7 +72,7 @@ fn publish(journal: &Journal, volumes: &[VolumeFigures]) {
 pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
     let mut samples = group_samples(journal);
     type Read = fn(&Counters) -> u64;
-    let counters: [(&str, &str, Read); 9] = [
+    let counters: [(&str, &str, Read); 10] = [
         ("towline_guest_reads", "Read requests.", |c| c.reads.get()),
         ("towline_guest_writes", "Write requests.", |c| c.writes.get()),
         ("towline_guest_flushes", "Flush requests.", |c| c.flushes.get()),
@@ -85,7 +85,10 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
             "Answers that went out before the journal was durable, against the policy.",
             |c| c.undurable.get(),
         ),
-        ("towline_source_syncs", "fdatasyncs of sources.", |c| c.syncs.get()),
+        ("towline_source_syncs", "Flushes of sources.", |c| c.syncs.get()),
+        ("towline_upstream_losses", "Connections to an upstream NBD server that were lost.", |c| {
+            c.upstream_losses.get()
+        }),
     ];
     for (name, help, read) in counters {
         samples.extend(volumes.iter().map(|volume| {

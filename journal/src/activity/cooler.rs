@@ -9,15 +9,13 @@ use super::{Activity, Base, Bits, EXTENT_BYTES, ROUND};
 use crate::format::Counter;
 use crate::map::VolumeMap;
 use crate::ring::Ring;
-use std::fs::File;
 use std::sync::atomic::Ordering::SeqCst;
-use towline_block::{BlockRange, Extent, VolumeId};
+use towline_block::{BlockRange, ErrorKind, Extent, Syncer, VolumeId};
 
 /// What the cooler looks at, besides the map.
 pub(crate) struct CoolerContext {
-    /// A descriptor of each source of its own: the kernel reports a failed write-back
-    /// once to every open file, and the guests' own must get theirs.
-    pub sources: Vec<File>,
+    /// Flushes each source on the map's own account.
+    pub sources: Vec<Syncer>,
 }
 
 /// What was true when the last round began.
@@ -28,7 +26,7 @@ struct Round {
 
 impl Activity {
     /// The thread's body; ends with [`Activity::stop`].
-    pub fn serve(&self, ring: &Ring, context: &CoolerContext) {
+    pub fn serve(&self, ring: &Ring, context: &mut CoolerContext) {
         let mut last: Option<Round> = None;
         let mut failed = false;
         loop {
@@ -108,7 +106,7 @@ impl Activity {
     fn round(
         &self,
         ring: &Ring,
-        context: &CoolerContext,
+        context: &mut CoolerContext,
         last: Option<Round>,
         failed: &mut bool,
     ) -> Option<Round> {
@@ -136,7 +134,12 @@ impl Activity {
         if idle.is_empty() {
             return Some(now);
         }
-        if let Some(error) = context.sources.iter().find_map(|source| source.sync_data().err()) {
+        let mut synced = context.sources.iter_mut().map(|sync| sync());
+        if let Some(error) = synced.find_map(std::result::Result::err) {
+            if error.kind() == ErrorKind::Unreachable {
+                tracing::debug!(%error, "no extent goes cold in this round");
+                return Some(now);
+            }
             *failed = true;
             tracing::error!(
                 "a source could not be flushed ({error}): no extent goes cold any more"

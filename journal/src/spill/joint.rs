@@ -18,7 +18,7 @@ use crate::sys::{is_ext4, takes_direct};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use towline_block::{DiskKind, FileDisk};
+use towline_block::{Disk, DiskKind};
 
 /// The file system of the spill, if its flush can be a source's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +35,10 @@ impl Medium {
         is_ext4.then_some(Medium { device: folder.metadata().ok()?.dev() })
     }
 
-    pub fn holds(&self, source: &FileDisk) -> bool {
-        source.kind() == DiskKind::File
-            && source.identity().is_ok_and(|identity| identity.device == self.device)
+    pub fn holds(&self, source: &dyn Disk) -> bool {
+        source
+            .identity()
+            .is_ok_and(|identity| identity.kind == DiskKind::File && identity.device == self.device)
     }
 
     /// The segment, whose zeroes are durable, is written in place and past the page cache.
@@ -52,7 +53,7 @@ impl Medium {
 mod tests {
     use super::*;
     use crate::spill::Store;
-    use towline_block::Access;
+    use towline_block::{Access, FileDisk};
 
     #[test]
     fn a_source_on_another_file_system_is_flushed_beside_the_spill() {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use towline_block::{Access, BLOCK_BYTES, Extent, FileDisk, VolumeId};
+use towline_block::{Access, BLOCK_BYTES, Backend, Extent, FileDisk, VolumeId};
 use towline_journal::format::{Control, Counter, Kind, SlotState};
 use towline_journal::*;
 
@@ -137,7 +137,7 @@ impl Lab {
     pub fn write(&self, volume: usize, offset: u64, data: &[u8], end: End) -> Begun {
         let journal = self.journal();
         let begun = journal.begin(VolumeId(volume as u16), &Change::Write { offset, data });
-        let disk = &journal.sources()[volume].disk;
+        let disk = file(&journal.sources()[volume]);
         match end {
             End::Done => disk.write_at(data, offset).unwrap(),
             End::KilledBefore => return begun,
@@ -160,7 +160,7 @@ impl Lab {
         if end == End::KilledBefore {
             return begun;
         }
-        journal.sources()[volume].disk.zero(extent, false).unwrap();
+        file(&journal.sources()[volume]).zero(extent, false).unwrap();
         if end != End::KilledAfter
             && let Begun::Record(ticket) = begun
         {
@@ -407,4 +407,12 @@ pub enum End {
     /// kill -9 before the source was touched, or after half of it.
     KilledBefore,
     KilledAfter,
+}
+
+/// A source's image.
+fn file(source: &Source) -> &FileDisk {
+    match source.disk.backend() {
+        Backend::File(disk) => disk,
+        other => panic!("{other:?} in a test of files"),
+    }
 }

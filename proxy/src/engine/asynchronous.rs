@@ -7,7 +7,7 @@
 use super::connection::{Connection, Pause};
 use super::core::Core;
 use super::execute::REPLY_BATCH_BYTES;
-use super::pending::{Kind, Operation, Step, WaitingClaim, whole_blocks};
+use super::pending::{Io, Kind, Operation, Rules, Step, WaitingClaim};
 use super::run::Engine;
 use super::slots::{Key, Purpose};
 use crate::error::Result as ProxyResult;
@@ -19,15 +19,11 @@ use crate::volume::Failure;
 use crossbeam::channel::Sender;
 use std::io;
 use std::time::Instant;
-use towline_block::sys::uring::Completion;
-use towline_block::{BLOCK_BYTES, Cache, Extent};
-use towline_journal::{Change, Claim};
+use towline_block::sys::uring::{Op, Window};
+use towline_block::{BLOCK_BYTES, Backend, Extent};
+use towline_journal::{Change, Claim, Durability};
 
 impl Core {
-    pub(super) fn is_asynchronous(&self) -> bool {
-        self.volume.disk().cache() == Cache::Direct
-    }
-
     /// Takes a request for the source; `None` when it is none.
     pub(super) fn accept(
         &mut self,
@@ -35,6 +31,7 @@ impl Core {
         connection: &mut Connection,
         raw: &RawRequest,
         request: Request,
+        rules: Rules,
     ) -> Result<Option<usize>, Pause> {
         let (kind, extent) = match request {
             Request::Read { extent } => (Kind::Read, extent),
@@ -46,8 +43,8 @@ impl Core {
         if extent.is_empty() {
             return Ok(None);
         }
-        let bytes = kind.buffer_bytes(extent);
-        let permit = kind.permit_bytes(extent);
+        let bytes = kind.buffer_bytes(extent, rules);
+        let permit = kind.permit_bytes(extent, rules);
         let reply_bytes = if kind.is_read() { extent.len as usize } else { 0 };
         if connection.output.len() + connection.owed >= REPLY_BATCH_BYTES {
             return Err(if connection.pending > 0 { Pause::Owed } else { Pause::Replies });
@@ -60,7 +57,7 @@ impl Core {
         }
         let buf = self.pending.take_buf(bytes);
         let at = connection.received;
-        let mut operation = Operation::new((key, raw.cookie), kind, extent, buf, at);
+        let mut operation = Operation::new((key, raw.cookie), (kind, extent), rules, buf, at);
         if let Kind::Write { .. } = kind {
             let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
             let range = operation.data_range();
@@ -68,7 +65,8 @@ impl Core {
         }
         let used = if kind.is_read() { Use::Read } else { Use::Change };
         let slot = self.pending.insert(operation);
-        let (arrival, runs) = self.pending.overlaps.enter(slot, whole_blocks(extent), used, permit);
+        let blocks = rules.whole_blocks(extent);
+        let (arrival, runs) = self.pending.overlaps.enter(slot, blocks, used, permit);
         self.pending.get(slot).arrival = arrival;
         if runs {
             self.pending.runnable.push(slot);
@@ -76,6 +74,20 @@ impl Core {
         connection.pending += 1;
         connection.owed += reply_bytes;
         Ok(Some(reply_bytes))
+    }
+
+    /// Whether a change of a page-cache source has to wait for a read that is under way
+    /// asynchronously: the two would be at the source together.
+    pub(super) fn meets_read(&self, request: Request) -> bool {
+        if self.pending.is_idle() {
+            return false;
+        }
+        match request {
+            Request::Write { extent, .. }
+            | Request::Zero { extent, .. }
+            | Request::Trim { extent, .. } => self.pending.overlaps.meets(extent, Use::Change),
+            _ => false,
+        }
     }
 
     /// Issues all that may run. Changes take their place in the journal here.
@@ -97,14 +109,36 @@ impl Core {
                 Kind::Zero { .. } => self.volume.begin(|| Change::Zero { extent, trim: false }),
                 Kind::Trim { .. } => self.volume.begin(|| Change::Zero { extent, trim: true }),
             };
-            let op = operation.start(self.volume.disk().fd());
-            self.driver.push(Purpose::Source(slot as u32).token(), op)?;
+            let writes_through = self.rules.is_some_and(|rules| rules.can_fua)
+                && self.volume.durability() == Durability::Process;
+            operation.fua_at_source = operation.kind.fua() && writes_through;
+            let io = operation.start();
+            self.take_step(slot, io)?;
         }
         // All are in the journal, and go to the kernel together next.
         let now = Instant::now();
         runnable.iter().for_each(|slot| self.pending.get(*slot).submitted = now);
         self.recycle_runnable(runnable);
         Ok(())
+    }
+
+    /// Makes one step of an operation.
+    fn take_step(&mut self, slot: usize, io: Io) -> io::Result<()> {
+        let disk = match self.volume.disk().backend() {
+            Backend::File(disk) => disk,
+            Backend::Upstream(_) => {
+                let fua = self.pending.get(slot).fua_at_source;
+                self.upstream().ask(slot, io, fua);
+                return Ok(());
+            }
+        };
+        let fd = disk.fd().clone();
+        let op = match io {
+            Io::Read(offset, window) => Op::Read(fd, offset, window),
+            Io::Write(offset, window) => Op::Write(fd, offset, window),
+            Io::Zero(extent, how) => Op::Zero(fd, extent, how),
+        };
+        self.driver.push(Purpose::Source(slot as u32).token(), op)
     }
 
     /// Keeps the list's memory.
@@ -157,7 +191,10 @@ impl Core {
         if !matches!(ended.kind, Kind::Write { .. }) {
             counters.zeroed_bytes.add(ended.extent.len);
         }
-        self.complete(key, connection, ended.cookie, ended.kind.fua(), result, timing);
+        // A flush that has failed before fails what is to be durable (R7).
+        let needs_flush = !ended.fua_at_source || self.syncs.has_failed();
+        let durable = ended.kind.fua() && needs_flush;
+        self.complete(key, connection, ended.cookie, durable, result, timing);
     }
 
     /// Makes a claim; answered at once, or when the changes before it have ended (R3).
@@ -189,16 +226,19 @@ impl Core {
 }
 
 impl Engine {
-    /// An operation of the kernel at the source has ended.
-    pub(super) fn source_done(&mut self, slot: u32, completion: Completion) -> io::Result<()> {
+    /// One step at the source has ended.
+    pub(super) fn source_done(
+        &mut self,
+        slot: usize,
+        result: io::Result<usize>,
+        window: Window,
+    ) -> io::Result<()> {
         let core = &mut self.core;
-        let operation = core.pending.get(slot as usize);
-        let fd = core.volume.disk().fd();
-        let result = match operation.step(fd, completion.result, completion.window) {
-            Step::Next(op) => return core.driver.push(Purpose::Source(slot).token(), op),
+        let result = match core.pending.get(slot).step(result, window) {
+            Step::Next(io) => return core.take_step(slot, io),
             Step::Ended(result) => result,
         };
-        let mut ended = core.pending.remove(slot as usize);
+        let mut ended = core.pending.remove(slot);
         let offset = ended.extent.offset;
         let verb = if ended.kind.is_read() { "read" } else { "change" };
         let result = result.map_err(|error| {
@@ -218,7 +258,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The connection that waits longest for a permit gets the next turn.
+    /// The connection that waits longest for a permit gets the next turn. Those of a
+    /// page-cache source wait for a read to end, and look again together.
     pub(super) fn admit_waiter(&mut self) {
         while self.core.pending.overlaps.admits(0) {
             let Some(key) = self.core.pending.waiters.pop_front() else { return };
@@ -226,7 +267,9 @@ impl Engine {
                 && connection.pause == Some(Pause::Source)
             {
                 self.core.resume(key, connection);
-                return;
+                if self.core.rules.is_some() {
+                    return;
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use towline_block::sys::uring::Fd;
+use towline_block::upstream::{Backoff, Connection};
 use towline_journal::Claim;
 
 /// A client that has finished its handshake.
@@ -20,6 +21,12 @@ pub struct NewConnection {
     pub terms: Terms,
     /// Given back when the connection has ended.
     pub permit: Box<dyn Send>,
+}
+
+/// A new connection to the upstream server, and how long to wait before the next one.
+pub struct Reconnected {
+    pub connection: Connection,
+    pub backoff: Backoff,
 }
 
 /// Answers go to `done`; an asker that has left is of no consequence.
@@ -53,6 +60,8 @@ pub enum Command {
         blocks_max: u64,
         done: Sender<Result<Option<Claim>>>,
     },
+    /// The upstream server is there again.
+    Upstream(Box<Reconnected>),
     /// More of the journal is durable.
     Persisted,
     /// Ends the thread: answers what was received, flushes the source.

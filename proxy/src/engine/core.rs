@@ -2,12 +2,13 @@
 //! kernel hand buffers to each other.
 
 use super::buffers::LargeMemory;
-use super::command::Inbox;
+use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
 use super::durable::Waits;
-use super::pending::Pending;
+use super::pending::{Pending, Rules};
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
+use super::upstream::Link;
 use crate::error::Result;
 use crate::gate::Gate;
 use crate::latency::{Counters, Shadow, Timing};
@@ -20,6 +21,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use towline_block::sys::uring::{Completion, Driver, Op, Window};
+use towline_block::{Backend, Cache};
 use towline_journal::Ticket;
 
 /// Operations submitted in one system call: a receive, a send and a watch of every
@@ -28,8 +30,14 @@ const RING_ENTRIES: u32 = 256;
 
 /// Who waits for an fdatasync.
 pub(super) enum Waiter {
-    Reply { key: Key, cookie: u64, timing: Timing },
+    Reply {
+        key: Key,
+        cookie: u64,
+        timing: Timing,
+    },
     Seal(Sender<Result<()>>),
+    /// The thread, before its end.
+    End,
 }
 
 pub(super) struct Core {
@@ -49,6 +57,10 @@ pub(super) struct Core {
     pub sync_took: Duration,
     pub waits: Waits,
     pub pending: Pending,
+    /// Of an asynchronous source.
+    pub rules: Option<Rules>,
+    /// To an upstream server, where that is the source.
+    pub link: Option<Link>,
     pub spin: Spin,
     /// Requests executed since the last look.
     pub requests: u32,
@@ -65,10 +77,20 @@ impl Core {
         shadow: Arc<Shadow>,
         counters: Arc<Counters>,
         policy: LatencyPolicy,
+        mailbox: Mailbox,
     ) -> io::Result<Core> {
         let now = Instant::now();
+        let mut driver = Driver::new(RING_ENTRIES)?;
+        let (rules, link) = match volume.disk().backend() {
+            Backend::File(disk) if disk.cache() == Cache::Page => (None, None),
+            Backend::File(_) => (Some(Rules::DIRECT), None),
+            Backend::Upstream(upstream) => {
+                let link = Link::start(upstream, mailbox, &mut driver, now)?;
+                (Some(link.rules()), Some(link))
+            }
+        };
         Ok(Core {
-            driver: Driver::new(RING_ENTRIES)?,
+            driver,
             volume,
             gate,
             syncs: Syncs::new(),
@@ -81,6 +103,8 @@ impl Core {
             sync_took: Duration::ZERO,
             waits: Waits::default(),
             pending: Pending::default(),
+            rules,
+            link,
             spin: Spin::new(policy, now),
             requests: 0,
             ready: VecDeque::new(),
@@ -111,7 +135,13 @@ impl Core {
         self.note_issue();
         self.counters.syncs.add(1);
         self.sync_begun = Instant::now();
-        let fd = self.volume.disk().fd().clone();
+        let fd = match self.volume.disk().backend() {
+            Backend::File(disk) => disk.fd().clone(),
+            Backend::Upstream(_) => {
+                self.upstream().ask_flush();
+                return Ok(());
+            }
+        };
         self.driver.push(Purpose::Sync.token(), Op::Datasync(fd))
     }
 

@@ -194,6 +194,7 @@ impl Engine {
         let mut waiters = self.core.syncs.finish(succeeded);
         for waiter in waiters.drain(..) {
             match waiter {
+                Waiter::End => {}
                 Waiter::Reply { key, cookie, mut timing } => {
                     self.with(key, |core, connection| {
                         timing.add_source(core.sync_took);

@@ -3,6 +3,7 @@
 
 use super::connection::{Connection, Pause, TIMINGS_MAX};
 use super::core::{Core, Waiter};
+use super::pending::Rules;
 use super::slots::Key;
 use crate::gate::Passage;
 use crate::latency::{Kind, Timing};
@@ -108,13 +109,15 @@ impl Core {
         raw: &RawRequest,
         request: Request,
     ) -> Result<usize, Pause> {
-        if self.is_asynchronous()
-            && let Some(moved) = self.accept(key, connection, raw, request)?
-        {
-            return Ok(moved);
+        if let Some(rules) = self.rules {
+            if let Some(moved) = self.accept(key, connection, raw, request, rules)? {
+                return Ok(moved);
+            }
+        } else if self.meets_read(request) {
+            return Err(Pause::Source);
         }
         match request {
-            Request::Read { extent } => return self.read(connection, raw, extent),
+            Request::Read { extent } => return self.read(key, connection, raw, extent),
             Request::Write { extent, fua } => {
                 let result =
                     self.in_pieces(connection, extent, TURN_BYTES as u64, |core, rest, piece| {
@@ -164,8 +167,11 @@ impl Core {
         Ok(0)
     }
 
+    /// From the page cache at once; what that lacks comes asynchronously, and keeps
+    /// nobody else waiting.
     fn read(
         &mut self,
+        key: Key,
         connection: &mut Connection,
         raw: &RawRequest,
         extent: Extent,
@@ -178,10 +184,18 @@ impl Core {
         let before = output.len();
         let structured = connection.terms.structured;
         output.put(ReadHead::new(structured, raw.cookie, extent.offset, raw.length).as_bytes());
-        let result = self.volume.read(output.put_space(len), extent.offset);
-        if let Err(failure) = result {
-            output.truncate(before);
-            self.fail(connection, raw.cookie, failure);
+        match self.volume.read_now(output.put_space(len), extent.offset) {
+            Ok(true) => {}
+            Ok(false) => {
+                output.truncate(before);
+                let request = Request::Read { extent };
+                let moved = self.accept(key, connection, raw, request, Rules::CACHED)?;
+                return Ok(moved.unwrap_or(0));
+            }
+            Err(failure) => {
+                output.truncate(before);
+                self.fail(connection, raw.cookie, failure);
+            }
         }
         let timing = self.timing(connection, Kind::Read, raw);
         self.replied(connection, timing);

@@ -25,6 +25,7 @@ mod pending;
 mod run;
 mod slots;
 mod spin;
+mod upstream;
 
 pub use command::{Command, Inbox, Mailbox, NewConnection, mailbox};
 pub use run::{Engine, Setup};

@@ -13,7 +13,7 @@ use std::io;
 use std::time::Duration;
 
 /// How long an orderly stop waits for clients to take their replies.
-const STOP_WAIT: Duration = Duration::from_secs(5);
+pub(super) const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Answers an asker, who may have left.
 pub(super) fn answer<T>(done: &Sender<Result<T>>, result: Result<T>) {
@@ -67,6 +67,7 @@ impl Engine {
             Command::Claim { from_block, blocks_max, done } => {
                 self.core.claim(from_block, blocks_max, done);
             }
+            Command::Upstream(new) => self.core.reconnected(*new)?,
             // Whoever waits for it is answered in every round.
             Command::Persisted => {}
             Command::Stop => self.stop(),

@@ -18,8 +18,8 @@
 //!
 //! A change takes its place in the journal when it is issued, not when it arrives: the
 //! order of the journal is the order at the source. An operation occupies whole blocks of
-//! [`DIRECT_ALIGN`] in the overlap table, so that the edges it reads and writes back are
-//! nobody else's meanwhile.
+//! the source's alignment in the overlap table, so that the edges it reads and writes back
+//! are nobody else's meanwhile.
 
 use super::slots::Key;
 use crate::error::Result;
@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 use towline_block::buffer::DIRECT_ALIGN;
-use towline_block::sys::uring::{Fd, Op, Window, Zeroing};
+use towline_block::sys::uring::{Window, Zeroing};
 use towline_block::{AlignedBuf, Extent};
 use towline_journal::{Begun, Claim};
 
@@ -48,6 +48,43 @@ pub(super) enum Kind {
     Trim { fua: bool },
 }
 
+/// What a source takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// Offset and length of reads and writes are multiples of it; at most a disk block.
+    pub align: u64,
+    /// It can make ranges zero by itself; it may still refuse.
+    pub can_zero: bool,
+    /// It can write a single request through to the medium.
+    pub can_fua: bool,
+}
+
+impl Rules {
+    /// Of a file or device past the page cache.
+    pub const DIRECT: Rules = Rules { align: DIRECT_ALIGN as u64, can_zero: true, can_fua: false };
+
+    /// Of reads that the page cache lacks; nothing else of a page-cache source comes here.
+    pub const CACHED: Rules = Rules { align: 1, can_zero: false, can_fua: false };
+
+    fn align_down(self, at: u64) -> u64 {
+        at - at % self.align
+    }
+
+    /// The whole blocks that a range touches. The disk's size is a multiple of a block.
+    pub fn whole_blocks(self, extent: Extent) -> Extent {
+        let start = self.align_down(extent.offset);
+        Extent::new(start, extent.end().next_multiple_of(self.align) - start)
+    }
+}
+
+/// One step at the source.
+#[derive(Debug)]
+pub(super) enum Io {
+    Read(u64, Window),
+    Write(u64, Window),
+    Zero(Extent, Zeroing),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Zero,
@@ -59,7 +96,7 @@ enum State {
 /// What a completion led to.
 #[derive(Debug)]
 pub(super) enum Step {
-    Next(Op),
+    Next(Io),
     Ended(io::Result<()>),
 }
 
@@ -73,6 +110,8 @@ pub(super) struct Operation {
     pub received: Instant,
     pub submitted: Instant,
     pub begun: Option<Begun>,
+    /// The source writes it through: no flush is needed for its FUA.
+    pub fua_at_source: bool,
     /// The data, from the start of the first whole block of `piece`. Not here while the
     /// kernel has it.
     pub buf: AlignedBuf,
@@ -82,16 +121,7 @@ pub(super) struct Operation {
     piece: Extent,
     /// Bytes of the body done, whole blocks.
     done: usize,
-}
-
-fn align_down(at: u64) -> u64 {
-    at - at % DIRECT_ALIGN as u64
-}
-
-/// The whole blocks that a range touches. The disk's size is a multiple of a block.
-pub(super) fn whole_blocks(extent: Extent) -> Extent {
-    let start = align_down(extent.offset);
-    Extent::new(start, extent.end().next_multiple_of(DIRECT_ALIGN as u64) - start)
+    rules: Rules,
 }
 
 impl Kind {
@@ -117,18 +147,18 @@ impl Kind {
     }
 
     /// Bytes of the buffer that it needs.
-    pub fn buffer_bytes(self, extent: Extent) -> u64 {
+    pub fn buffer_bytes(self, extent: Extent, rules: Rules) -> u64 {
         match self {
-            Kind::Read | Kind::Write { .. } => whole_blocks(extent).len,
+            Kind::Read | Kind::Write { .. } => rules.whole_blocks(extent).len,
             // Taken only where the disk cannot zero.
             Kind::Zero { .. } | Kind::Trim { .. } => 0,
         }
     }
 
     /// Bytes of its permit.
-    pub fn permit_bytes(self, extent: Extent) -> u64 {
+    pub fn permit_bytes(self, extent: Extent, rules: Rules) -> u64 {
         match self {
-            Kind::Read | Kind::Write { .. } => whole_blocks(extent).len,
+            Kind::Read | Kind::Write { .. } => rules.whole_blocks(extent).len,
             Kind::Zero { .. } | Kind::Trim { .. } => extent.len.min(ZERO_WRITE_BYTES),
         }
     }
@@ -137,8 +167,8 @@ impl Kind {
 impl Operation {
     pub fn new(
         (key, cookie): (Key, u64),
-        kind: Kind,
-        extent: Extent,
+        (kind, extent): (Kind, Extent),
+        rules: Rules,
         buf: AlignedBuf,
         received: Instant,
     ) -> Operation {
@@ -155,73 +185,77 @@ impl Operation {
             received,
             submitted: received,
             begun: None,
+            fua_at_source: false,
             buf,
             edge: None,
             state,
             piece,
             done: 0,
+            rules,
         }
     }
 
     /// Where the request's bytes lie in the buffer.
     pub fn data_range(&self) -> std::ops::Range<usize> {
-        let start = (self.extent.offset - align_down(self.extent.offset)) as usize;
+        let start = (self.extent.offset % self.rules.align) as usize;
         start..start + self.extent.len as usize
     }
 
-    /// The first operation of the kernel.
-    pub fn start(&mut self, fd: &Fd) -> Op {
+    /// The first step at the source.
+    pub fn start(&mut self) -> Io {
         match self.kind {
-            Kind::Read => self.body(fd),
-            Kind::Write { .. } => self.edges(fd),
-            _ => self.zero(fd),
+            Kind::Read => self.body(),
+            Kind::Write { .. } => self.edges(),
+            _ if self.rules.can_zero => self.zero(),
+            _ => self.write_zeroes(self.extent.offset),
         }
     }
 
-    /// An operation of the kernel has ended.
-    pub fn step(&mut self, fd: &Fd, result: io::Result<usize>, window: Window) -> Step {
+    /// A step at the source has ended.
+    pub fn step(&mut self, result: io::Result<usize>, window: Window) -> Step {
         let bytes = match (self.state, result) {
             (State::Zero, Err(error)) if is_not_offered(&error) => {
-                return Step::Next(self.write_zeroes(fd, self.piece.offset));
+                return Step::Next(self.write_zeroes(self.piece.offset));
             }
-            (State::Zero, Ok(_)) => return self.after_piece(fd),
+            (State::Zero, Ok(_)) => return self.after_piece(),
             (_, Err(error)) => return Step::Ended(Err(error)),
             (_, Ok(bytes)) => bytes,
         };
-        let blocks = whole_blocks(self.piece);
+        let align = self.rules.align as usize;
+        let blocks = self.rules.whole_blocks(self.piece);
         let pre = (self.piece.offset - blocks.offset) as usize;
         let post = pre + self.piece.len as usize;
         let end = blocks.len as usize;
         if self.state == State::Body {
             self.buf = AlignedBuf::take_back(window);
-            self.done += bytes - bytes % DIRECT_ALIGN;
+            self.done += bytes - bytes % align;
             return match self.done >= end {
-                true => self.after_piece(fd),
-                false if bytes < DIRECT_ALIGN => Step::Ended(Err(no_progress())),
-                false => Step::Next(self.body(fd)),
+                true => self.after_piece(),
+                false if bytes < align => Step::Ended(Err(no_progress())),
+                false => Step::Next(self.body()),
             };
         }
         let edge = AlignedBuf::take_back(window);
-        if bytes < DIRECT_ALIGN {
+        if bytes < align {
             return Step::Ended(Err(no_progress()));
         }
-        let last = end - DIRECT_ALIGN;
+        let last = end - align;
         let is_head = self.state == State::Head;
-        let (at, block) = (if is_head { 0 } else { last }, edge.as_slice());
+        let (at, block) = (if is_head { 0 } else { last }, &edge.as_slice()[..align]);
         let buf = self.buf.as_mut_slice();
         if is_head {
             buf[..pre].copy_from_slice(&block[..pre]);
         }
         // The one block may be both edges.
-        if post > at && post < at + DIRECT_ALIGN {
-            buf[post..at + DIRECT_ALIGN].copy_from_slice(&block[post - at..]);
+        if post > at && post < at + align {
+            buf[post..at + align].copy_from_slice(&block[post - at..]);
         }
         self.edge = Some(edge);
         let has_tail = is_head && last > 0 && post < end;
-        Step::Next(if has_tail { self.read_edge(fd, State::Tail) } else { self.body(fd) })
+        Step::Next(if has_tail { self.read_edge(State::Tail) } else { self.body() })
     }
 
-    fn after_piece(&mut self, fd: &Fd) -> Step {
+    fn after_piece(&mut self) -> Step {
         let next = self.piece.end();
         if next >= self.extent.end() {
             return Step::Ended(Ok(()));
@@ -230,63 +264,63 @@ impl Operation {
             State::Zero => {
                 let left = self.extent.end() - next;
                 self.piece = Extent::new(next, left.min(ZERO_PIECE_BYTES_MAX));
-                Step::Next(self.zero(fd))
+                Step::Next(self.zero())
             }
-            _ => Step::Next(self.write_zeroes(fd, next)),
+            _ => Step::Next(self.write_zeroes(next)),
         }
     }
 
-    fn zero(&mut self, fd: &Fd) -> Op {
+    fn zero(&mut self) -> Io {
         let how = match self.kind {
             Kind::Zero { keep: true, .. } => Zeroing::KeepAllocated,
             _ => Zeroing::Deallocate,
         };
-        Op::Zero(fd.clone(), self.piece, how)
+        Io::Zero(self.piece, how)
     }
 
     /// Writes zeroes from `at` to the end of the extent, a piece at a time.
-    fn write_zeroes(&mut self, fd: &Fd, at: u64) -> Op {
-        let end = self.extent.end().min(align_down(at) + ZERO_WRITE_BYTES);
+    fn write_zeroes(&mut self, at: u64) -> Io {
+        let end = self.extent.end().min(self.rules.align_down(at) + ZERO_WRITE_BYTES);
         self.piece = Extent::new(at, end - at);
-        let len = whole_blocks(self.piece).len as usize;
+        let len = self.rules.whole_blocks(self.piece).len as usize;
         match self.buf.len() < len {
             true => self.buf = AlignedBuf::new(len),
             false => self.buf.as_mut_slice()[..len].fill(0),
         }
-        self.edges(fd)
+        self.edges()
     }
 
-    fn edges(&mut self, fd: &Fd) -> Op {
+    fn edges(&mut self) -> Io {
         self.done = 0;
-        let align = DIRECT_ALIGN as u64;
+        let align = self.rules.align;
         if !self.piece.offset.is_multiple_of(align) {
-            return self.read_edge(fd, State::Head);
+            return self.read_edge(State::Head);
         }
         match self.piece.end().is_multiple_of(align) {
-            true => self.body(fd),
-            false => self.read_edge(fd, State::Tail),
+            true => self.body(),
+            false => self.read_edge(State::Tail),
         }
     }
 
-    fn read_edge(&mut self, fd: &Fd, edge: State) -> Op {
+    fn read_edge(&mut self, edge: State) -> Io {
         self.state = edge;
         let offset = match edge {
-            State::Head => align_down(self.piece.offset),
-            _ => align_down(self.piece.end()),
+            State::Head => self.rules.align_down(self.piece.offset),
+            _ => self.rules.align_down(self.piece.end()),
         };
         let buf = self.edge.take().unwrap_or_else(|| AlignedBuf::new(DIRECT_ALIGN));
-        Op::Read(fd.clone(), offset, buf.lend(0, DIRECT_ALIGN))
+        Io::Read(offset, buf.lend(0, self.rules.align as usize))
     }
 
-    fn body(&mut self, fd: &Fd) -> Op {
+    fn body(&mut self) -> Io {
         self.state = State::Body;
-        let blocks = whole_blocks(self.piece);
+        let blocks = self.rules.whole_blocks(self.piece);
         let buf = std::mem::take(&mut self.buf);
         let window = buf.lend(self.done, blocks.len as usize - self.done);
         let offset = blocks.offset + self.done as u64;
         match self.kind {
-            Kind::Read => Op::Read(fd.clone(), offset, window),
-            _ => Op::Write(fd.clone(), offset, window),
+            Kind::Read => Io::Read(offset, window),
+            _ => Io::Write(offset, window),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The event loop of a volume's thread.
 
-use super::command::Inbox;
+use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
-use super::core::Core;
+use super::core::{Core, Waiter};
+use super::obey::STOP_WAIT;
 use super::slots::{Key, Purpose, Slots};
 use super::spin::LatencyPolicy;
+use super::upstream::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
 use crate::latency::{Counters, Shadow};
@@ -13,6 +15,7 @@ use crossbeam::channel::Sender;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use towline_block::Backend;
 use towline_block::sys::uring::{Completion, Window};
 use towline_journal::Outcome;
 
@@ -21,6 +24,8 @@ pub struct Setup {
     pub volume: Volume,
     pub gate: Gate,
     pub inbox: Inbox,
+    /// The other end of `inbox`, for threads that the engine starts.
+    pub mailbox: Mailbox,
     pub shadow: Arc<Shadow>,
     pub counters: Arc<Counters>,
     pub policy: LatencyPolicy,
@@ -34,15 +39,25 @@ pub struct Engine {
     pub(super) holds: Vec<Sender<Result<()>>>,
     /// When the thread, asked to end, waits no longer for clients.
     pub(super) stop_by: Option<Instant>,
+    /// An upstream server has to be flushed before the end.
+    flush_due: bool,
 }
 
 impl Engine {
     /// Only on the thread that calls [`Engine::run`].
     pub fn new(setup: Setup) -> io::Result<Engine> {
-        let Setup { volume, gate, inbox, shadow, counters, policy } = setup;
-        let mut core = Core::new(volume, gate, shadow, counters, policy)?;
+        let Setup { volume, gate, inbox, mailbox, shadow, counters, policy } = setup;
+        let mut core = Core::new(volume, gate, shadow, counters, policy, mailbox)?;
+        let flush_due = core.link.is_some();
         core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
-        Ok(Engine { core, connections: Slots::new(), inbox, holds: Vec::new(), stop_by: None })
+        Ok(Engine {
+            core,
+            connections: Slots::new(),
+            inbox,
+            holds: Vec::new(),
+            stop_by: None,
+            flush_due,
+        })
     }
 
     /// Serves until [`super::command::Command::Stop`]; then every source write is on the medium, or
@@ -53,9 +68,15 @@ impl Engine {
             tracing::error!(volume = %self.core.volume.name(), %error, "the volume's thread ends");
         }
         let core = &mut self.core;
-        let flushed = match core.volume.is_read_only() {
-            true => Ok(()),
-            false => core.volume.disk().flush(),
+        let flushed = match core.volume.disk().backend() {
+            Backend::File(disk) if !core.volume.is_read_only() => disk.flush(),
+            Backend::Upstream(_) if self.flush_due || !core.syncs.is_idle() => {
+                Err(towline_block::Error::new(
+                    towline_block::ErrorKind::Unreachable,
+                    "the upstream server did not flush in time",
+                ))
+            }
+            _ => Ok(()),
         };
         let name = core.volume.name();
         result.map_err(|error| {
@@ -73,7 +94,7 @@ impl Engine {
 
     fn serve(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
-        while !self.is_over() {
+        while !self.is_over()? {
             self.round(&mut done)?;
         }
         Ok(())
@@ -94,6 +115,7 @@ impl Engine {
             tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
             self.resume(Pause::Gate);
         }
+        self.answer_upstream()?;
         self.answer_durable()?;
         self.admit_waiter();
         for _ in 0..self.core.ready.len() {
@@ -104,28 +126,43 @@ impl Engine {
         }
         self.core.issue()?;
         self.core.start_sync()?;
+        self.answer_upstream()?;
+        self.core.send_upstream()?;
         self.answer_holds();
         Ok(())
     }
 
-    fn is_over(&self) -> bool {
-        let Some(stop_by) = self.stop_by else { return false };
+    fn is_over(&mut self) -> io::Result<bool> {
+        let Some(stop_by) = self.stop_by else { return Ok(false) };
         // What is at the source is waited for, however long: as an inline write would.
         if !self.core.pending.is_idle() {
-            return false;
+            return Ok(false);
         }
         let idle = self.connections.is_empty() && self.core.syncs.is_idle();
-        idle || self.core.now >= stop_by
+        if !idle && self.core.now < stop_by {
+            return Ok(false);
+        }
+        if self.flush_due {
+            self.flush_due = false;
+            self.stop_by = Some(self.core.now + STOP_WAIT);
+            self.core.syncs.join(Waiter::End);
+            self.core.start_sync()?;
+            self.core.send_upstream()?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.core.ready.is_empty() {
+        let has_answers = self.core.link.as_ref().is_some_and(Link::has_answers);
+        if has_answers || !self.core.ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let core = &self.core;
         let waits = core.waits.deadline();
         let stop_by = self.stop_by.filter(|stop_by| core.pending.is_idle() || *stop_by > core.now);
-        let deadlines = [core.gate.deadline(), waits, stop_by];
+        let upstream = core.link.as_ref().and_then(Link::deadline);
+        let deadlines = [core.gate.deadline(), waits, stop_by, upstream];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -145,7 +182,11 @@ impl Engine {
                 self.core.listen(&self.inbox, completion.window)
             }
             Purpose::Sync => self.synced(completion.result),
-            Purpose::Source(slot) => self.source_done(slot, completion),
+            Purpose::Source(slot) => {
+                self.source_done(slot as usize, completion.result, completion.window)
+            }
+            Purpose::UpstreamRecv(number) => self.core.upstream_received(number, completion),
+            Purpose::UpstreamSend(number) => self.core.upstream_sent(number, completion),
             Purpose::Recv(key) => {
                 self.with(key, |core, connection| core.received(key, connection, completion))
             }
@@ -207,7 +248,7 @@ impl Engine {
         }
     }
 
-    fn synced(&mut self, result: io::Result<usize>) -> io::Result<()> {
+    pub(super) fn synced(&mut self, result: io::Result<usize>) -> io::Result<()> {
         self.core.sync_took = self.core.now.saturating_duration_since(self.core.sync_begun);
         let succeeded = result.is_ok();
         if let Err(error) = result {

@@ -10,6 +10,9 @@ pub enum Purpose {
     Source(u32),
     Recv(Key),
     Send(Key),
+    /// To and from the upstream server, by the connection's number.
+    UpstreamRecv(u32),
+    UpstreamSend(u32),
     /// Watching a connection that is not read at the moment.
     Watch(Key),
 }
@@ -30,6 +33,8 @@ impl Purpose {
             Purpose::Wake => (0, None),
             Purpose::Sync => (1, None),
             Purpose::Source(slot) => (5, Some(Key { slot, generation: 0 })),
+            Purpose::UpstreamRecv(number) => (6, Some(Key { slot: 0, generation: number })),
+            Purpose::UpstreamSend(number) => (7, Some(Key { slot: 0, generation: number })),
             Purpose::Recv(key) => (2, Some(key)),
             Purpose::Send(key) => (3, Some(key)),
             Purpose::Watch(key) => (4, Some(key)),
@@ -51,6 +56,8 @@ impl Purpose {
             3 => Purpose::Send(key),
             4 => Purpose::Watch(key),
             5 => Purpose::Source(slot),
+            6 => Purpose::UpstreamRecv(token as u32),
+            7 => Purpose::UpstreamSend(token as u32),
             kind => unreachable!("token of kind {kind}"),
         }
     }
@@ -143,5 +150,8 @@ mod tests {
         assert_eq!(Purpose::of_token(Purpose::Wake.token()), Purpose::Wake);
         assert_eq!(Purpose::of_token(Purpose::Source(9).token()), Purpose::Source(9));
         assert_eq!(Purpose::of_token(Purpose::Sync.token()), Purpose::Sync);
+        for purpose in [Purpose::UpstreamRecv(u32::MAX), Purpose::UpstreamSend(7)] {
+            assert_eq!(Purpose::of_token(purpose.token()), purpose);
+        }
     }
 }

@@ -8,6 +8,7 @@
 pub mod errno;
 pub mod handshake;
 mod option_data;
-pub mod proto;
 pub mod reply;
 pub mod request;
+
+pub use towline_block::upstream::proto;

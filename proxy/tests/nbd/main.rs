@@ -9,3 +9,4 @@ mod hostile;
 mod link;
 mod rig;
 mod transmission;
+mod upstream;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use towline_block::{Access, Cache, FileDisk, VolumeId};
+use towline_block::{Access, Cache, FileDisk, NbdUri, Upstream, VolumeId};
 use towline_journal::{AttachPolicy, Journal, Options, Source, SpillOptions, unix_now_ns};
 use towline_proxy::{ExportConfig, Journaled, ListenAddr, Server, StartGate};
 
@@ -81,6 +81,27 @@ impl Rig {
                 }
             })
             .collect();
+        Rig::serve(dir, sources, journaled, spill, gate)
+    }
+
+    /// Over the exports of other servers, journaled.
+    pub fn over(uris: &[NbdUri]) -> Rig {
+        let source = |(index, uri): (usize, &NbdUri)| Source {
+            name: format!("disk{index}").parse().unwrap(),
+            disk: Arc::new(Upstream::open(uri.clone()).unwrap()),
+        };
+        let sources = uris.iter().enumerate().map(source).collect();
+        let dir = TempDir::new().unwrap();
+        Rig::serve(dir, sources, true, SpillOptions::OFF, |_| StartGate::Open)
+    }
+
+    fn serve(
+        dir: TempDir,
+        sources: Vec<Source>,
+        journaled: bool,
+        spill: SpillOptions,
+        gate: impl Fn(Option<&Journal>) -> StartGate,
+    ) -> Rig {
         let journal = journaled.then(|| {
             let (journal, _) = Journal::open(Options {
                 group: "g".parse().unwrap(),

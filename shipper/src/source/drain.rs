@@ -11,7 +11,7 @@ use super::control::Order;
 use super::cutover::Driver;
 use super::history::History;
 use super::stream::{News, Stream};
-use super::walker::{Chunk, Walker, shared};
+use super::walker::{Chunk, Walker};
 use super::{ShipConfig, cutter, from_journal};
 use crate::batch::{BatchBuilder, Chain, Encoder, GroupKey, Method};
 use crate::error::{Error, ErrorKind, Result};
@@ -242,11 +242,9 @@ impl Drain {
         let ring = File::from(fds.next().ok_or_else(missing)?);
         let reader =
             RingReader::open(&ring).map_err(from_journal)?.with_spill(self.dir.spill_path());
-        let direct: Vec<_> = fds
-            .enumerate()
-            .map(|(index, fd)| (shared(fd), reader.volume_size_bytes(index)))
-            .collect();
-        if direct.len() != reader.volume_count() {
+        let sources: Vec<_> =
+            fds.enumerate().map(|(index, fd)| (fd, reader.volume_size_bytes(index))).collect();
+        if sources.len() != reader.volume_count() {
             return Err(missing());
         }
         if let Some(reason) = &attached.resync {
@@ -279,7 +277,7 @@ impl Drain {
             link,
             reader,
             history,
-            walker: Walker::new(direct)?,
+            walker: Walker::new(sources)?,
             chain,
             epoch: attached.epoch,
             cut: attached.start_seq - 1,

@@ -6,11 +6,9 @@ use super::compare::Compares;
 use crate::batch::{BatchBuilder, COMPARES_MAX, DATA_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::wire::Compared;
-use std::fs::File;
-use std::sync::Arc;
-use towline_block::sys::uring::Fd;
+use std::os::fd::OwnedFd;
 use towline_block::{
-    AlignedBuf, BLOCK_BYTES, DirectReader, Extent, Position, Seq, VolumeId, crc32c, disk::run_at,
+    AlignedBuf, BLOCK_BYTES, DirectReader, Extent, Position, Seq, SourceReader, VolumeId, crc32c,
     is_zero,
 };
 use towline_journal::Claim;
@@ -22,14 +20,6 @@ const HOLE_BLOCKS: u64 = 16 * 1024;
 
 const _: () = assert!(CHUNK_BLOCKS * BLOCK_BYTES <= DATA_BYTES_MAX as u64);
 const _: () = assert!(CHUNK_BLOCKS as usize <= COMPARES_MAX);
-
-/// One volume's source, read only.
-struct SourceReader {
-    direct: Fd,
-    /// The same open file, to look for holes.
-    file: File,
-    size_bytes: u64,
-}
 
 /// The round over all volumes.
 pub(crate) struct Walker {
@@ -73,14 +63,11 @@ impl Chunk {
 }
 
 impl Walker {
-    /// `direct`: one reader descriptor a volume, in order, and the volume's size.
-    pub fn new(direct: Vec<(Fd, u64)>) -> Result<Walker> {
+    /// `passed`: what the proxy passed to read each volume by, in order, and its size.
+    pub fn new(passed: Vec<(OwnedFd, u64)>) -> Result<Walker> {
         let mut sources = Vec::new();
-        for (fd, size_bytes) in direct {
-            let file = fd
-                .try_clone()
-                .map_err(|e| Error::storage("cannot duplicate a source's descriptor", e))?;
-            sources.push(SourceReader { direct: fd, file: file.into(), size_bytes });
+        for (fd, size_bytes) in passed {
+            sources.push(SourceReader::new(fd, size_bytes)?);
         }
         Ok(Walker {
             sources,
@@ -100,7 +87,7 @@ impl Walker {
         }
         let source = self.sources.get(self.volume)?;
         let at = self.block * BLOCK_BYTES;
-        let blocks = match run_at(&source.file, at, source.size_bytes) {
+        let blocks = match source.run_at(at) {
             Ok(run) if !run.is_data => {
                 (run.end.saturating_sub(at) / BLOCK_BYTES).clamp(CHUNK_BLOCKS, HOLE_BLOCKS)
             }
@@ -143,14 +130,14 @@ impl Walker {
         }
         let mut chunk = Chunk::new(at, claim.id, claims_upto, memory);
         let mut zeroes = Zeroes { volume: claim.volume, open: None };
-        let source = &self.sources[claim.volume.index()];
+        let source = &mut self.sources[claim.volume.index()];
         let end_block = claim.first_block + claim.blocks;
         let data = part.next_data(source, end_block, &mut zeroes, &mut chunk.batch)?;
         let is_last = part.next_block >= end_block;
         if is_last {
             self.current = None;
         }
-        let contents = self.reader.read(&source.direct, &data)?;
+        let contents = source.read(&mut self.reader, &data)?;
         let mut compared = 0;
         for (extent, content) in data.iter().zip(&contents) {
             let bytes = content.as_slice();
@@ -191,8 +178,8 @@ impl Walker {
         let mut settled = self.compares.pop_equal();
         if let Some((claim, differing)) = self.compares.front_differing(CHUNK_BLOCKS as usize) {
             let mut chunk = Chunk::new(at, claim.id, settled.unwrap_or(claims_upto), Vec::new());
-            let source = &self.sources[claim.volume.index()];
-            let contents: Vec<AlignedBuf> = self.reader.read(&source.direct, &differing)?;
+            let source = &mut self.sources[claim.volume.index()];
+            let contents: Vec<AlignedBuf> = source.read(&mut self.reader, &differing)?;
             for (extent, content) in differing.iter().zip(&contents) {
                 chunk.write(claim.volume, *extent, content.as_slice())?;
             }
@@ -224,20 +211,21 @@ impl Part {
         let mut data = Vec::new();
         while self.next_block < end_block && data.len() < CHUNK_BLOCKS as usize {
             let offset = self.next_block * BLOCK_BYTES;
-            let run = run_at(&source.file, offset, source.size_bytes)
+            let run = source
+                .run_at(offset)
                 .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?;
-            let block_end = (offset + BLOCK_BYTES).min(source.size_bytes);
+            let block_end = (offset + BLOCK_BYTES).min(source.size_bytes());
             if run.is_data || run.end < block_end {
                 data.push(Extent::new(offset, block_end - offset));
                 self.next_block += 1;
                 continue;
             }
             // Whole blocks of hole, as many as there are.
-            let whole = match run.end >= source.size_bytes {
+            let whole = match run.end >= source.size_bytes() {
                 true => end_block,
                 false => (run.end / BLOCK_BYTES).min(end_block),
             };
-            let end = (whole * BLOCK_BYTES).min(source.size_bytes);
+            let end = (whole * BLOCK_BYTES).min(source.size_bytes());
             zeroes.add(Extent::new(offset, end - offset), batch)?;
             self.next_block = whole;
         }
@@ -274,9 +262,4 @@ impl Zeroes {
             None => Ok(()),
         }
     }
-}
-
-/// The descriptors that came over the link, as the walker takes them.
-pub(crate) fn shared(fd: std::os::fd::OwnedFd) -> Fd {
-    Arc::new(fd)
 }

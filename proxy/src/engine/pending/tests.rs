@@ -2,15 +2,14 @@
 
 use super::*;
 use crate::engine::slots::Slots;
-use std::sync::Arc;
 
 const BLOCK: usize = DIRECT_ALIGN;
 const SIZE: usize = 8 * BLOCK;
 
 struct Fake {
     bytes: Vec<u8>,
-    fd: Fd,
     can_zero: bool,
+    rules: Rules,
     /// Blocks moved at once.
     blocks_max: usize,
     fail_at: Option<usize>,
@@ -19,8 +18,7 @@ struct Fake {
 
 fn fake(can_zero: bool, blocks_max: usize) -> Fake {
     let bytes = (0..SIZE).map(|at| (at % 251) as u8 + 1).collect();
-    let fd = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
-    Fake { bytes, fd, can_zero, blocks_max, fail_at: None, steps: 0 }
+    Fake { bytes, can_zero, rules: Rules::DIRECT, blocks_max, fail_at: None, steps: 0 }
 }
 
 fn range_of(offset: u64, len: usize) -> std::ops::Range<usize> {
@@ -29,49 +27,48 @@ fn range_of(offset: u64, len: usize) -> std::ops::Range<usize> {
 }
 
 impl Fake {
-    fn make(&mut self, op: Op) -> (io::Result<usize>, Window) {
+    fn make(&mut self, io: Io) -> (io::Result<usize>, Window) {
         self.steps += 1;
         let failed = Err(io::Error::from_raw_os_error(libc::EIO));
-        match op {
-            Op::Read(_, offset, mut window) => {
+        match io {
+            Io::Read(offset, mut window) => {
                 let len = window.len.min(self.blocks_max * BLOCK);
                 let from = &self.bytes[range_of(offset, window.len)][..len];
                 window.buf[window.start..][..len].copy_from_slice(from);
                 (if self.fail_at == Some(self.steps) { failed } else { Ok(len) }, window)
             }
-            Op::Write(_, offset, window) => {
+            Io::Write(offset, window) => {
                 let len = window.len.min(self.blocks_max * BLOCK);
                 let into = &mut self.bytes[range_of(offset, window.len)][..len];
                 into.copy_from_slice(&window.buf[window.start..][..len]);
                 (if self.fail_at == Some(self.steps) { failed } else { Ok(len) }, window)
             }
-            Op::Zero(_, extent, _) if self.can_zero => {
+            Io::Zero(extent, _) if self.can_zero => {
                 self.bytes[extent.offset as usize..extent.end() as usize].fill(0);
                 (Ok(0), Window::default())
             }
-            Op::Zero(..) => {
+            Io::Zero(..) => {
                 (Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)), Window::default())
             }
-            other => panic!("{other:?} at a source"),
         }
     }
 
     fn run(&mut self, kind: Kind, extent: Extent, fill: u8) -> (io::Result<()>, Operation) {
         let key = Slots::new().insert(());
         let mut pending = Pending::default();
-        let mut buf = pending.take_buf(kind.buffer_bytes(extent));
+        let mut buf = pending.take_buf(kind.buffer_bytes(extent, self.rules));
         buf.as_mut_slice().fill(0xEE);
-        let mut operation = Operation::new((key, 1), kind, extent, buf, Instant::now());
+        let mut operation =
+            Operation::new((key, 1), (kind, extent), self.rules, buf, Instant::now());
         if let Kind::Write { .. } = kind {
             let range = operation.data_range();
             operation.buf.as_mut_slice()[range].fill(fill);
         }
-        let fd = self.fd.clone();
-        let mut op = operation.start(&fd);
+        let mut io = operation.start();
         loop {
-            let (result, window) = self.make(op);
-            match operation.step(&fd, result, window) {
-                Step::Next(next) => op = next,
+            let (result, window) = self.make(io);
+            match operation.step(result, window) {
+                Step::Next(next) => io = next,
                 Step::Ended(result) => return (result, operation),
             }
         }

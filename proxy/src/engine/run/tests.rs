@@ -13,6 +13,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use towline_block::{Access, FileDisk};
 
+mod cached;
+
 struct Bench {
     engine: Engine,
     client: UnixStream,
@@ -28,13 +30,18 @@ fn bench() -> Bench {
     let volume = Volume::new("d".parse().unwrap(), Arc::new(disk), None);
     let (shadow, counters) = (Arc::default(), Arc::default());
     let policy = LatencyPolicy::Frugal;
-    let setup = Setup { volume, gate: Gate::Open, inbox, shadow, counters, policy };
+    let setup = Setup {
+        volume,
+        gate: Gate::Open,
+        inbox,
+        mailbox: mailbox.clone(),
+        shadow,
+        counters,
+        policy,
+    };
     let mut engine = Engine::new(setup).unwrap();
-    let (client, server) = UnixStream::pair().unwrap();
-    let terms =
-        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
-    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
-    engine.obey(Command::Connect(new)).unwrap();
+    let client = client(&mut engine, &[]);
+    client.set_nonblocking(false).unwrap();
     Bench { engine, client, mailbox, _dir: dir }
 }
 
@@ -43,11 +50,15 @@ fn flush_timing() -> Timing {
 }
 
 fn request(command: u16, flags: u16, cookie: u64, len: u32) -> Vec<u8> {
+    request_at(command, flags, cookie, 0, len)
+}
+
+fn request_at(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
     bytes.extend(command.to_be_bytes());
     bytes.extend(cookie.to_be_bytes());
-    bytes.extend(0u64.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
     bytes.extend(len.to_be_bytes());
     bytes.extend(vec![0; if command == command::WRITE { len as usize } else { 0 }]);
     bytes
@@ -71,6 +82,18 @@ impl Bench {
         }
         bytes
     }
+}
+
+/// One more client, which has sent this before it is read for the first time.
+fn client(engine: &mut Engine, sent: &[u8]) -> UnixStream {
+    let (mut client, server) = UnixStream::pair().unwrap();
+    client.write_all(sent).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let terms =
+        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
+    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
+    engine.obey(Command::Connect(new)).unwrap();
+    client
 }
 
 #[test]
@@ -187,13 +210,7 @@ fn a_reader_is_answered_between_two_pieces_of_a_large_write() {
         connection.input.space()[..part.len()].copy_from_slice(part);
         connection.input.fill(part.len());
     }
-    let (mut reader, server) = UnixStream::pair().unwrap();
-    reader.write_all(&request(command::READ, 0, 2, 4096)).unwrap();
-    reader.set_nonblocking(true).unwrap();
-    let terms =
-        Terms { size_bytes: 1 << 20, read_only: false, structured: false, allocation: false };
-    let new = NewConnection { fd: server.into(), terms, permit: Box::new(()) };
-    bench.engine.obey(Command::Connect(new)).unwrap();
+    let mut reader = client(&mut bench.engine, &request(command::READ, 0, 2, 4096));
     let mut reply = [0; 16 + 4096];
     while reader.read(&mut reply).is_err() {
         bench.engine.round(&mut Vec::new()).unwrap();

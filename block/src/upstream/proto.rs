@@ -57,11 +57,15 @@ pub mod option_reply {
     pub const SERVER: u32 = 2;
     pub const INFO: u32 = 3;
     pub const META_CONTEXT: u32 = 4;
+    /// In every kind that tells an error.
+    pub const ERROR_BIT: u32 = 1 << 31;
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
     pub const ERR_POLICY: u32 = (1 << 31) + 2;
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     pub const ERR_SHUTDOWN: u32 = (1 << 31) + 7;
+    pub const ERR_BLOCK_SIZE_REQD: u32 = (1 << 31) + 8;
     pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 }
 
@@ -94,8 +98,11 @@ pub mod chunk {
     pub const FLAG_DONE: u16 = 1 << 0;
     pub const NONE: u16 = 0;
     pub const OFFSET_DATA: u16 = 1;
+    pub const OFFSET_HOLE: u16 = 2;
     pub const BLOCK_STATUS: u16 = 5;
-    pub const ERROR: u16 = (1 << 15) + 1;
+    /// In every kind that tells an error.
+    pub const ERROR_BIT: u16 = 1 << 15;
+    pub const ERROR: u16 = ERROR_BIT + 1;
 }
 
 /// The one metadata context served, and the id it is given.
