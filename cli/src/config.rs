@@ -19,8 +19,8 @@ use towline_control::rate::{Limit, Plan, Window};
 use towline_journal::AttachPolicy;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
-use towline_shipper::store::StoreUrl;
 use towline_shipper::batch::{Keyring, keyfile};
+use towline_shipper::store::StoreUrl;
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
