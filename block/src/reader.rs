@@ -2,11 +2,15 @@
 //! block each, a few in flight. Measured: this leaves a guest's buffered writes at
 //! their latency, where a synchronous O_DIRECT reader multiplies it by 60 and
 //! readahead by 14 (docs/design/0001).
+//!
+//! An O_DIRECT read of a range with dirty pages waits for their writing back under the
+//! inode's lock, and every write of a guest waits for that lock. So a read asks not to
+//! wait; one that would is preceded by a writing back that needs no lock.
 
 use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
 use crate::disk::{Run, run_at};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::uring::{Driver, Fd, Op, Window};
+use crate::sys::uring::{Completion, Driver, Fd, Op, Window};
 use crate::upstream::ExportReader;
 use crate::{BLOCK_BYTES, Extent};
 use std::fs::File;
@@ -26,6 +30,19 @@ struct Pending {
     extent: Extent,
     /// Bytes that have arrived.
     filled: usize,
+    step: Step,
+    /// The buffer, while pages are written back.
+    buf: Option<AlignedBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// A read that does not wait.
+    Try,
+    /// It would have waited.
+    WriteBack,
+    /// A read that may wait; little is left to wait for.
+    Read,
 }
 
 impl DirectReader {
@@ -43,7 +60,7 @@ impl DirectReader {
     pub fn read(&mut self, disk: &Fd, extents: &[Extent]) -> Result<Vec<AlignedBuf>> {
         let mut results: Vec<Option<AlignedBuf>> = extents.iter().map(|_| None).collect();
         let mut pending: Vec<Pending> =
-            extents.iter().map(|extent| Pending { extent: *extent, filled: 0 }).collect();
+            extents.iter().map(|extent| Pending::new(*extent)).collect();
         let mut next = 0;
         let mut done = Vec::new();
         let mut failure = None;
@@ -53,8 +70,8 @@ impl DirectReader {
                 && self.driver.pending() < READS_IN_FLIGHT_MAX
             {
                 assert!(extents[next].len <= BLOCK_BYTES, "a background read is one block");
-                let buf = AlignedBuf::new(extents[next].len as usize);
-                if let Err(e) = self.submit(disk, next, &pending[next], buf) {
+                pending[next].buf = Some(AlignedBuf::new(extents[next].len as usize));
+                if let Err(e) = self.submit(disk, next, &mut pending[next]) {
                     failure = Some(e);
                 }
                 next += 1;
@@ -66,20 +83,11 @@ impl DirectReader {
             for completion in done.drain(..) {
                 let index = completion.token as usize;
                 let state = &mut pending[index];
-                let window = completion.window;
-                let start = window.start - state.filled;
-                let buf = AlignedBuf::from_parts((window.buf, start, state.extent.len as usize));
-                match completion.result {
-                    Err(e) => failure = Some(failed(state.extent, e)),
-                    Ok(0) => failure = Some(short(state.extent, state.filled)),
-                    Ok(bytes) => {
-                        state.filled += bytes;
-                        if state.filled >= state.extent.len as usize {
-                            results[index] = Some(buf);
-                        } else if let Err(e) = self.submit(disk, index, state, buf) {
-                            failure = Some(e);
-                        }
-                    }
+                match state.ended(completion) {
+                    Ok(Some(buf)) => results[index] = Some(buf),
+                    Ok(None) if failure.is_some() => {}
+                    Ok(None) => failure = self.submit(disk, index, state).err(),
+                    Err(e) => failure = Some(e),
                 }
             }
         }
@@ -89,15 +97,57 @@ impl DirectReader {
         }
     }
 
-    fn submit(&mut self, disk: &Fd, index: usize, state: &Pending, buf: AlignedBuf) -> Result<()> {
-        let (storage, start, len) = buf.into_parts();
-        let rest = len.next_multiple_of(DIRECT_ALIGN) - state.filled;
-        let window = Window::new(storage, start + state.filled, rest);
-        let offset = state.extent.offset + state.filled as u64;
-        self.driver
-            .push(index as u64, Op::Read(disk.clone(), offset, window))
-            .map_err(|e| failed(state.extent, e))
+    /// The next step of a read.
+    fn submit(&mut self, disk: &Fd, index: usize, state: &mut Pending) -> Result<()> {
+        let op = match state.step {
+            Step::WriteBack => Op::WriteBack(disk.clone(), state.extent),
+            step => {
+                let buf = state.buf.take().expect("not with the kernel");
+                let (storage, start, len) = buf.into_parts();
+                let rest = len.next_multiple_of(DIRECT_ALIGN) - state.filled;
+                let window = Window::new(storage, start + state.filled, rest);
+                let offset = state.extent.offset + state.filled as u64;
+                match step {
+                    Step::Try => Op::ReadNowait(disk.clone(), offset, window),
+                    _ => Op::Read(disk.clone(), offset, window),
+                }
+            }
+        };
+        self.driver.push(index as u64, op).map_err(|e| failed(state.extent, e))
     }
+}
+
+impl Pending {
+    fn new(extent: Extent) -> Pending {
+        Pending { extent, filled: 0, step: Step::Try, buf: None }
+    }
+
+    /// A step has ended: the whole extent, or `None` for the step after it.
+    fn ended(&mut self, completion: Completion) -> Result<Option<AlignedBuf>> {
+        if self.step == Step::WriteBack {
+            // Its failure belongs to the next flush of the writer; the read tells ours.
+            self.step = Step::Read;
+            return Ok(None);
+        }
+        let Window { buf, start, .. } = completion.window;
+        let parts = (buf, start - self.filled, self.extent.len as usize);
+        let buf = AlignedBuf::from_parts(parts);
+        match completion.result {
+            Err(e) if self.step == Step::Try && would_wait(&e) => self.step = Step::WriteBack,
+            Err(e) => return Err(failed(self.extent, e)),
+            Ok(0) => return Err(short(self.extent, self.filled)),
+            Ok(bytes) => self.filled += bytes,
+        }
+        if self.filled >= self.extent.len as usize {
+            return Ok(Some(buf));
+        }
+        self.buf = Some(buf);
+        Ok(None)
+    }
+}
+
+fn would_wait(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP))
 }
 
 /// A source as its proxy lets another process read it (R13).
@@ -182,6 +232,29 @@ mod tests {
         let read = reader.read(&disk.open_direct().unwrap(), &extents).unwrap();
         let joined: Vec<u8> = read.iter().flat_map(|b| b.as_slice().to_vec()).collect();
         assert!(joined == bytes);
+    }
+
+    #[test]
+    fn a_read_that_would_wait_for_dirty_pages_has_them_written_back_first() {
+        let extent = Extent::new(0, 8192);
+        let ended = |pending: &mut Pending, result| {
+            let window = match pending.step {
+                Step::WriteBack => Window::default(),
+                _ => Window::new(vec![0; 16384], pending.filled, 8192 - pending.filled),
+            };
+            pending.ended(Completion { token: 0, result, window }).map(|buf| buf.is_some())
+        };
+        let refused = || Err(std::io::Error::from_raw_os_error(libc::EAGAIN));
+        let mut pending = Pending::new(extent);
+        assert!(!ended(&mut pending, Ok(4096)).unwrap());
+        assert!(pending.step == Step::Try);
+        assert!(!ended(&mut pending, refused()).unwrap());
+        assert!(pending.step == Step::WriteBack && pending.buf.is_some());
+        let failed = Err(std::io::Error::from_raw_os_error(libc::EIO));
+        assert!(!ended(&mut pending, failed).unwrap());
+        assert!(pending.step == Step::Read);
+        assert!(ended(&mut pending, refused()).is_err(), "a read that may wait is not refused");
+        assert!(ended(&mut pending, Ok(4096)).unwrap());
     }
 
     #[test]

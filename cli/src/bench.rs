@@ -21,6 +21,9 @@ enum What {
     /// Compute until standard input ends: keeps a processor awake.
     #[command(hide = true)]
     Spin,
+    /// Run a program that stands for another machine: it gives way to this one's.
+    #[command(hide = true)]
+    Elsewhere(hidden::ElsewhereArgs),
 }
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
@@ -28,5 +31,6 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         What::Impact(args) => impact::run(args),
         What::Serve(args) => hidden::serve(args),
         What::Spin => hidden::spin(),
+        What::Elsewhere(args) => hidden::elsewhere(args),
     }
 }

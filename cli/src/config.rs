@@ -40,8 +40,10 @@ pub struct ProxyConfig {
     pub ring_dir: Option<PathBuf>,
     #[serde(default)]
     pub durability: Durability,
-    #[serde(default, deserialize_with = "size")]
-    pub spill: Option<u64>,
+    #[serde(default, deserialize_with = "spill")]
+    pub spill: Option<SpillPlace>,
+    #[serde(default)]
+    pub spill_overwrite: bool,
     pub spill_start: Option<u8>,
     #[serde(default)]
     pub strict: bool,
@@ -54,6 +56,15 @@ pub struct ProxyConfig {
     pub latency: Latency,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
+}
+
+/// What the spill may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpillPlace {
+    /// So much of the state directory's disk.
+    Bytes(u64),
+    /// A block device, or a file of a fixed size.
+    Device(PathBuf),
 }
 
 /// `towline receive`.
@@ -113,6 +124,9 @@ pub struct ShipConfig {
     pub key: Option<PathBuf>,
     #[serde(default)]
     pub compress: Compress,
+    /// 0 to 19.
+    #[serde(default)]
+    pub nice: Option<u8>,
     #[serde(default, deserialize_with = "socket_addr")]
     pub metrics: Option<SocketAddr>,
 }
@@ -242,10 +256,15 @@ impl ProxyConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.sources, "source")?;
         self.wish().cache().map_err(|error| usage(error.to_string()))?;
-        if self.durability != Durability::Process && self.spill == Some(0) {
+        if self.durability != Durability::Process && self.spill == Some(SpillPlace::Bytes(0)) {
             return Err(usage(
                 "durability flush and write put the journal on disk: they need a spill, give a \
                  larger --spill or none",
+            ));
+        }
+        if self.spill_overwrite && !matches!(self.spill, Some(SpillPlace::Device(_))) {
+            return Err(usage(
+                "spill-overwrite says what may be done to a device: give its path to --spill",
             ));
         }
         if self.strict && self.durability == Durability::Process {
@@ -294,6 +313,9 @@ impl ReceiveConfig {
     }
 }
 
+/// setpriority(2).
+const NICE_MAX: u8 = 19;
+
 impl ShipConfig {
     pub fn group_plan(&self) -> Plan {
         let base = Limit { bytes_per_s: self.rate, ops_per_s: self.ops };
@@ -309,6 +331,9 @@ impl ShipConfig {
         if StoreUrl::is_meant(&self.to) {
             self.to.parse::<StoreUrl>()?;
             return check_no_security(self.pki.as_ref(), self.insecure_loopback);
+        }
+        if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
+            return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
         }
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }
@@ -404,6 +429,16 @@ pub fn size_arg(text: &str) -> Result<u64, String> {
     towline_block::size::parse_size(text).map_err(|e| e.to_string())
 }
 
+/// For clap: a size, or the path of a device.
+pub fn spill_arg(text: &str) -> Result<SpillPlace, String> {
+    if text.contains('/') {
+        return Ok(SpillPlace::Device(text.into()));
+    }
+    size_arg(text)
+        .map(SpillPlace::Bytes)
+        .map_err(|error| format!("{error}; a device is given by its whole path"))
+}
+
 /// For clap: a span of time with unit.
 pub fn span_arg(text: &str) -> Result<Duration, String> {
     let span = crate::when::parse_span(text).filter(|ns| *ns > 0).map(Duration::from_nanos);
@@ -429,6 +464,19 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     match Size::deserialize(from)? {
         Size::Bytes(bytes) => Ok(Some(bytes)),
         Size::Text(text) => size_arg(&text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+fn spill<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SpillPlace>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Place {
+        Bytes(u64),
+        Text(String),
+    }
+    match Place::deserialize(from)? {
+        Place::Bytes(bytes) => Ok(Some(SpillPlace::Bytes(bytes))),
+        Place::Text(text) => spill_arg(&text).map(Some).map_err(serde::de::Error::custom),
     }
 }
 

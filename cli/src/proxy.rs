@@ -6,7 +6,9 @@
 mod figures;
 
 use crate::address::nbd_uri;
-use crate::config::{self, Attach, Cache, Disk, Durability, Engine, Latency, ProxyConfig};
+use crate::config::{
+    self, Attach, Cache, Disk, Durability, Engine, Latency, ProxyConfig, SpillPlace,
+};
 use crate::daemon::Daemon;
 use crate::exit::Exit;
 use crate::metrics;
@@ -51,9 +53,12 @@ pub struct Args {
     /// What a flush waits for besides the source.
     #[arg(long, value_enum, default_value_t)]
     durability: Durability,
-    /// Disk for changes that the journal in memory cannot hold; 0: none [default: 16G or 1/4 of what is free in the state directory, the least].
-    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
-    spill: Option<u64>,
+    /// Disk for changes that the journal in memory cannot hold, or a block device for them alone; 0: none [default: 16G or 1/4 of what is free in the state directory, the least].
+    #[arg(long, value_name = "SIZE|DEVICE", value_parser = config::spill_arg)]
+    spill: Option<SpillPlace>,
+    /// Take that device whatever it holds now.
+    #[arg(long)]
+    spill_overwrite: bool,
     /// Percent of the journal in memory beyond which its oldest changes go to disk [default: 50].
     #[arg(long, value_name = "PERCENT")]
     spill_start: Option<u8>,
@@ -93,6 +98,7 @@ impl Args {
                 ring_dir: self.ring_dir,
                 durability: self.durability,
                 spill: self.spill,
+                spill_overwrite: self.spill_overwrite,
                 spill_start: self.spill_start,
                 strict: self.strict,
                 attach: self.attach,
@@ -136,6 +142,11 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
         let disk = open_source(source, config)?;
         sources.push(Source { name: source.name.clone(), disk });
     }
+    let (bytes, device) = match &config.spill {
+        None => (None, None),
+        Some(SpillPlace::Bytes(bytes)) => (Some(*bytes), None),
+        Some(SpillPlace::Device(path)) => (None, Some(path.clone())),
+    };
     let (journal, report) = Journal::open(Options {
         group: config.group.clone(),
         state_dir: config.state.clone(),
@@ -144,7 +155,9 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
         sources,
         attach: config.attach.into(),
         spill: SpillOptions {
-            bytes: config.spill,
+            bytes,
+            device,
+            overwrite: config.spill_overwrite,
             durability: config.durability.into(),
             strict: config.strict,
             start_percent: config.spill_start.map_or(SPILL_START_PERCENT, u64::from),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::GroupName;
+use towline_block::sys::give_way;
 use towline_control::rate::Window;
 use towline_journal::progress::{Figure, Progress as Page};
 use towline_journal::state::GroupDir;
@@ -19,6 +20,9 @@ use towline_shipper::pki;
 use towline_shipper::security::Security;
 use towline_shipper::source::{self, Compression, Link, Shipper, WINDOW_BYTES_DEFAULT};
 use towline_shipper::store::{self, StoreUrl};
+
+/// A saturated host serves its guests first: ten steps are a tenth of a guest's share.
+pub const NICE_DEFAULT: u8 = 10;
 
 /// How often the baseline's progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -59,6 +63,9 @@ pub struct Args {
     /// How batches are compressed.
     #[arg(long, value_enum, default_value_t)]
     compress: Compress,
+    /// Give way to the guests of this host: nice value of the shipper, 0 to 19.
+    #[arg(long, value_name = "N", default_value_t = NICE_DEFAULT, value_parser = clap::value_parser!(u8).range(0..=19))]
+    nice: u8,
     /// Serve Prometheus metrics there.
     #[arg(long, value_name = "HOST:PORT", value_parser = config::host_port_arg)]
     metrics: Option<SocketAddr>,
@@ -86,6 +93,7 @@ impl Args {
                 link_windows: Vec::new(),
                 key: self.key,
                 compress: self.compress,
+                nice: Some(self.nice),
                 metrics: self.metrics,
             },
             _ => {
@@ -100,6 +108,10 @@ impl Args {
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let config = args.into_config()?;
     check_identity(&config)?;
+    // Before the first thread is started, which inherits it.
+    if let Err(error) = give_way(config.nice.unwrap_or(NICE_DEFAULT).into()) {
+        tracing::warn!(%error, "the shipper runs at the priority of everything else");
+    }
     let daemon = Daemon::prepare("ship")?;
     let (rate, link_plan) = (config.group_plan(), config.link_plan());
     let shipper = Shipper::start(source::ShipConfig {

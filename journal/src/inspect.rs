@@ -18,7 +18,7 @@ use crate::format::{Control, Counter, Kind};
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::ring::Ring;
-use crate::spill::SpillReader;
+use crate::spill::{SpillReader, Store};
 use crate::state::{GroupDir, GroupState};
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -166,8 +166,8 @@ impl GroupView {
 
     /// Records that the spill's files have room for.
     fn spill_records_max(&self) -> u64 {
-        let files = std::fs::read_dir(self.dir.spill_path()).map_or(0, |files| files.count());
-        files as u64 * (crate::spill::layout::SEGMENT_BYTES / crate::format::SLOT_BYTES)
+        let segments = Store::of(&self.dir, Some(&self.state)).count();
+        u64::from(segments) * (crate::spill::layout::SEGMENT_BYTES / crate::format::SLOT_BYTES)
     }
 
     /// Numbers of the records that the target lacks, oldest first; never more than

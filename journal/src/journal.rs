@@ -4,6 +4,7 @@ mod found;
 mod incarnation;
 mod mark;
 mod past;
+mod place;
 mod settle;
 mod slots;
 
@@ -24,7 +25,7 @@ use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::spill::layout::SEGMENT_BYTES;
 use crate::spill::{
-    self, Durability, Owner, Persister, Scanned, Segments, Spill, SpillOptions, Store,
+    self, Durability, Owner, Persister, Place, Scanned, Segments, Spill, SpillOptions, Store,
 };
 use crate::state::*;
 use crate::sys::shm_free_bytes;
@@ -43,6 +44,7 @@ pub use crate::recover::AttachPolicy;
 use found::{Found, check_volumes};
 use incarnation::{Content, new_incarnation};
 use past::Past;
+use place::Whereabouts;
 use slots::close_open_records;
 
 /// Largest ring taken without being asked for.
@@ -159,23 +161,24 @@ impl Journal {
         if let Some(state) = &stored {
             check_volumes(state, &options.sources)?;
         }
-        let found = Found::gather(&dir, stored.as_ref(), &options)?;
+        let whereabouts = Whereabouts::look(&dir, stored.as_ref(), &options.spill)?;
+        let found = Found::gather(&dir, stored.as_ref(), &options, &whereabouts.recorded)?;
         let decision = recover::decide(&found.findings(stored.is_some(), options.attach));
         let past = stored.as_ref().and_then(|state| Past::of(state, &found.scanned));
         let mut report = OpenReport::default();
-        let restart = |why: &str, past: Option<&Past>, report: &mut OpenReport| {
+        let restart = |why: &'static str, past: Option<&Past>, report: &mut OpenReport| {
             *report = OpenReport {
                 restarted: true,
-                summary: format!("everything will be compared with the target: {why}"),
+                summary: Decision::Restart { why, history: false }.sentence(),
                 ..OpenReport::default()
             };
             new_incarnation(&dir, &options, stored.as_ref(), &Content::Unknown, past)
         };
-        let (ring, ring_file, state, cursor) = match decision {
+        let (ring, ring_file, mut state, cursor) = match decision {
             Decision::Refuse(why) => {
                 return Err(Error::new(
                     ErrorKind::Newer,
-                    format!("group {} is left untouched: {why}", options.group),
+                    format!("group {}: {}", options.group, Decision::Refuse(why).sentence()),
                 ));
             }
             Decision::UseRing | Decision::UseRingCompareAll => {
@@ -183,24 +186,27 @@ impl Journal {
                 match close_open_records(&ring, &options, &mut report) {
                     Ok(cursor) => {
                         report.summary = format!(
-                            "journal goes on: {} records for the target, {} of them rewritten",
-                            report.records, report.rewritten
+                            "{}: {} records for the target, {} of them rewritten",
+                            Decision::UseRing.sentence(),
+                            report.records,
+                            report.rewritten
                         );
                         (ring, file, stored.clone().expect("state is present"), cursor)
                     }
                     Err(damage) => {
                         tracing::error!("{damage}");
-                        restart("a record in the ring is damaged", past.as_ref(), &mut report)?
+                        restart(recover::RECORD_DAMAGED, past.as_ref(), &mut report)?
                     }
                 }
             }
             Decision::Create => {
                 report.created = true;
-                report.summary = "new group: everything will be sent".into();
+                report.summary = decision.sentence();
+                past::tell_of_left_rings(&options);
                 new_incarnation(&dir, &options, None, &Content::New, None)?
             }
             Decision::RestoreSaved => {
-                report.summary = "journal restored from the orderly stop".into();
+                report.summary = decision.sentence();
                 let saved = found.saved.as_ref().expect("a valid map was read");
                 let content = Content::Saved(saved, found.activity.as_ref());
                 new_incarnation(&dir, &options, stored.as_ref(), &content, None)?
@@ -209,7 +215,7 @@ impl Journal {
                 let past = past.as_ref().filter(|_| history);
                 let hot = found.activity.as_ref().expect("a sound map was read");
                 report.restarted = true;
-                report.summary = "the ring is lost: what was active then will be compared".into();
+                report.summary = decision.sentence();
                 new_incarnation(&dir, &options, stored.as_ref(), &Content::Active(hot), past)?
             }
             Decision::Restart { why, history } => {
@@ -242,7 +248,12 @@ impl Journal {
             ring.get(Counter::Acked),
             history.as_ref().map(|(past, _)| &past.ring_id.0),
         );
-        let spill = open_spill(&dir, segments, &options.spill)?;
+        let place = whereabouts.settle(&dir, &mut state, segments, (options.clock)())?;
+        ring.set(Counter::SpillFault, u64::from(place.is_none()));
+        let spill = match place {
+            Some((place, segments)) => open_spill(&dir, place, segments, &options.spill)?,
+            None => None,
+        };
         let medium = spill.as_ref().and_then(|spill| spill.medium);
         let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&*source.disk));
         let flushed_with = options.sources.iter().map(is_with).collect();
@@ -270,9 +281,7 @@ impl Journal {
         };
         journal.start(&mut report)?;
         if decision == Decision::UseRingCompareAll && !report.restarted {
-            report.summary = "part of the spill is lost or damaged: everything will be compared \
-                              with the target"
-                .into();
+            report.summary = decision.sentence();
             tracing::error!(group = %journal.group, "{}", report.summary);
             report.spill_lost = true;
             journal.resync_all(Resync::Compare);
@@ -408,11 +417,15 @@ impl Journal {
 /// The spill with what was found of it; `None` without one.
 fn open_spill(
     dir: &GroupDir,
+    place: Place,
     segments: Segments,
     options: &SpillOptions,
 ) -> Result<Option<Arc<Spill>>> {
     let folder = dir.spill_path();
-    let bytes = options.bytes.unwrap_or_else(|| spill::default_bytes(dir.path()));
+    let bytes = match place.store.is_elastic() {
+        true => options.bytes.unwrap_or_else(|| spill::default_bytes(dir.path())),
+        false => u64::from(segments.files) * SEGMENT_BYTES,
+    };
     let is_needed = !segments.live.is_empty() || !segments.history.is_empty();
     if bytes == 0 && !is_needed && segments.files > 0 {
         // Nothing needs them any more.
@@ -427,7 +440,7 @@ fn open_spill(
         );
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
-    let spill = Spill::new(Store::folder(folder), bytes, options, segments);
+    let spill = Spill::new(place, bytes, options, segments);
     Ok(spill.map(Arc::new))
 }
 

@@ -92,6 +92,7 @@ impl Journal {
                 seal: None,
                 stopped: None,
                 history: None,
+                spill: None,
             }),
             sources: Vec::new(),
             clock: || 1 + HEAL_WAIT_MAX.as_nanos() as u64,

@@ -6,7 +6,6 @@ use crate::record::Record;
 use crate::ring::Ring;
 use crate::spill::{SpillReader, Store};
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 pub struct RingReader {
@@ -20,19 +19,18 @@ impl RingReader {
         Ok(RingReader { ring: Ring::open(file, false)?, spill: None })
     }
 
-    /// Also reads what the ring no longer holds, from the group's spill folder.
+    /// Also reads what the ring no longer holds, from the group's spill.
     #[must_use]
-    pub fn with_spill(mut self, folder: PathBuf) -> RingReader {
+    pub fn with_spill(mut self, store: Store) -> RingReader {
         let superblock = &self.ring.superblock;
-        let store = Store::folder(folder);
         let spill = SpillReader::new(store, superblock.group_uuid, superblock.ring_id);
         self.spill = Some(Mutex::new(spill));
         self
     }
 
     /// Reads what the spill has of another ring of the group.
-    pub fn history(&self, folder: PathBuf, ring_id: [u8; 16]) -> SpillReader {
-        SpillReader::new(Store::folder(folder), self.ring.superblock.group_uuid, ring_id)
+    pub fn history(&self, store: Store, ring_id: [u8; 16]) -> SpillReader {
+        SpillReader::new(store, self.ring.superblock.group_uuid, ring_id)
     }
 
     /// Whether the record's place may be the spill alone.

@@ -1,6 +1,15 @@
 //! What to do at start: one total, pure table over what is found. The caller
 //! gathers the findings, this module decides, `journal.rs` carries it out.
 
+const ASKED_FOR: &str = "the operator asked for it (--attach resync)";
+const SOURCE_CHANGED: &str =
+    "a source was changed or replaced while no proxy ran (--attach trust overrules this)";
+const SOURCE_UNKNOWN: &str = "the ring is lost, and nothing tells whether a source was changed while no proxy ran (--attach \
+     trust overrules this)";
+const ALL_LOST: &str = "the ring is lost (power loss?), and with it what was active";
+/// Found only when the slots are looked at, behind this table.
+pub(crate) const RECORD_DAMAGED: &str = "a record in the ring is damaged";
+
 /// What `state.json` shows. (Damaged or newer state is refused before this table.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateFound {
@@ -27,6 +36,8 @@ pub enum SavedFound {
     /// Belongs to the ring that `state.json` names and to an orderly stop.
     Valid,
     Unusable,
+    /// Written by a newer Towline.
+    Newer,
 }
 
 /// What the activity map can say after the ring is lost.
@@ -35,6 +46,8 @@ pub enum ActivityFound {
     /// Of this incarnation, sound: exactly its hot extents may differ.
     Sound,
     Unusable,
+    /// Written by a newer Towline.
+    Newer,
 }
 
 /// What the spill shows of the ring that `state.json` names.
@@ -105,15 +118,35 @@ pub enum Decision {
     Refuse(&'static str),
 }
 
+impl Decision {
+    /// What the operator is told: the words that `docs/OPERATIONS.md` explains.
+    pub fn sentence(&self) -> String {
+        match self {
+            Decision::Create => "new group: everything will be sent".into(),
+            Decision::UseRing => "the journal goes on".into(),
+            Decision::UseRingCompareAll => {
+                "part of the spill is lost or damaged: everything will be compared with the target"
+                    .into()
+            }
+            Decision::RestoreSaved => "the journal is restored from the orderly stop".into(),
+            Decision::CompareHot { .. } => {
+                "the ring is lost: what was active then will be compared with the target".into()
+            }
+            Decision::Restart { why, .. } => {
+                format!("everything will be compared with the target: {why}")
+            }
+            Decision::Refuse(why) => format!("the group is left untouched: {why}"),
+        }
+    }
+}
+
+/// The table of `docs/formats/recovery.md`, whose rows a test compares with this.
 pub fn decide(found: &Findings) -> Decision {
-    if found.spill == SpillFound::Newer {
-        return Decision::Refuse("its spill was written by a newer Towline: use that one");
+    if let Some(why) = newer(found) {
+        return Decision::Refuse(why);
     }
     if found.state == StateFound::Absent {
         return Decision::Create;
-    }
-    if found.ring == RingFound::Newer {
-        return Decision::Refuse("its ring was written by a newer Towline: use that one");
     }
     let restart = |why| {
         // The operator who wants everything sent again gets just that.
@@ -121,12 +154,10 @@ pub fn decide(found: &Findings) -> Decision {
         Decision::Restart { why, history: wanted && found.spill == SpillFound::Sound }
     };
     if found.policy == AttachPolicy::Resync {
-        return restart("the operator asked for it (--attach resync)");
+        return restart(ASKED_FOR);
     }
     if found.source == SourceFound::Changed && found.policy != AttachPolicy::Trust {
-        return restart(
-            "a source was changed or replaced while no proxy ran (--attach trust overrules this)",
-        );
+        return restart(SOURCE_CHANGED);
     }
     if found.ring == RingFound::Intact {
         return match found.spill {
@@ -135,10 +166,7 @@ pub fn decide(found: &Findings) -> Decision {
         };
     }
     if found.source == SourceFound::Unknown && found.policy == AttachPolicy::Auto {
-        return restart(
-            "the ring is lost, and nothing tells whether a source was changed while no proxy ran \
-             (--attach trust overrules this)",
-        );
+        return restart(SOURCE_UNKNOWN);
     }
     // The saved map is exact, and as new as the spill.
     if found.saved == SavedFound::Valid {
@@ -146,107 +174,32 @@ pub fn decide(found: &Findings) -> Decision {
     }
     match found.activity {
         ActivityFound::Sound => Decision::CompareHot { history: found.spill == SpillFound::Sound },
-        _ => restart("the ring is lost (power loss?), and with it what was active"),
+        _ => restart(ALL_LOST),
     }
+}
+
+/// A file of a newer format: nothing of the group is touched, whatever else is found.
+fn newer(found: &Findings) -> Option<&'static str> {
+    let rows = [
+        (
+            found.spill == SpillFound::Newer,
+            "its spill was written by a newer Towline: use that one",
+        ),
+        (
+            found.saved == SavedFound::Newer,
+            "saved.map was written by a newer Towline: use that one",
+        ),
+        (
+            found.activity == ActivityFound::Newer,
+            "activity.map was written by a newer Towline: use that one",
+        ),
+        (
+            found.state == StateFound::Present && found.ring == RingFound::Newer,
+            "its ring was written by a newer Towline: use that one",
+        ),
+    ];
+    rows.into_iter().find_map(|(is_newer, why)| is_newer.then_some(why))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STATES: [StateFound; 2] = [StateFound::Absent, StateFound::Present];
-    const RINGS: [RingFound; 4] =
-        [RingFound::Absent, RingFound::Intact, RingFound::Unusable, RingFound::Newer];
-    const SAVED: [SavedFound; 3] = [SavedFound::Absent, SavedFound::Valid, SavedFound::Unusable];
-    const ACTIVITIES: [ActivityFound; 2] = [ActivityFound::Sound, ActivityFound::Unusable];
-    const SPILLS: [SpillFound; 4] =
-        [SpillFound::Nothing, SpillFound::Sound, SpillFound::Holed, SpillFound::Newer];
-    const SOURCES: [SourceFound; 3] =
-        [SourceFound::Same, SourceFound::Unknown, SourceFound::Changed];
-    const POLICIES: [AttachPolicy; 3] =
-        [AttachPolicy::Auto, AttachPolicy::Trust, AttachPolicy::Resync];
-
-    fn all() -> Vec<Findings> {
-        let mut all = Vec::new();
-        for state in STATES {
-            for ring in RINGS {
-                for saved in SAVED {
-                    for activity in ACTIVITIES {
-                        for spill in SPILLS {
-                            for source in SOURCES {
-                                let of = |policy| Findings {
-                                    state,
-                                    ring,
-                                    saved,
-                                    activity,
-                                    spill,
-                                    source,
-                                    policy,
-                                };
-                                all.extend(POLICIES.map(of));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        all
-    }
-
-    /// Walks all 1728 combinations and states what must hold, not what the code says.
-    #[test]
-    fn every_combination_keeps_the_promises() {
-        let all = all();
-        assert_eq!(all.len(), 2 * 4 * 3 * 2 * 4 * 3 * 3);
-        for found in all {
-            check(&found, decide(&found));
-        }
-    }
-
-    fn check(found: &Findings, decision: Decision) {
-        let ctx = format!("{found:?} -> {decision:?}");
-        let Findings { state, ring, saved, activity, spill, source, policy } = *found;
-        let newer = spill == SpillFound::Newer
-            || (state == StateFound::Present && ring == RingFound::Newer);
-        assert_eq!(matches!(decision, Decision::Refuse(_)), newer, "{ctx}");
-        if newer {
-            return;
-        }
-        assert_eq!(decision == Decision::Create, state == StateFound::Absent, "{ctx}");
-        if state == StateFound::Absent {
-            return;
-        }
-        let vouched = policy == AttachPolicy::Trust;
-        if !matches!(decision, Decision::Restart { .. }) {
-            assert_ne!(policy, AttachPolicy::Resync, "{ctx}");
-            assert!(source != SourceFound::Changed || vouched, "{ctx}");
-        }
-        match decision {
-            Decision::UseRing | Decision::UseRingCompareAll => {
-                assert_eq!(ring, RingFound::Intact, "{ctx}");
-                let holed = spill == SpillFound::Holed;
-                assert_eq!(decision == Decision::UseRingCompareAll, holed, "{ctx}");
-            }
-            Decision::RestoreSaved | Decision::CompareHot { .. } => {
-                assert_ne!(ring, RingFound::Intact, "{ctx}");
-                assert!(source == SourceFound::Same || vouched, "{ctx}");
-                let is_saved = saved == SavedFound::Valid;
-                assert_eq!(decision == Decision::RestoreSaved, is_saved, "{ctx}");
-                assert!(is_saved || activity == ActivityFound::Sound, "{ctx}");
-            }
-            _ => {}
-        }
-        // What lies on disk is shipped whenever the ring is given up, unless the operator
-        // wants everything sent again, and only if it is there.
-        if let Decision::CompareHot { history } | Decision::Restart { history, .. } = decision {
-            let there = spill == SpillFound::Sound;
-            assert_eq!(history, there && policy != AttachPolicy::Resync, "{ctx}");
-        }
-        // Never start over without need: an intact ring under an unchanged source goes on.
-        let sound = ring == RingFound::Intact && source == SourceFound::Same;
-        if sound && policy != AttachPolicy::Resync {
-            let goes_on = matches!(decision, Decision::UseRing | Decision::UseRingCompareAll);
-            assert!(goes_on, "{ctx}");
-        }
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ pub const STATE_VERSION: u32 = 1;
 const LOCK_TRIES: u32 = 20;
 
 #[expect(clippy::disallowed_methods, reason = "at start only, never beside a guest")]
-fn pause() {
+pub(crate) fn pause() {
     std::thread::sleep(std::time::Duration::from_millis(5));
 }
 
@@ -186,6 +186,17 @@ pub struct GroupState {
     /// of it: what counts until a target has the first record of this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<PastRing>,
+    /// Where the spill lies, if not in the group's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill: Option<SpillDevice>,
+}
+
+/// A device that the group's spill lies on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpillDevice {
+    pub path: PathBuf,
+    /// As in its first page.
+    pub id: Hex16,
 }
 
 /// A ring that is gone.

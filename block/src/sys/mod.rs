@@ -3,7 +3,10 @@
 #![allow(unsafe_code)]
 
 mod file;
+mod process;
 pub mod socket;
 pub mod uring;
+
+pub use process::give_way;
 
 pub(crate) use file::{advise_random, punch_hole, read_cached, seek_data, seek_hole, zero_range};

@@ -46,6 +46,11 @@ pub enum Op {
     Send(Fd, Window),
     /// Read at an offset; may be short.
     Read(Fd, u64, Window),
+    /// As `Read`; fails with `EAGAIN` where it would have to wait for anything but the
+    /// disk itself, such as the writing back of dirty pages, or `EOPNOTSUPP`.
+    ReadNowait(Fd, u64, Window),
+    /// Write dirty pages of a range back and wait for that. Not durable.
+    WriteBack(Fd, Extent),
     /// Write at an offset; may be short.
     Write(Fd, u64, Window),
     /// fdatasync.
@@ -221,6 +226,20 @@ fn build(token: u64, op: Op) -> (squeue::Entry, InFlight) {
             let (pointer, len) = window_parts(&mut window);
             let entry = opcode::Read::new(target(&fd), pointer, len).offset(offset).build();
             (entry, hold(fd, window))
+        }
+        Op::ReadNowait(fd, offset, mut window) => {
+            let (pointer, len) = window_parts(&mut window);
+            let read = opcode::Read::new(target(&fd), pointer, len).offset(offset);
+            (read.rw_flags(libc::RWF_NOWAIT).build(), hold(fd, window))
+        }
+        Op::WriteBack(fd, extent) => {
+            let len = u32::try_from(extent.len).expect("an I/O is at most 4 GiB");
+            let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+            let entry = opcode::SyncFileRange::new(target(&fd), len)
+                .offset(extent.offset)
+                .flags(flags)
+                .build();
+            (entry, hold(fd, Window::default()))
         }
         Op::Write(fd, offset, mut window) => {
             let (pointer, len) = window_parts(&mut window);

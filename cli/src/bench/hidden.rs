@@ -3,12 +3,17 @@
 use crate::config::{self, Latency};
 use crate::daemon::Daemon;
 use crate::exit::Exit;
+use crate::ship::NICE_DEFAULT;
 use anyhow::Context;
+use std::ffi::OsString;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use towline_block::sys::give_way;
 use towline_block::{Access, FileDisk};
 use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
 
@@ -35,6 +40,20 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     daemon.wait();
     server.stop().context("the last writes may not be durable")?;
     Ok(Exit::Ok)
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ElsewhereArgs {
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
+
+/// As nice as the shipper.
+pub fn elsewhere(args: ElsewhereArgs) -> anyhow::Result<Exit> {
+    give_way(NICE_DEFAULT.into())?;
+    let [program, words @ ..] = args.words.as_slice() else { anyhow::bail!("no program") };
+    let error = Command::new(program).args(words).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 pub fn spin() -> anyhow::Result<Exit> {

@@ -69,3 +69,11 @@ fn a_store_url_is_refused_until_it_exists() {
     let config: ShipConfig = load(write(text).path()).unwrap();
     assert!(config.check().unwrap_err().to_string().contains("HOST:PORT"));
 }
+
+#[test]
+fn a_spill_is_a_size_or_a_device() {
+    assert_eq!(spill_arg("16G"), Ok(SpillPlace::Bytes(16 << 30)));
+    assert_eq!(spill_arg("0"), Ok(SpillPlace::Bytes(0)));
+    assert_eq!(spill_arg("/dev/vg/spill"), Ok(SpillPlace::Device("/dev/vg/spill".into())));
+    assert!(spill_arg("sdb").is_err());
+}

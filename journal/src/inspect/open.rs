@@ -43,7 +43,7 @@ impl GroupView {
         };
         let spill = ring.as_ref().map(|ring| {
             let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
-            RefCell::new(SpillReader::new(Store::folder(dir.spill_path()), uuid, id))
+            RefCell::new(SpillReader::new(Store::of(dir, Some(&state)), uuid, id))
         });
         Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
     }

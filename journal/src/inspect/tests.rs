@@ -60,6 +60,7 @@ impl Lab {
             seal: None,
             stopped: None,
             history: None,
+            spill: None,
         };
         let mut lab = Lab { dir, ring, seq: 0, payload_head: 0 };
         lab.group_dir().store(&state).unwrap();

@@ -1,6 +1,9 @@
 //! Everything the decision at start depends on: gathered, not judged.
 
 use super::*;
+use crate::activity::file::{ACTIVITY_MAGIC, ACTIVITY_VERSION};
+use crate::saved::{SAVED_MAGIC, SAVED_VERSION};
+use std::io::Read;
 
 /// How much later than the last journaled change a source may claim to have been
 /// changed before it counts as changed by somebody else: file stamps are taken
@@ -35,6 +38,7 @@ pub(crate) struct Found {
     pub(crate) saved: Option<Saved>,
     pub(crate) saved_found: SavedFound,
     pub(crate) activity: Option<activity::Found>,
+    pub(crate) activity_found: ActivityFound,
     pub(crate) scanned: Scanned,
     pub(crate) spill_found: SpillFound,
     pub(crate) source: SourceFound,
@@ -45,6 +49,7 @@ impl Found {
         dir: &GroupDir,
         state: Option<&GroupState>,
         options: &Options,
+        spill: &Store,
     ) -> Result<Found> {
         let mut found = Found {
             ring: None,
@@ -52,15 +57,22 @@ impl Found {
             saved: None,
             saved_found: SavedFound::Absent,
             activity: None,
+            activity_found: ActivityFound::Unusable,
             scanned: Scanned::default(),
             spill_found: SpillFound::Nothing,
             source: SourceFound::Same,
         };
         let uuid = state.map_or([0; 16], |state| state.group_uuid.0);
-        found.scanned = spill::scan(&Store::folder(dir.spill_path()), &uuid);
+        found.scanned = spill::scan(spill, &uuid);
         if let Some(path) = &found.scanned.newer {
             tracing::error!("{path} was written by a newer Towline");
             found.spill_found = SpillFound::Newer;
+        }
+        if is_newer(&dir.saved_path(), &SAVED_MAGIC, SAVED_VERSION) {
+            found.saved_found = SavedFound::Newer;
+        }
+        if is_newer(&dir.activity_path(), &ACTIVITY_MAGIC, ACTIVITY_VERSION) {
+            found.activity_found = ActivityFound::Newer;
         }
         let Some(state) = state else { return Ok(found) };
         match OpenOptions::new().read(true).write(true).open(&state.ring.path) {
@@ -88,6 +100,22 @@ impl Found {
         if found.spill_found != SpillFound::Newer {
             found.spill_found = found.spill(state);
         }
+        if found.saved_found != SavedFound::Newer {
+            found.find_saved(dir, state);
+        }
+        if found.activity_found != ActivityFound::Newer {
+            let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
+            let (uuid, incarnation) = (state.group_uuid.0, state.incarnation);
+            found.activity = activity::find(&dir.activity_path(), uuid, incarnation, &sizes)?;
+            if found.activity.is_some() {
+                found.activity_found = ActivityFound::Sound;
+            }
+        }
+        found.source = sources_found(state, found.ring.as_ref().map(|(r, _)| r), &options.sources)?;
+        Ok(found)
+    }
+
+    fn find_saved(&mut self, dir: &GroupDir, state: &GroupState) {
         match Saved::load(&dir.saved_path()) {
             Ok(None) => {}
             Ok(Some(saved))
@@ -95,20 +123,15 @@ impl Found {
                     && saved.group_uuid == state.group_uuid.0
                     && saved.ring_id == state.ring.id.0 =>
             {
-                found.saved_found = SavedFound::Valid;
-                found.saved = Some(saved);
+                self.saved_found = SavedFound::Valid;
+                self.saved = Some(saved);
             }
-            Ok(Some(_)) => found.saved_found = SavedFound::Unusable,
+            Ok(Some(_)) => self.saved_found = SavedFound::Unusable,
             Err(e) => {
                 tracing::error!("{e}");
-                found.saved_found = SavedFound::Unusable;
+                self.saved_found = SavedFound::Unusable;
             }
         }
-        let sizes: Vec<u64> = options.sources.iter().map(|s| s.disk.size_bytes()).collect();
-        found.activity =
-            activity::find(&dir.activity_path(), state.group_uuid.0, state.incarnation, &sizes)?;
-        found.source = sources_found(state, found.ring.as_ref().map(|(r, _)| r), &options.sources)?;
-        Ok(found)
     }
 
     fn spill(&self, state: &GroupState) -> SpillFound {
@@ -127,17 +150,26 @@ impl Found {
 
     /// For the table.
     pub(crate) fn findings(&self, is_known: bool, policy: AttachPolicy) -> Findings {
-        let sound = self.activity.is_some();
         Findings {
             state: if is_known { StateFound::Present } else { StateFound::Absent },
             ring: self.ring_found,
             saved: self.saved_found,
-            activity: if sound { ActivityFound::Sound } else { ActivityFound::Unusable },
+            activity: self.activity_found,
             spill: self.spill_found,
             source: self.source,
             policy,
         }
     }
+}
+
+/// Whether the file is one of ours and of a later version: all begin with eight bytes that
+/// name them and a version of four.
+fn is_newer(path: &Path, magic: &[u8; 8], known: u32) -> bool {
+    let mut head = [0; 12];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    let (name, version) = head.split_at(8);
+    let version = version.try_into().map_or(0, u32::from_le_bytes);
+    read.is_ok() && name == magic && version > known
 }
 
 pub(crate) fn sources_found(

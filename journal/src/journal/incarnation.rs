@@ -2,6 +2,7 @@
 //! of the target.
 
 use super::*;
+use std::io::Read;
 
 /// What is known of the target's content when an incarnation begins.
 pub(crate) enum Content<'a> {
@@ -99,6 +100,12 @@ fn heat(hot: &mut [Vec<u64>], volume: usize, blocks: BlockRange) {
     }
 }
 
+fn is_ring(path: &Path) -> bool {
+    let mut magic = [0; RING_MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == RING_MAGIC
+}
+
 /// Makes a ring for the next incarnation and names it in `state.json`; the change
 /// map is everything, or what an orderly stop saved.
 pub(crate) fn new_incarnation(
@@ -139,6 +146,7 @@ pub(crate) fn new_incarnation(
         seal: old.and_then(|old| old.seal.clone()),
         stopped: None,
         history: past.map(|past| past.ring),
+        spill: old.and_then(|old| old.spill.clone()),
     };
     let spec = RingSpec {
         group_name: options.group.to_string(),
@@ -191,8 +199,9 @@ pub(crate) fn new_incarnation(
             return Err(error);
         }
     }
-    // Only now is the new ring the group's; the old one is garbage.
-    if let Some(old) = old {
+    // Only now is the new ring the group's; the old one is garbage. What is no ring is not
+    // ours to remove.
+    if let Some(old) = old.filter(|old| is_ring(&old.ring.path)) {
         durable::remove_ring(&old.ring.path);
     }
     let cursor = Cursor {

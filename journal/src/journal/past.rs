@@ -8,6 +8,26 @@ use super::*;
 use crate::resume::History;
 use crate::spill::{Run, Touched};
 
+/// The state directory is new or was lost: rings that a former group of this name left hold
+/// memory until somebody removes them. They may also be another state directory's.
+pub(crate) fn tell_of_left_rings(options: &Options) {
+    let prefix = format!("towline-{}-", options.group);
+    let Ok(entries) = std::fs::read_dir(&options.ring_dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_ring = name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|id| {
+            id.strip_suffix(".ring").is_some_and(|id| id.chars().all(|c| c.is_ascii_hexdigit()))
+        });
+        if is_ring {
+            tracing::warn!(
+                ring = %entry.path().display(),
+                "a group of this name with another state directory has, or had, its ring here: if \
+                 nobody needs it, remove it"
+            );
+        }
+    }
+}
+
 /// What was found of a lost ring when the next incarnation began.
 pub(crate) struct Past {
     pub(crate) ring: PastRing,

@@ -104,8 +104,7 @@ impl Run {
     /// Opens a segment for O_DIRECT, its room reserved.
     fn open_file(&mut self, file: u32, fresh: bool) -> Result<Opened> {
         let store = self.spill.store.clone();
-        let path = store.segment_path(file);
-        let failed = |e| Error::io(format!("cannot make the spill's {}", path.display()), e);
+        let failed = |e| Error::io(format!("cannot make the spill's {}", store.name(file)), e);
         let opened = store.open_for_writing(file).map_err(failed)?;
         let is_short = !store.is_whole(&opened).map_err(failed)?;
         let base = opened.base;
@@ -114,7 +113,7 @@ impl Run {
             allocate(&opened.file, SEGMENT_BYTES).map_err(failed)?;
             self.filled.remove(&file);
         }
-        if self.spill.durability == Durability::Process {
+        if self.spill.durability == Durability::Process || opened.in_place {
             return Ok(Opened { file, fd, base, plain: false });
         }
         // Writing into reserved extents converts them, which a sync then has to journal:
@@ -160,14 +159,16 @@ impl Run {
 
     /// Back in memory: all but a few free segments are removed, from the last file on.
     pub(super) fn give_disk_back(&mut self) {
+        if !self.spill.store.is_elastic() {
+            return;
+        }
         let mut segments = self.spill.segments();
         while segments.free.len() > SEGMENTS_KEPT
             && let last = segments.files.saturating_sub(1)
             && let Some(at) = segments.free.iter().position(|file| *file == last)
         {
             if let Err(error) = self.spill.store.remove(last) {
-                let path = self.spill.store.segment_path(last);
-                tracing::warn!("cannot remove {}: {error}", path.display());
+                tracing::warn!("cannot remove {}: {error}", self.spill.store.name(last));
                 return;
             }
             segments.free.swap_remove(at);

@@ -1,6 +1,7 @@
 //! What the spill holds, in memory, and the handle by which appender, acknowledger
 //! and persister meet.
 
+use super::device::Device;
 use super::joint::Medium;
 use super::layout::SEGMENT_BYTES;
 use super::runs::{self, Run};
@@ -148,11 +149,19 @@ pub enum Room {
     Full,
 }
 
+/// Where the segments are, and what keeps others away.
+pub struct Place {
+    pub store: Store,
+    pub device: Option<Device>,
+}
+
 type Listener = Box<dyn Fn() + Send + Sync>;
 
 /// Shared by the journal and its persister.
 pub struct Spill {
     pub store: Store,
+    /// Held as long as it may be written.
+    _device: Option<Device>,
     pub durability: Durability,
     /// Answers wait for the disk without bound.
     pub strict: bool,
@@ -180,13 +189,15 @@ pub struct Spill {
 
 impl Spill {
     /// `None` when the size is less than one segment and nothing needed is there.
-    pub fn new(store: Store, bytes: u64, options: &SpillOptions, found: Segments) -> Option<Spill> {
+    pub fn new(place: Place, bytes: u64, options: &SpillOptions, found: Segments) -> Option<Spill> {
+        let Place { store, device } = place;
         let SpillOptions { durability, strict, start_percent, .. } = *options;
         let segments_max = u32::try_from(bytes / SEGMENT_BYTES).unwrap_or(u32::MAX);
         let is_needed = !found.live.is_empty() || !found.history.is_empty();
         (segments_max > 0 || is_needed).then(|| Spill {
             medium: Medium::of_folder(store.path()).filter(|_| durability != Durability::Process),
             store,
+            _device: device,
             durability,
             strict,
             start_percent,
@@ -280,6 +291,8 @@ impl Spill {
         }
         match segments.free.pop() {
             Some(file) => Room::Reuse(file),
+            // A device has no more than it has; one may be in hand and without a span yet.
+            None if !self.store.is_elastic() => Room::Full,
             None => {
                 segments.files += 1;
                 Room::Make(segments.files - 1)

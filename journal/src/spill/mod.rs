@@ -1,13 +1,14 @@
 //! The spill: the ring's continuation on disk (`docs/formats/spill.md`,
 //! `docs/design/0004-ladder.md`).
 //!
-//! Owns the segments of a group's `spill/` folder. One thread writes them
+//! Owns the segments of a group's `spill/` folder, or of the device in its place. One thread writes them
 //! ([`persister`]), everyone else only reads ([`reader`]); what they hold is known
 //! in memory ([`index`]). Promises: only final records, in order; a record counts as
 //! spilled when its span is written, as durable when it is synced; nothing here ever
 //! makes a guest wait unless `durability` asks for it. Must not touch a source or
 //! the change map: damage is reported, the journal makes it dirty.
 
+pub mod device;
 mod files;
 mod index;
 mod joint;
@@ -23,7 +24,7 @@ mod steps;
 mod store;
 mod touched;
 
-pub(crate) use index::{Segments, Spill};
+pub(crate) use index::{Place, Segments, Spill};
 pub use ladder::{
     HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, SPILL_START_PERCENT, SPILL_START_PERCENTS,
     may_heal,
@@ -38,7 +39,7 @@ pub use store::Store;
 pub use touched::Touched;
 
 use crate::sys::shm_free_bytes;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Largest spill taken without being asked for.
 const SPILL_BYTES_DEFAULT_MAX: u64 = 16 << 30;
@@ -55,10 +56,15 @@ pub enum Durability {
     Write,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpillOptions {
     /// Bytes of disk at most, in whole segments; 0: no spill. `None`: [`default_bytes`].
     pub bytes: Option<u64>,
+    /// A block device, or a file of a fixed size, that takes the place of the folder; its
+    /// size is the spill's, and `bytes` means nothing.
+    pub device: Option<PathBuf>,
+    /// The device may be taken whatever it holds.
+    pub overwrite: bool,
     pub durability: Durability,
     /// An answer that waits for the journal's disk waits without bound (R14).
     pub strict: bool,
@@ -70,6 +76,8 @@ pub struct SpillOptions {
 impl SpillOptions {
     pub const OFF: SpillOptions = SpillOptions {
         bytes: Some(0),
+        device: None,
+        overwrite: false,
         durability: Durability::Process,
         strict: false,
         start_percent: SPILL_START_PERCENT,

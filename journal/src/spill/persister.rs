@@ -262,10 +262,10 @@ impl Run {
                 group = %self.owner.group, ?from, ?to, fill_percent,
                 "{}", step_reason(from, to)
             );
-            // Counted first: who sees the rung sees the step.
+            // Noted first: who sees the rung sees the step.
+            self.note_step(from, to, fill_percent);
             ring.counter(Counter::LadderSteps).fetch_add(1, Ordering::Relaxed);
             ring.set(Counter::Rung, to as u64);
-            self.note_step(from, to, fill_percent);
             if to == Rung::Ring {
                 self.give_disk_back();
             }

@@ -4,6 +4,7 @@
 //! reads ([`towline_block::DirectReader`]); records are asked for in order.
 
 use super::layout::SEGMENT_BYTES;
+use super::scan;
 use super::span::{Entry, SpanHead, entries, record_at};
 use super::store::{OpenedSegment, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -109,20 +110,14 @@ impl SpillReader {
 
     /// Opens the newest segment that begins at or before `seq`.
     fn open_segment(&mut self, seq: u64) -> Result<()> {
-        let mut best: Option<OpenSegment> = None;
-        for number in 0..self.store.count() {
-            let Ok(opened) = self.store.open(number) else { continue };
-            let Some(head) = opened.head_at(0) else { continue };
-            let serial = head.header.serial.get();
-            let is_better = head.is_of(&self.group_uuid, &self.ring_id)
-                && head.header.first_seq.get() <= seq
-                && best.as_ref().is_none_or(|best| serial > best.serial);
-            if is_better {
-                let Ok(file) = opened.file.try_clone() else { continue };
-                best = Some(OpenSegment { fd: Arc::new(file.into()), opened, serial, next: 0 });
-            }
-        }
-        self.segment = best;
+        let found = scan::beginnings(&self.store, &self.group_uuid);
+        let Some((number, serial)) = found.newest_before(&self.ring_id, seq) else {
+            return Ok(());
+        };
+        let unreadable = |e| Error::io(format!("cannot open {}", self.store.name(number)), e);
+        let opened = self.store.open(number).map_err(unreadable)?;
+        let file = opened.file.try_clone().map_err(unreadable)?;
+        self.segment = Some(OpenSegment { fd: Arc::new(file.into()), opened, serial, next: 0 });
         Ok(())
     }
 }

@@ -40,19 +40,38 @@ struct FileFound {
     newer: bool,
 }
 
-/// Reads all segments.
+/// How much of a segment is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    First,
+    All,
+}
+
+/// Reads the headers of all segments.
 pub fn scan(store: &Store, group_uuid: &[u8; 16]) -> Scanned {
+    look(store, group_uuid, Depth::All)
+}
+
+/// Reads the first header of each segment: which begin where.
+pub(super) fn beginnings(store: &Store, group_uuid: &[u8; 16]) -> Scanned {
+    look(store, group_uuid, Depth::First)
+}
+
+fn look(store: &Store, group_uuid: &[u8; 16], depth: Depth) -> Scanned {
     let count = store.count();
     let mut scanned = Scanned::default();
     let mut files: Vec<FileFound> = match Driver::new(SEGMENTS_AT_ONCE as u32) {
-        Ok(mut driver) => read_many(&mut driver, store, count, group_uuid),
+        Ok(mut driver) => read_many(&mut driver, store, count, group_uuid, depth),
         // Tools also run where io_uring does not.
-        Err(_) => (0..count).map(|file| read_alone(store, file, group_uuid)).collect(),
+        Err(_) => (0..count).map(|file| read_alone(store, file, group_uuid, depth)).collect(),
     };
     files.sort_by_key(|found| found.file);
     scanned.spans = files.iter().map(|found| found.spans).sum();
     let newer = files.iter().find(|found| found.newer);
-    scanned.newer = newer.map(|found| store.segment_path(found.file).display().to_string());
+    scanned.newer = newer.map(|found| store.name(found.file));
+    if store.is_newer() {
+        scanned.newer = Some(store.path().display().to_string());
+    }
     scanned.files = files;
     scanned
 }
@@ -100,6 +119,15 @@ impl Scanned {
         segments.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
     }
 
+    /// The newest segment of ring `ring_id` that begins at or before `seq`: its number and
+    /// serial.
+    pub(super) fn newest_before(&self, ring_id: &[u8; 16], seq: u64) -> Option<(u32, u64)> {
+        let of_ring = self.files.iter().filter(|found| found.ring_id == *ring_id);
+        let begun = of_ring
+            .filter(|found| found.segment.as_ref().is_some_and(|segment| segment.first_seq <= seq));
+        begun.max_by_key(|found| found.serial).map(|found| (found.file, found.serial))
+    }
+
     /// Whether every record of `acked + 1 ..= spilled` of the ring is there.
     pub fn covers(&self, ring_id: &[u8; 16], acked: u64, spilled: u64) -> bool {
         let is_whole = |run: &Run| run.first <= acked + 1 && run.last >= spilled;
@@ -120,6 +148,7 @@ fn read_many(
     store: &Store,
     count: u32,
     group_uuid: &[u8; 16],
+    depth: Depth,
 ) -> Vec<FileFound> {
     let mut found = Vec::with_capacity(count as usize);
     let mut reading: Vec<Option<Reading>> = Vec::new();
@@ -143,7 +172,7 @@ fn read_many(
             match ask(driver, at, &part, vec![0; 2 * PAGE]) {
                 true => reading[at] = Some(part),
                 false => {
-                    found.push(read_alone(store, file, group_uuid));
+                    found.push(read_alone(store, file, group_uuid, depth));
                     free.push(at);
                 }
             }
@@ -158,7 +187,7 @@ fn read_many(
             let whole = matches!(completion.result, Ok(bytes) if bytes == PAGE);
             let page = &window.buf[window.start..window.start + PAGE];
             let more = whole && part.found.take(page, &mut part.offset, group_uuid);
-            if more && ask(driver, at, &part, window.buf) {
+            if more && depth == Depth::All && ask(driver, at, &part, window.buf) {
                 reading[at] = Some(part);
             } else {
                 found.push(part.found);
@@ -176,7 +205,7 @@ fn ask(driver: &mut Driver, at: usize, part: &Reading, page: Vec<u8>) -> bool {
     driver.push(at as u64, Op::Read(part.fd.clone(), part.base + part.offset, window)).is_ok()
 }
 
-fn read_alone(store: &Store, file: u32, group_uuid: &[u8; 16]) -> FileFound {
+fn read_alone(store: &Store, file: u32, group_uuid: &[u8; 16], depth: Depth) -> FileFound {
     let mut found = FileFound { file, ..FileFound::default() };
     let Ok(opened) = store.open(file) else { return found };
     let storage = vec![0; 2 * PAGE];
@@ -185,6 +214,7 @@ fn read_alone(store: &Store, file: u32, group_uuid: &[u8; 16]) -> FileFound {
     let page = &mut storage[start..start + PAGE];
     while opened.file.read_exact_at(page, opened.base + offset).is_ok()
         && found.take(page, &mut offset, group_uuid)
+        && depth == Depth::All
     {}
     found
 }

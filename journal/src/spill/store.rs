@@ -1,16 +1,20 @@
-//! Where a spill's segments lie: files of a folder.
+//! Where a spill's segments lie: files of a folder, or stretches of a device.
 
+use super::device::{DEVICE_SEGMENTS_OFFSET, Device, Holder};
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN};
 use super::span::SpanHead;
+use crate::state::{GroupDir, GroupState, Hex16};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The place of a group's segments, numbered from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     path: PathBuf,
+    /// Set where `path` is a device, and not a folder.
+    device: Option<Hex16>,
 }
 
 /// A segment, opened: its bytes begin at `base` of the file.
@@ -19,6 +23,8 @@ pub struct OpenedSegment {
     pub base: u64,
     /// Past the page cache: what was written is with the device.
     pub direct: bool,
+    /// A write changes bytes and nothing else: there is no file system below.
+    pub in_place: bool,
 }
 
 impl OpenedSegment {
@@ -36,21 +42,62 @@ impl OpenedSegment {
 
 impl Store {
     pub fn folder(path: PathBuf) -> Store {
-        Store { path }
+        Store { path, device: None }
+    }
+
+    /// A device that the group has taken as `id`.
+    pub fn device(path: PathBuf, id: Hex16) -> Store {
+        Store { path, device: Some(id) }
+    }
+
+    /// Where `state.json` says.
+    pub fn of(dir: &GroupDir, state: Option<&GroupState>) -> Store {
+        match state.and_then(|state| state.spill.as_ref()) {
+            Some(device) => Store::device(device.path.clone(), device.id),
+            None => Store::folder(dir.spill_path()),
+        }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Segments there are.
-    pub fn count(&self) -> u32 {
-        (0..).find(|number| !self.segment_path(*number).exists()).unwrap_or(u32::MAX)
+    /// Segments are made and removed as needed. A device has what it has.
+    pub fn is_elastic(&self) -> bool {
+        self.device.is_none()
     }
 
-    /// For messages, and the file itself.
-    pub fn segment_path(&self, number: u32) -> PathBuf {
+    /// Segments there are; none on a device that is not there, or not the group's.
+    pub fn count(&self) -> u32 {
+        match self.device {
+            None => (0..).find(|number| !self.segment_path(*number).exists()).unwrap_or(u32::MAX),
+            Some(id) => match Device::view(&self.path) {
+                Ok(device) if device.holder.is(id) => device.segments(),
+                Ok(_) => 0,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    0
+                }
+            },
+        }
+    }
+
+    /// Whether the device is a newer Towline's.
+    pub fn is_newer(&self) -> bool {
+        self.device.is_some()
+            && Device::view(&self.path).is_ok_and(|device| device.holder == Holder::Newer)
+    }
+
+    pub(super) fn segment_path(&self, number: u32) -> PathBuf {
         self.path.join(format!("{number:05}.seg"))
+    }
+
+    /// A segment, for messages.
+    pub fn name(&self, number: u32) -> String {
+        match self.device {
+            None => self.segment_path(number).display().to_string(),
+            Some(_) => format!("segment {number} of {}", self.path.display()),
+        }
     }
 
     /// Opens a segment to be read, past the page cache where the file system can.
@@ -60,34 +107,50 @@ impl Store {
 
     /// Opens a segment to be written, making it if it is not there.
     pub fn open_for_writing(&self, number: u32) -> io::Result<OpenedSegment> {
-        std::fs::create_dir_all(&self.path)?;
         let mut options = OpenOptions::new();
-        options.create(true).truncate(false).read(true).write(true).mode(0o600);
+        options.read(true).write(true);
+        if self.is_elastic() {
+            std::fs::create_dir_all(&self.path)?;
+            options.create(true).truncate(false).mode(0o600);
+        }
         self.open_with(number, &options)
     }
 
     fn open_with(&self, number: u32, options: &OpenOptions) -> io::Result<OpenedSegment> {
-        let path = self.segment_path(number);
+        let (path, base) = match self.device {
+            None => (self.segment_path(number), 0),
+            Some(_) => {
+                let base = DEVICE_SEGMENTS_OFFSET + u64::from(number) * SEGMENT_BYTES;
+                (self.path.clone(), base)
+            }
+        };
         let direct = options.clone().custom_flags(libc::O_DIRECT).open(&path);
         let (file, direct) = match direct {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (options.open(&path)?, false),
             opened => (opened?, true),
         };
-        Ok(OpenedSegment { file, base: 0, direct })
+        let in_place = self.device.is_some() && file.metadata()?.file_type().is_block_device();
+        Ok(OpenedSegment { file, base, direct, in_place })
     }
 
     /// Whether the whole segment has its room.
     pub fn is_whole(&self, segment: &OpenedSegment) -> io::Result<bool> {
-        Ok(segment.file.metadata()?.len() >= segment.base + SEGMENT_BYTES)
+        Ok(!self.is_elastic() || segment.file.metadata()?.len() >= segment.base + SEGMENT_BYTES)
     }
 
-    /// Gives a segment's room back, where that is possible.
+    /// Gives a segment's room back. Of a device there is none to give.
     pub fn remove(&self, number: u32) -> io::Result<()> {
-        std::fs::remove_file(self.segment_path(number))
+        match self.is_elastic() {
+            true => std::fs::remove_file(self.segment_path(number)),
+            false => Ok(()),
+        }
     }
 
     /// Makes new names durable.
     pub fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        match self.is_elastic() {
+            true => File::open(&self.path)?.sync_all(),
+            false => Ok(()),
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::mem::{offset_of, size_of};
 use towline_block::{Extent, VolumeId, crc32c};
 use towline_journal::activity::file::{ActivityHeader, ActivitySector};
 use towline_journal::format::*;
+use towline_journal::spill::device::DeviceHeader;
 use towline_journal::spill::layout::*;
 use zerocopy::IntoBytes;
 
@@ -97,6 +98,24 @@ fn the_document_describes_the_structs() {
             argument,
             incarnation,
             control,
+        ]
+    );
+    compare!(
+        SPILL_DOC,
+        "DeviceHeader",
+        DeviceHeader,
+        [
+            magic,
+            version,
+            reserved,
+            group_uuid,
+            device_id,
+            segment_bytes,
+            segments_offset,
+            created_unix_ns,
+            group_name,
+            reserved_2,
+            crc,
         ]
     );
     compare!(

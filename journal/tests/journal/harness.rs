@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use towline_block::{Access, BLOCK_BYTES, Backend, Extent, FileDisk, VolumeId};
 use towline_journal::format::{Control, Counter, Kind, SlotState};
+use towline_journal::spill::Store;
 use towline_journal::*;
 
 pub const BLOCKS: u64 = 6;
@@ -105,7 +106,7 @@ impl Lab {
             ring_bytes: Some(self.ring_bytes),
             sources,
             attach: self.attach,
-            spill: self.spill,
+            spill: self.spill.clone(),
             clock: unix_now_ns,
         }
     }
@@ -127,6 +128,11 @@ impl Lab {
 
     pub fn group_dir(&self) -> GroupDir {
         GroupDir::of(&self.dir.path().join("state"), &"lab".parse().unwrap())
+    }
+
+    pub fn spill_store(&self) -> Store {
+        let dir = self.group_dir();
+        Store::of(&dir, dir.load().unwrap().as_ref())
     }
 
     pub fn ring_path(&self) -> PathBuf {
@@ -174,7 +180,7 @@ impl Lab {
     pub fn ship(&mut self, steps: usize) {
         let journal = self.journal().clone();
         let attached = journal.attach(self.target.durable).expect("same epoch");
-        let spill = journal.dir().spill_path();
+        let spill = self.spill_store();
         let reader = RingReader::open(journal.ring_file()).unwrap().with_spill(spill);
         if let Some(part) = &attached.history {
             self.ship_history(&reader, part);
@@ -260,8 +266,7 @@ impl Lab {
 
     /// Takes over what the spill has of the lost ring, as far as it can be read.
     fn ship_history(&mut self, reader: &RingReader, part: &HistoryPart) {
-        let folder = self.journal().dir().spill_path();
-        let mut spill = reader.history(folder, part.ring_id.0);
+        let mut spill = reader.history(self.spill_store(), part.ring_id.0);
         assert_eq!(part.first_seq, self.target.durable.seq + 1);
         assert_eq!(part.incarnation, self.target.durable.incarnation);
         for seq in part.first_seq..=part.last_seq {

@@ -14,7 +14,7 @@ use towline_journal::{Begun, Change, Durability, Journal, Outcome, SpillOptions}
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn lab(segments: u64) -> Lab {
+pub fn lab(segments: u64) -> Lab {
     let mut lab = Lab::new(RING_BYTES_MIN);
     lab.spill = SpillOptions {
         bytes: Some(segments * SEGMENT_BYTES),
@@ -27,7 +27,7 @@ fn lab(segments: u64) -> Lab {
 }
 
 /// Writes until `bytes` are journaled, never faster than the spill takes them.
-fn write_mib(lab: &Lab, mib: u64) {
+pub fn write_mib(lab: &Lab, mib: u64) {
     for round in 0..mib * 16 {
         let offset = round * 37_000 % (SIZE - 65_536);
         let _ = lab.write((round % 2) as usize, offset, &vec![round as u8 | 1; 65_536], End::Done);
@@ -185,6 +185,19 @@ fn a_lost_segment_means_that_everything_is_compared() {
     let report = lab.open();
     assert!(report.spill_lost && !report.restarted, "{report:?}");
     assert!(lab.journal().get(Counter::SuspectBlocks) > 0);
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_damaged_header_means_that_everything_is_compared() {
+    let mut lab = lab(4);
+    write_mib(&lab, 10);
+    lab.journal = None;
+    // Of the first span: what follows it is not found either.
+    flip(&lab, 0, 40);
+    let report = lab.open();
+    assert!(report.spill_lost && !report.restarted, "{report:?}");
     lab.drain();
     lab.assert_identical();
 }

@@ -1,13 +1,16 @@
 //! What is found at start, row by row, on real files.
 
 use crate::harness::{End, Lab, SIZE};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 use towline_block::BLOCK_BYTES;
 use towline_journal::activity::EXTENT_BYTES;
 use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::inspect::GroupView;
-use towline_journal::{AttachPolicy, Durable, ErrorKind};
+use towline_journal::{AttachPolicy, Durable, ErrorKind, unix_now_ns};
 
 fn patch(path: &std::path::Path, offset: u64, bytes: &[u8]) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
@@ -193,6 +196,148 @@ fn a_source_changed_behind_our_back_is_noticed_after_an_orderly_stop() {
         lab.attach = policy;
         let report = lab.open();
         assert_eq!(report.restarted, restarted, "{report:?}");
+    }
+}
+
+#[test]
+fn an_orderly_stop_goes_on_with_its_ring() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    let _ = lab.write(0, 100_000, &[3; 100], End::Done);
+    lab.journal().stop().unwrap();
+    let head = lab.journal().get(Counter::Head);
+    let report = lab.open();
+    assert!(!report.restarted && report.summary.contains("the journal goes on"), "{report:?}");
+    assert_eq!(lab.journal().get(Counter::Head), head);
+    assert_eq!(lab.journal().get(Counter::DirtyBlocks), 0, "its record is still in the ring");
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_source_changed_after_a_kill_is_noticed() {
+    for (policy, restarted) in [(AttachPolicy::Auto, true), (AttachPolicy::Trust, false)] {
+        let mut lab = Lab::new(RING_BYTES_MIN);
+        lab.open();
+        lab.drain();
+        lab.journal = None;
+        // Later than the journal's last change by more than what a slow write explains.
+        let source = OpenOptions::new().write(true).open(lab.source_path(0)).unwrap();
+        source.write_all_at(b"intruder", SIZE - 10).unwrap();
+        let now = UNIX_EPOCH + Duration::from_nanos(unix_now_ns());
+        source.set_modified(now + Duration::from_secs(60)).unwrap();
+        lab.attach = policy;
+        let report = lab.open();
+        assert_eq!(report.restarted, restarted, "{report:?}");
+    }
+}
+
+#[test]
+fn nothing_tells_of_a_ring_that_is_lost_within_its_boot() {
+    for (policy, all) in [(AttachPolicy::Auto, true), (AttachPolicy::Trust, false)] {
+        let mut lab = cold_lab();
+        lab.attach = policy;
+        std::fs::remove_file(lab.ring_path()).unwrap();
+        let report = lab.open();
+        assert_eq!(report.summary.contains("nothing tells"), all, "{report:?}");
+        lab.drain();
+        lab.assert_identical();
+    }
+}
+
+#[test]
+fn resync_compares_everything_whatever_is_there() {
+    let mut lab = cold_lab();
+    lab.attach = AttachPolicy::Resync;
+    let report = lab.open();
+    assert!(report.summary.contains("the operator asked for it"), "{report:?}");
+    let suspect = lab.journal().get(Counter::SuspectBlocks) * BLOCK_BYTES;
+    assert!(suspect >= 2 * lab.size, "both volumes: {suspect}");
+    lab.drain();
+    lab.assert_identical();
+}
+
+#[test]
+fn a_lost_state_directory_is_a_new_group_and_its_old_ring_is_left() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    let (ring, before) = (lab.ring_path(), lab.group_dir().load().unwrap().unwrap());
+    lab.journal = None;
+    std::fs::remove_dir_all(lab.group_dir().path()).unwrap();
+    let report = lab.open();
+    assert!(report.created && report.summary.contains("new group"), "{report:?}");
+    let after = lab.group_dir().load().unwrap().unwrap();
+    assert_ne!(before.group_uuid, after.group_uuid, "a receiver tells them apart");
+    assert!(ring.exists(), "it may be another state directory's");
+}
+
+#[test]
+fn what_is_no_ring_is_left_alone() {
+    let mut lab = Lab::new(RING_BYTES_MIN);
+    lab.open();
+    lab.drain();
+    lab.journal = None;
+    let path = lab.ring_path();
+    // A file of its own: the old one may still be mapped.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, b"somebody's notes").unwrap();
+    assert!(lab.open().restarted);
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's notes");
+    lab.drain();
+    lab.assert_identical();
+}
+
+/// Every file of the folder and the ring, by path.
+fn content(lab: &Lab) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![lab.dir.path().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(entry.path()),
+                false => drop(files.insert(entry.path(), std::fs::read(entry.path()).unwrap())),
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn a_newer_file_of_any_kind_is_refused_and_nothing_is_touched() {
+    for (name, with_state) in [
+        ("saved.map", true),
+        ("saved.map", false),
+        ("activity.map", true),
+        ("activity.map", false),
+        ("spill/00000.seg", true),
+        ("spill/00000.seg", false),
+    ] {
+        let mut lab = crate::spill::lab(2);
+        let _ = lab.write(0, 0, &[1; 4096], End::Done);
+        let done = lab.journal().get(Counter::Done);
+        lab.journal().persist(done);
+        assert!(lab.journal().wait_spilled(done, Duration::from_secs(20)));
+        lab.journal().stop().unwrap();
+        lab.journal = None;
+        patch(&lab.group_dir().path().join(name), 8, &99u32.to_le_bytes());
+        if !with_state {
+            std::fs::remove_file(lab.group_dir().state_path()).unwrap();
+        }
+        let before = content(&lab);
+        let error = lab.try_open().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Newer, "{name}: {error}");
+        assert!(error.to_string().contains("left untouched"), "{error}");
+        let mut after = content(&lab);
+        // The lock is taken to look.
+        after.retain(|path, _| !path.ends_with("lock"));
+        assert!(
+            before
+                .iter()
+                .all(|(path, bytes)| { path.ends_with("lock") || after.get(path) == Some(bytes) })
+        );
+        assert!(after.len() <= before.len(), "{name}: no new file");
     }
 }
 

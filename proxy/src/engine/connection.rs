@@ -88,6 +88,8 @@ pub struct Connection {
     pub pending: u32,
     /// Data bytes of their replies.
     pub owed: usize,
+    /// Requests executed in the last turn.
+    pub batch: u32,
     /// Bytes done of the change at the head of the input.
     pub progress: u64,
     /// When the bytes of the requests at hand came.
@@ -118,6 +120,7 @@ impl Connection {
             syncs: 0,
             pending: 0,
             owed: 0,
+            batch: 0,
             progress: 0,
             received,
             source: Duration::ZERO,

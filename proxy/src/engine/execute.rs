@@ -37,6 +37,7 @@ impl Core {
     /// Executes what the connection's input holds.
     pub(super) fn parse(&mut self, key: Key, connection: &mut Connection) -> Pause {
         let mut budget = TURN_BYTES;
+        connection.batch = 0;
         loop {
             if !connection.discard() {
                 return Pause::Bytes(1);
@@ -59,6 +60,7 @@ impl Core {
                 Ok(moved) => budget = budget.saturating_sub(moved),
                 Err(pause) => return pause,
             }
+            connection.batch += 1;
         }
     }
 

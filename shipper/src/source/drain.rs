@@ -25,6 +25,7 @@ use towline_block::{BLOCK_BYTES, Epoch, Incarnation, Position, Seq};
 use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::progress::Figure;
+use towline_journal::spill::Store;
 use towline_journal::{Claim, Durable, GroupDir, RingReader, unix_now_ns};
 
 /// Pause between two looks at the ring: while there was something lately, and later.
@@ -240,8 +241,9 @@ impl Drain {
         let mut fds = fds.into_iter();
         let missing = || Error::new(ErrorKind::Protocol, "the proxy sent too few descriptors");
         let ring = File::from(fds.next().ok_or_else(missing)?);
-        let reader =
-            RingReader::open(&ring).map_err(from_journal)?.with_spill(self.dir.spill_path());
+        // As the proxy that was attached to has it: another one may have moved it.
+        let spill = Store::of(&self.dir, self.dir.load().map_err(from_journal)?.as_ref());
+        let reader = RingReader::open(&ring).map_err(from_journal)?.with_spill(spill.clone());
         let sources: Vec<_> =
             fds.enumerate().map(|(index, fd)| (fd, reader.volume_size_bytes(index))).collect();
         if sources.len() != reader.volume_count() {
@@ -269,8 +271,7 @@ impl Drain {
                 "first the records that the spill has of the lost ring"
             );
         }
-        let folder = self.dir.spill_path();
-        let history = attached.history.map(|part| History::new(&reader, folder, part));
+        let history = attached.history.map(|part| History::new(&reader, spill, part));
         self.stream.progress().set_error("");
         self.last_error.clear();
         self.feed = Some(Feed {

@@ -6,7 +6,7 @@
 
 use super::cutter::{self, Cut, Range};
 use crate::error::Result;
-use std::path::PathBuf;
+use towline_journal::spill::Store;
 use towline_journal::{
     Control, Error, ErrorKind, HistoryPart, Kind, Record, RingReader, SlotState, SpillReader,
 };
@@ -18,8 +18,8 @@ pub(crate) struct History {
 }
 
 impl History {
-    pub fn new(ring: &RingReader, folder: PathBuf, part: HistoryPart) -> History {
-        let reader = ring.history(folder, part.ring_id.0);
+    pub fn new(ring: &RingReader, store: Store, part: HistoryPart) -> History {
+        let reader = ring.history(store, part.ring_id.0);
         History { reader, part, next: part.first_seq }
     }
 

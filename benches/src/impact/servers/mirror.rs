@@ -28,7 +28,8 @@ pub(super) fn start(place: &Place<'_>, mode: &str) -> anyhow::Result<Running> {
     );
     let file = File::create(&target).context("cannot make the mirror's target")?;
     file.set_len(scratch.size_bytes)?;
-    let words = nbdkit_words(&target_socket, &target);
+    let mut words = words![place.towline, "bench", "elsewhere"];
+    words.extend(nbdkit_words(&target_socket, &target));
     let log = place.log("target");
     let mut nbdkit = Process::start("nbdkit", &words, place.seats.side.as_ref(), &log)?;
     wait_until_it_answers(&mut nbdkit, &NbdUri::unix(&target_socket, ""))?;

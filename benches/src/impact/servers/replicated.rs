@@ -117,6 +117,9 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
     };
     let words = words![
         place.towline,
+        "bench",
+        "elsewhere",
+        place.towline,
         "receive",
         "--listen",
         format!("127.0.0.1:{receiver_port}"),

@@ -75,7 +75,7 @@ fn a_reader_without_io_uring_finds_the_same() {
     fill(dir.path(), 2);
     let store = Store::folder(dir.path().to_owned());
     for file in 0..2 {
-        let alone = read_alone(&store, file, &UUID);
+        let alone = read_alone(&store, file, &UUID, Depth::All);
         let many = scan(&store, &UUID);
         let at_once = &many.files[file as usize];
         assert_eq!((alone.spans, alone.serial), (at_once.spans, at_once.serial));
