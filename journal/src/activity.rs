@@ -134,10 +134,11 @@ impl Activity {
     }
 
     /// Before the source operation of a change that has its number: its extents are
-    /// hot, durably, when this returns.
-    pub fn touch(&self, volume: VolumeId, range: Extent) {
+    /// hot, durably, when this returns true. Else the state disk failed or took too long.
+    #[must_use]
+    pub fn touch(&self, volume: VolumeId, range: Extent) -> bool {
         if range.is_empty() {
-            return;
+            return true;
         }
         let (first, last) = (range.offset / EXTENT_BYTES, (range.end() - 1) / EXTENT_BYTES);
         let mut cold = false;
@@ -150,13 +151,11 @@ impl Activity {
             }
             cold |= self.hot.word(volume.index(), extent).0.load(SeqCst) & bit == 0;
         }
-        if cold {
-            self.heat(volume.index(), first, last);
-        }
+        !cold || self.heat(volume.index(), first, last)
     }
 
     #[cold]
-    fn heat(&self, volume: usize, first: u64, last: u64) {
+    fn heat(&self, volume: usize, first: u64, last: u64) -> bool {
         let end = (last + HEATED_AHEAD).min(self.extents[volume]);
         let mut desk = self.desk();
         desk.wanted.extend((first..end.max(last + 1)).map(|extent| (volume, extent)));
@@ -176,6 +175,7 @@ impl Activity {
                  the disk answers, a power loss would compare everything"
             );
         }
+        !self.invalid.load(SeqCst)
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {

@@ -167,7 +167,7 @@ impl Journal {
         let count = extent.len.div_ceil(piece_bytes).max(1);
         let payload = if zero { 0 } else { extent.len };
         let Some((first, position)) = self.reserve(volume, extent, count, payload) else {
-            self.activity.touch(volume, extent);
+            self.touch(volume, extent);
             return Begun::Map;
         };
         match change {
@@ -181,8 +181,15 @@ impl Journal {
         }
         ring.count(Counter::JournaledBytes, volume, payload);
         // R7: after the number was taken, before the source is written.
-        self.activity.touch(volume, extent);
+        self.touch(volume, extent);
         Begun::Record(Ticket { first, count: count as u32, volume, extent })
+    }
+
+    /// R7. Where the map could not be waited for, whoever finds the ring has to know.
+    fn touch(&self, volume: VolumeId, extent: Extent) {
+        if !self.activity.touch(volume, extent) {
+            self.ring.set(Counter::ActivityInvalid, 1);
+        }
     }
 
     /// Sequence numbers and room for a change, or its blocks dirty (R2, R5).

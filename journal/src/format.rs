@@ -171,6 +171,12 @@ pub enum Counter {
     /// Zeroes that segments of the spill were filled with before their first use, in bytes
     /// since the ring was made.
     SpillFilledBytes = 25,
+    /// 1 once a write went on without its extent being hot durably (R7). Kept until a start
+    /// has made everything hot: a killed owner's map is not to be believed.
+    ActivityInvalid = 26,
+    /// Records up to here may have been lost by a failed sync of the spill. A later sync, of
+    /// this process or the next, says nothing of them.
+    SpillLost = 27,
     /// All records up to here, that the target lacks, are in the spill. Trusted after a
     /// crash as `Acked`.
     Spilled = 32,

@@ -341,6 +341,7 @@ impl Journal {
         }
         drop(cursor);
         self.heat_pending();
+        self.heat_unknown();
         self.advance_done();
         Ok(())
     }
@@ -362,6 +363,17 @@ impl Journal {
         }
         if let Err(e) = self.activity.heat_now(&pending) {
             tracing::error!("{e}: a power loss before what is dirty is sent may go unnoticed");
+        }
+    }
+
+    /// R7: writes of a killed owner went past a slow state disk; which ones is forgotten.
+    fn heat_unknown(&self) {
+        if self.ring.get(Counter::ActivityInvalid) == 0 {
+            return;
+        }
+        match self.activity.heat_all() {
+            Ok(()) => self.ring.set(Counter::ActivityInvalid, 0),
+            Err(e) => tracing::error!("{e}: a power loss may go unnoticed (--attach resync)"),
         }
     }
 

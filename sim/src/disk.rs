@@ -32,16 +32,33 @@ pub fn cells_of(block: usize) -> std::ops::Range<usize> {
 pub struct Disk {
     pub now: Content,
     flushed: Content,
+    /// The kernel tried to write it, failed, said so once, and will not try again.
+    given_up: [bool; CELLS],
+    /// Flushes that failed.
+    pub failures: u64,
 }
 
 impl Disk {
+    pub fn write(&mut self, cell: usize, value: u32) {
+        self.now[cell] = value;
+        self.given_up[cell] = false;
+    }
+
     pub fn flush_volume(&mut self, volume: usize) {
-        let cells = volume * CELLS_PER_VOLUME..(volume + 1) * CELLS_PER_VOLUME;
-        self.flushed[cells.clone()].copy_from_slice(&self.now[cells]);
+        for cell in cells_of_volume(volume).filter(|cell| !self.given_up[*cell]) {
+            self.flushed[cell] = self.now[cell];
+        }
     }
 
     pub fn flush(&mut self) {
-        self.flushed = self.now;
+        (0..VOLUMES).for_each(|volume| self.flush_volume(volume));
+    }
+
+    pub fn fail_flush(&mut self, volume: usize) {
+        self.failures += 1;
+        for cell in cells_of_volume(volume) {
+            self.given_up[cell] |= self.now[cell] != self.flushed[cell];
+        }
     }
 
     /// Each unflushed cell is there or not, as the power supply likes it.
@@ -51,6 +68,21 @@ impl Disk {
                 self.now[cell] = self.flushed[cell];
             }
         }
-        self.flushed = self.now;
+        self.settle();
     }
+
+    /// What is there now is durable.
+    pub fn settle(&mut self) {
+        self.flushed = self.now;
+        self.given_up = [false; CELLS];
+    }
+
+    /// As read past the page cache, by a descriptor of one's own.
+    pub fn flushed(&self) -> &Content {
+        &self.flushed
+    }
+}
+
+fn cells_of_volume(volume: usize) -> std::ops::Range<usize> {
+    volume * CELLS_PER_VOLUME..(volume + 1) * CELLS_PER_VOLUME
 }

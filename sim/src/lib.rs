@@ -8,11 +8,13 @@
 //! Promises: a seed is a run, for ever; a failing run prints its seed and every step.
 //! Knows nothing of files, sockets or clocks.
 
+mod activity;
 mod disk;
 mod faults;
 mod guest;
 mod ledger;
 mod oracle;
+mod persister;
 mod proxy;
 mod receiver;
 mod ring;
@@ -20,10 +22,11 @@ mod rng;
 mod rules;
 mod run;
 mod shipper;
+mod spill;
 mod wire;
 mod world;
 
-pub use faults::{Config, FaultRates};
+pub use faults::{Config, FaultRates, Pace, SpillConfig};
 pub use rules::Rules;
 pub use run::{Failure, Passed, run, sweep};
 pub use world::Process;

@@ -2,7 +2,7 @@
 
 use crate::disk::CELLS;
 use crate::proxy::Life;
-use crate::ring::{RECORD_CELLS_MAX, count};
+use crate::ring::{Pos, RECORD_CELLS_MAX, count};
 use crate::wire::{BATCH_RECORDS_MAX, Durable, WINDOW_BATCHES};
 use crate::world::World;
 
@@ -53,6 +53,18 @@ impl World {
             self.violate(format!(
                 "(b) at point {point:?} cell {cell} recovers as {got}, the history has {want}"
             ));
+        }
+    }
+
+    /// (b): a mark keeps what the source was at its place.
+    pub fn check_mark(&mut self, mark: Pos) {
+        self.seen.marks += 1;
+        let expected = self.history.at(mark);
+        let content = *self.target();
+        let explained = |c: &usize| expected.iter().any(|e| e[*c] == content[*c]);
+        if let Some(cell) = (0..CELLS).find(|c| !explained(c)) {
+            let (got, want) = (content[cell], expected[0][cell]);
+            self.violate(format!("(b) mark {mark:?} keeps {got} in cell {cell}, not {want}"));
         }
     }
 

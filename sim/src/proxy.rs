@@ -2,16 +2,21 @@
 //! any two stores. `proxy/start.rs` is the start and recovery, `proxy/link.rs` what it does
 //! for the shipper.
 
+mod control;
+mod damage;
+mod durable;
 mod link;
 mod start;
 
-pub use link::{Claim, Link, LinkOp, Reply, Req};
+pub use link::{Claim, HistoryPart, Link, LinkOp, Reply, Req};
 pub use start::Start;
 
+use crate::activity::Activity;
 use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
 use crate::guest::Request;
+use crate::persister::Index;
 use crate::ring::{Base, Kind, Pos, RECORD_CELLS_MAX, SLOTS_RESERVED, SlotState};
-use crate::world::World;
+use crate::world::{World, Zombie};
 
 /// What the proxy keeps in `state.json`; replaced atomically, durable at once.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +24,8 @@ pub struct StateFile {
     pub inc: u32,
     pub seal: Option<Seal>,
     pub promoted: bool,
+    /// The incarnation before, of which the spill may have records.
+    pub history: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +67,10 @@ pub struct Proxy {
     pub held: Option<Held>,
     pub link_op: Option<LinkOp>,
     pub claims: Vec<(u64, Vec<usize>)>,
+    pub activity: Activity,
+    pub index: Index,
+    /// A flush of the volume's source has failed.
+    pub sync_failed: [bool; VOLUMES],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +88,9 @@ impl Proxy {
             held: None,
             link_op: None,
             claims: Vec::new(),
+            activity: Activity::default(),
+            index: Index::default(),
+            sync_failed: [false; VOLUMES],
         }
     }
 
@@ -95,14 +109,26 @@ pub struct Op {
     /// Its records; empty: un-journaled.
     seqs: Vec<u64>,
     failed: bool,
+    /// Records that have to be durable before the answer, where that is asked for.
+    needed: u64,
+    /// The flush that is under way is the spill's, too.
+    flushing: Option<Box<durable::Flushing>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Begin,
     Publish(usize),
+    /// Since then it waits for its extents to be hot.
+    Touch(Option<u64>),
+    /// Since then the flush waits for the spill's writes.
+    Held(u64),
     Write(usize),
+    /// The device is flushing, until then.
+    EndFlush(u64),
     Finish(usize),
+    /// Since then the answer waits for the journal's disk.
+    Await(u64),
     Break(Then),
     Flag(Then),
     Dirty(usize, Then),
@@ -121,7 +147,8 @@ pub enum Then {
 impl Op {
     pub fn new(request: Request) -> Op {
         let values = request.values();
-        Op { request, values, phase: Phase::Begin, seqs: Vec::new(), failed: false }
+        let (phase, seqs) = (Phase::Begin, Vec::new());
+        Op { request, values, phase, seqs, failed: false, needed: 0, flushing: None }
     }
 
     fn blocks(&self) -> BlockSet {
@@ -161,6 +188,9 @@ impl World {
                 lock_free && (!held || op.request == Request::Flush)
             }
             Phase::Break(_) => lock_free,
+            Phase::Held(since) => self.is_flushable(op, since),
+            Phase::EndFlush(until) => self.now >= until,
+            Phase::Await(since) => self.is_answerable(op, since),
             _ => true,
         }
     }
@@ -175,17 +205,34 @@ impl World {
             Phase::Publish(i) => {
                 self.set_slot(op.seqs[i], SlotState::Intent);
                 let last = i + 1 == op.seqs.len();
-                op.phase = if last { Phase::Write(0) } else { Phase::Publish(i + 1) };
+                op.phase = if last { Phase::Touch(None) } else { Phase::Publish(i + 1) };
             }
-            Phase::Write(i) => self.write_source(volume, &mut op, i),
+            Phase::Touch(since) => {
+                let since = since.unwrap_or(self.now);
+                let ready = self.touch(&op.blocks(), self.now - since);
+                let flush = op.request == Request::Flush;
+                op.phase = match ready {
+                    true if flush && self.is_eager() => Phase::Held(self.now),
+                    true => Phase::Write(0),
+                    false => Phase::Touch(Some(since)),
+                };
+            }
+            Phase::Held(_) => op.phase = Phase::Write(0),
+            Phase::Write(_) if op.request == Request::Flush => self.flush_source(volume, &mut op),
+            Phase::Write(i) => self.write_source(&mut op, i),
+            Phase::EndFlush(_) => self.end_flush(volume, &mut op),
+            Phase::Await(since) => self.end_wait(&mut op, since),
             Phase::Finish(i) => {
                 self.set_slot(op.seqs[i], SlotState::Done);
                 if !self.rules.slots_freed_by_ack {
                     self.ring_mut().acked = op.seqs[i];
                     self.ring_mut().free_tail();
                 }
-                let last = i + 1 == op.seqs.len();
-                op.phase = if last { Phase::Reply } else { Phase::Finish(i + 1) };
+                if i + 1 == op.seqs.len() {
+                    self.ended(&mut op);
+                } else {
+                    op.phase = Phase::Finish(i + 1);
+                }
             }
             Phase::Break(then) => {
                 self.proxy.lock = Some(Owner::Volume(volume));
@@ -238,6 +285,7 @@ impl World {
             op.phase = Phase::Write(0);
             return;
         }
+        op.needed = if flush { ring.head } else { 0 };
         let records = op.records();
         let reserved = if rules.control_slots_reserved { SLOTS_RESERVED } else { 0 };
         if ring.free_slots() >= records.len() + reserved {
@@ -245,7 +293,7 @@ impl World {
             op.seqs = records.into_iter().map(append).collect();
             op.phase = Phase::Publish(0);
         } else if flush {
-            op.phase = Phase::Write(0);
+            op.phase = if self.is_eager() { Phase::Held(self.now) } else { Phase::Write(0) };
         } else if !rules.overflow_to_map {
             self.violate("(g) a guest's write waits for room in the ring".into());
         } else if rules.dirty_before_source_write {
@@ -255,12 +303,8 @@ impl World {
         }
     }
 
-    fn write_source(&mut self, volume: usize, op: &mut Op, index: usize) {
-        if op.request == Request::Flush {
-            if self.rules.flush_reaches_source {
-                self.source.flush_volume(volume);
-            }
-        } else if self.source_write_fails() {
+    fn write_source(&mut self, op: &mut Op, index: usize) {
+        if self.source_write_fails() {
             op.failed = true;
             let inc = self.head().inc;
             for seq in &op.seqs {
@@ -272,29 +316,49 @@ impl World {
                 (false, false) => Phase::Tombstone(0),
             };
             return;
-        } else {
-            if self.refuses() {
-                self.violate("(d) a sealed source is written".into());
-            }
-            let (cell, value) = op.values[index];
-            let record = op.record_of(index);
-            let mut at = self.head();
-            if record != 0 {
-                at.seq = record;
-            }
+        }
+        if self.refuses() {
+            self.violate("(d) a sealed source is written".into());
+        }
+        let (cell, value) = op.values[index];
+        let (at, record) = self.place_of(op, index);
+        if self.rules.zero_reads_zero || matches!(op.request, Request::Write(_)) {
             self.history.wrote(at, record, cell, value);
-            self.source.now[cell] = value;
-            if index + 1 < op.values.len() {
-                op.phase = Phase::Write(index + 1);
-                return;
+            self.source.write(cell, value);
+        }
+        if index + 1 < op.values.len() {
+            op.phase = Phase::Write(index + 1);
+            return;
+        }
+        match (op.seqs.is_empty(), self.rules.dirty_before_source_write) {
+            (false, _) => op.phase = Phase::Finish(0),
+            (true, false) => op.phase = Phase::Break(Then::Reply),
+            (true, true) => self.ended(op),
+        }
+    }
+
+    /// Where a cell's write stands in the group's order, and its record if it has one.
+    fn place_of(&mut self, op: &Op, index: usize) -> (Pos, u64) {
+        let record = op.record_of(index);
+        let mut at = self.head();
+        if record != 0 {
+            at.seq = record;
+        }
+        (at, record)
+    }
+
+    /// The kernel has a killed proxy's writes and ends them later.
+    pub fn leave_zombies(&mut self) {
+        for volume in 0..VOLUMES {
+            let Some(op) = self.proxy.ops[volume].take() else { continue };
+            if let Phase::Write(index) = op.phase
+                && let Some((cell, value)) = op.values.get(index).copied()
+                && self.rng.chance(50)
+            {
+                let (at, record) = self.place_of(&op, index);
+                self.zombies.push(Zombie { at, record, cell, value });
             }
         }
-        let late = !self.rules.dirty_before_source_write && op.request != Request::Flush;
-        op.phase = match (op.seqs.is_empty(), late) {
-            (false, _) => Phase::Finish(0),
-            (true, true) => Phase::Break(Then::Reply),
-            (true, false) => Phase::Reply,
-        };
     }
 
     fn dirty_next(&mut self, op: &mut Op, block: usize, then: Then) {
@@ -302,7 +366,7 @@ impl World {
         let Some(next) = (block..BLOCKS).find(|b| blocks[*b]) else {
             self.proxy.lock = None;
             op.phase = match then {
-                Then::Write => Phase::Write(0),
+                Then::Write => Phase::Touch(None),
                 Then::Tombstone => Phase::Tombstone(0),
                 Then::Reply => Phase::Reply,
             };
@@ -326,52 +390,10 @@ impl World {
         }
     }
 
-    /// A BREAK record, if the group is whole. The caller holds the append lock.
-    pub fn append_break(&mut self) {
-        if !self.rules.break_before_unjournaled || !self.ring_mut().whole {
-            return;
-        }
-        if self.ring_mut().free_slots() == 0 {
-            self.violate("(f) no slot is left for a BREAK".into());
-            return;
-        }
-        self.ring_mut().append(Kind::Break, SlotState::Done);
-    }
-
     fn set_slot(&mut self, seq: u64, state: SlotState) {
         match self.ring_mut().slot_mut(seq) {
             Some(slot) => slot.state = state,
             None => self.violate(format!("(f) the slot of record {seq} was freed under its owner")),
-        }
-    }
-
-    /// HEAL, in two stores under the append lock: the record, then the flag.
-    pub fn heal_is_ready(&self) -> bool {
-        if self.proxy.life != Life::Serving || self.proxy.lock == Some(Owner::Heal) {
-            return self.proxy.lock == Some(Owner::Heal);
-        }
-        let Some(ring) = &self.ring else { return false };
-        let room = if self.rules.heal_leaves_room { SLOTS_RESERVED + 1 } else { 1 };
-        !ring.whole
-            && (self.proxy.lock.is_none() || !self.rules.heal_under_lock)
-            && (ring.map_is_empty() || !self.rules.heal_needs_empty_map)
-            && ring.free_slots() >= room
-            && !matches!(self.proxy.link_op, Some(LinkOp::Attach { .. }))
-    }
-
-    pub fn step_heal(&mut self) {
-        self.note(|| "heal".into());
-        if self.proxy.lock == Some(Owner::Heal) {
-            self.ring_mut().whole = true;
-            self.proxy.lock = None;
-            return;
-        }
-        self.ring_mut().append(Kind::Heal, SlotState::Done);
-        if self.proxy.lock.is_none() {
-            self.proxy.lock = Some(Owner::Heal);
-        } else {
-            // The injected fault: somebody else's critical section is not respected.
-            self.ring_mut().whole = true;
         }
     }
 

@@ -216,7 +216,7 @@ impl World {
                 let relaxed = !self.rules.fresh_resync || !self.rules.resync_begins_incarnation;
                 next || newer || resync || (relaxed && batch.pos >= end.pos)
             }
-            Body::Block { .. } => batch.pos == end.pos || !self.rules.fresh_resync,
+            _ => batch.pos == end.pos || !self.rules.fresh_resync,
         };
         let loose = !self.rules.number_chain;
         // Without the checks of position a receiver behind would be fed a stream with a gap.
@@ -224,12 +224,25 @@ impl World {
         if store.promoted() || !(chained || loose) || !(follows || loose || gap_allowed) {
             return self.hang_up(conn);
         }
+        if !self.rules.compare_in_stream {
+            self.tell_compared(&batch);
+        }
         self.receiver.store.staging.push_back(Staged { batch, durable: false });
         self.receiver.store.version += 1;
         if !self.rules.ack_after_staging_sync {
             let durable = self.receiver.store.end();
             self.tell(conn, ToShipper::Ack { durable });
         }
+    }
+
+    /// The verdict on a question, to whoever is there now.
+    fn tell_compared(&mut self, batch: &Batch) {
+        let Body::Compare { claim, block, content, .. } = &batch.body else { return };
+        let differs = self.receiver.store.target.now[cells_of(*block)] != content[..];
+        let (number, claim, block) = (batch.number, *claim, *block);
+        self.seen.verdicts[usize::from(differs)] += 1;
+        let conn = self.receiver.conn;
+        self.tell(conn, ToShipper::Compared { number, claim, block, differs });
     }
 
     pub fn needs_sync(&self) -> bool {
@@ -267,6 +280,8 @@ impl World {
         }
         let Some(batch) = apply.batch.clone() else { return };
         let values = batch.values();
+        let mut answered = false;
+        let mut marked = Vec::new();
         apply.step = match step {
             ApplyStep::Begin => {
                 if !rules.redo {
@@ -306,9 +321,14 @@ impl World {
                     store.applied = store.after(store.applied, &batch);
                     store.staging.pop_front();
                 }
+                // A mark behind a gap that only the shipper knows of is none.
+                if store.applied.whole || !rules.mark_needs_whole {
+                    marked = batch.marks();
+                }
                 ApplyStep::Discard
             }
             ApplyStep::Discard => {
+                answered = rules.compare_in_stream;
                 if store.applied.whole {
                     store.undo.clear();
                 }
@@ -316,6 +336,10 @@ impl World {
                 ApplyStep::Begin
             }
         };
+        if answered {
+            self.tell_compared(&batch);
+        }
+        marked.into_iter().for_each(|pos| self.check_mark(pos));
     }
 
     /// Everything up to the sealed position is applied, and it is a point.

@@ -21,7 +21,10 @@ pub enum Kind {
     Barrier,
     Resync,
     Break,
-    Heal,
+    /// With the claims that the target had.
+    Heal(u64),
+    /// A name for this place: the target keeps what it has there.
+    Mark,
     Seal,
 }
 
@@ -43,11 +46,18 @@ impl Kind {
         }
     }
 
+    /// A payload that fails its checksum, taken all the same.
+    pub fn spoil(&mut self) {
+        if let Kind::Write(values) = self {
+            values.iter_mut().for_each(|(_, value)| *value ^= 1 << 31);
+        }
+    }
+
     /// What the record makes of `whole`, if anything.
     pub fn whole(&self) -> Option<bool> {
         match self {
             Kind::Resync | Kind::Break => Some(false),
-            Kind::Heal => Some(true),
+            Kind::Heal(_) => Some(true),
             _ => None,
         }
     }
@@ -67,7 +77,7 @@ impl SlotState {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     pub seq: u64,
     pub kind: Kind,
@@ -100,8 +110,22 @@ pub struct Ring {
     pub whole: bool,
     pub dirty: BlockSet,
     pub claimed: BlockSet,
+    /// Dirty or claimed, and to be compared before it is sent.
+    pub suspect: BlockSet,
     pub dirty_count: i32,
     pub claimed_count: i32,
+    /// Records up to here are in the spill, and durable there.
+    pub spilled: u64,
+    pub spill_durable: u64,
+    /// Records up to here may have been lost by a failed sync of the spill.
+    pub spill_lost: u64,
+    /// The last HEAL and RESYNC.
+    pub healed_seq: u64,
+    pub resync_seq: u64,
+    /// A write went on without its extent being hot durably.
+    pub map_invalid: bool,
+    /// The machine ran without a break since it was made.
+    pub boot: u64,
     /// Records below this were made superfluous by a RESYNC: freed without the target's ack.
     pub floor: u64,
 }
@@ -119,8 +143,16 @@ impl Ring {
             whole: false,
             dirty,
             claimed: [false; BLOCKS],
+            suspect: [false; BLOCKS],
             dirty_count: 0,
             claimed_count: 0,
+            spilled: 0,
+            spill_durable: 0,
+            spill_lost: 0,
+            healed_seq: 0,
+            resync_seq: 0,
+            map_invalid: false,
+            boot: 0,
             floor: 0,
         };
         ring.recount();
@@ -139,6 +171,11 @@ impl Ring {
     /// Gives out the next number. The caller has made sure of room.
     pub fn append(&mut self, kind: Kind, state: SlotState) -> u64 {
         self.head += 1;
+        match kind {
+            Kind::Heal(_) => self.healed_seq = self.head,
+            Kind::Resync => self.resync_seq = self.head,
+            _ => {}
+        }
         self.slots.push_back(Slot { seq: self.head, kind, state });
         self.head
     }
@@ -173,9 +210,10 @@ impl Ring {
         }
     }
 
-    /// Frees the final slots at the tail up to `acked`.
+    /// Frees the final slots at the tail that the target or the spill has (R11).
     pub fn free_tail(&mut self) {
-        while self.slots.front().is_some_and(|s| s.state.is_final() && s.seq <= self.acked) {
+        let kept = self.acked.max(self.spilled);
+        while self.slots.front().is_some_and(|s| s.state.is_final() && s.seq <= kept) {
             self.slots.pop_front();
         }
     }

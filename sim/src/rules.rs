@@ -28,8 +28,12 @@ macro_rules! rules {
 }
 
 rules! {
+    /// R12: a trim or zero reads back zero at the source.
+    zero_reads_zero,
     /// A flush is answered when the source has made durable what came before it.
     flush_reaches_source,
+    /// R7: after a failed flush of a source no later one succeeds.
+    failed_flush_is_sticky,
     /// R1: the payload of a write that never ended becomes what the source holds.
     intent_rewrite,
     /// R1: a zero or trim that never ended becomes failed, its blocks dirty.
@@ -66,6 +70,8 @@ rules! {
     cut_through_p_before_read,
     /// R3: no record is cut while claimed blocks are read.
     no_cut_while_reading,
+    /// R13: the shipper reads what the proxy has written, not what a descriptor of its own sees.
+    reads_through_proxy,
     /// R4: HEAL only when nothing is dirty or claimed.
     heal_needs_empty_map,
     /// R5: HEAL and an overflow exclude each other by the append lock.
@@ -78,6 +84,57 @@ rules! {
     slots_freed_by_ack,
     /// Slots are freed under the append lock: a BREAK or HEAL stays until `whole` is stored.
     slots_freed_under_lock,
+    /// R11: what counts as spilled is written.
+    spilled_follows_span,
+    /// R11: only final records are spilled.
+    spill_final_only,
+    /// R11: a segment is used again when the target has its records.
+    segment_kept_until_acked,
+    /// R11: a start looks whether the spill has what the ring relies on.
+    spill_holes_found,
+    /// R11: a damaged segment's blocks become dirty.
+    damage_dirties_segment,
+    /// R11: the stream breaks where a damaged record was.
+    damage_breaks,
+    /// R11: so does the ring, whatever the segment touched: a HEAL has to follow.
+    damage_breaks_ring,
+    /// R11: with a HEAL or RESYNC behind it everything is compared instead.
+    damage_behind_heal_compares_all,
+    /// R7: what a damage dirties is hot.
+    damage_heats,
+    /// Records of the spill are checked before they are shipped.
+    spill_checksums,
+    /// R14: what counts as durable in the spill is synced.
+    spill_durable_is_synced,
+    /// R14: after a failed sync of the spill no later one covers what that one lost.
+    failed_spill_sync_loses,
+    /// R14: not after a kill either.
+    spill_loss_outlives_kill,
+    /// R14: a flush of the source is the spill's only for what was written before it began.
+    joint_flush_covers_what_was_written,
+    /// R14: durability "flush": a flush is answered when the journal is durable, too.
+    flush_waits_for_journal,
+    /// R14: durability "write": so is a write.
+    write_waits_for_journal,
+    /// R14: a slow or full spill holds no guest beyond the bound.
+    journal_wait_bounded,
+    /// R14: unless the policy is strict.
+    strict_waits_without_bound,
+    /// R6: of a lost ring the spill's records are shipped only to a target that they bring to
+    /// the activity map's base.
+    history_reaches_base,
+    /// What the rest of a history that ends early touched is compared.
+    history_end_dirties_rest,
+    /// No HEAL before the history is over.
+    history_before_heal,
+    /// A HEAL in the history is shipped only to a target that has its claims.
+    history_heal_checks_claims,
+    /// R7: what the history touches is hot in the next incarnation.
+    history_heats,
+    /// R7: the base is not behind a history that may be given up.
+    history_lowers_base,
+    /// The history counts until a target has the first record of the next incarnation.
+    history_kept_until_passed,
     /// Unacknowledged bytes are bounded.
     window_bounded,
     /// Resume only a receiver that stands at or behind nothing the ring has given up.
@@ -88,10 +145,62 @@ rules! {
     resume_checks_base,
     /// "Everything dirty" starts the stream at a fresh RESYNC record.
     fresh_resync,
+    /// R6: a ring that comes through a boot on some disk is not what was in memory.
+    ring_of_this_boot,
+    /// R9: recovery begins when the last I/O of a killed owner has ended.
+    owner_fence,
+    /// R10: a source that was changed while no proxy ran is compared.
+    attach_checks_source,
+    /// R10: an orderly stop flushes the sources before it says what the target lacks.
+    stop_flushes_source,
     /// R6: an incarnation begins with a RESYNC record, which the receiver takes as a BREAK.
     resync_begins_incarnation,
-    /// R6: a lost ring is a new incarnation with everything dirty.
-    ring_loss_dirties_all,
+    /// R6, R8: after the loss of a ring what was hot is suspect.
+    ring_loss_suspects_hot,
+    /// Recovery of a map that is damaged, or of another incarnation: everything is suspect.
+    unsound_map_suspects_all,
+    /// The operator heeds the alarm of a map that a slow state disk has made invalid.
+    invalid_map_suspects_all,
+    /// R7: an extent is hot, durably, before its first write.
+    hot_before_first_write,
+    /// R7: that a write went past a slow map is known to whoever finds the ring.
+    invalid_map_outlives_kill,
+    /// R7: a guest waits for the state disk only so long.
+    activation_wait_bounded,
+    /// R7: what a start finds or makes dirty is hot: writes to dirty blocks heat nothing.
+    start_heats_dirty,
+    /// R7: "everything dirty" is everything hot.
+    resync_heats_all,
+    /// What is heated past the map's thread counts as touched: a cooler may be half done.
+    heating_touches,
+    /// A map that a killed proxy left is synced before its bits are relied on.
+    resumed_map_synced,
+    /// R7: cold only after a source sync that began behind all that.
+    cold_after_source_sync,
+    /// R7: cold only when the target, or the spill durably, has the records.
+    cold_needs_ack,
+    /// R7: of an incarnation nothing goes cold before a target has reached it.
+    cold_needs_first_ack,
+    /// R7: what is spilled and not synced makes nothing cold.
+    cold_needs_synced_spill,
+    /// R7: nothing goes cold behind a failed source sync.
+    cold_needs_good_sync,
+    /// R7: cold only when it was not touched.
+    cold_needs_untouched,
+    /// R7: cold only when nothing of it is dirty or claimed.
+    cold_needs_clean_map,
+    /// The cooler looks at the touches once more behind the clearing.
+    cold_looks_at_touches_last,
+    /// R7: the base is durable before bits that rely on it are cleared.
+    base_before_cold,
+    /// R8: compared in the order of the stream, behind all records up to P.
+    compare_in_stream,
+    /// R8: a compare claim ends with its differing blocks, not with the question.
+    compare_ends_when_settled,
+    /// Differing blocks are read again: records behind the question are in the stream.
+    differing_read_again,
+    /// A verdict names its batch: one of an earlier session answers nothing.
+    verdict_names_batch,
     /// An orderly stop saves claimed blocks, too.
     saved_map_has_claimed,
     /// An orderly stop saves the blocks of undrained records.
@@ -116,6 +225,10 @@ rules! {
     undo,
     /// Pre-images belong to one point.
     undo_tagged,
+    /// R5: a mark ends its batch.
+    mark_ends_batch,
+    /// R5: no mark while the group is broken.
+    mark_needs_whole,
     /// Held requests wait.
     hold_gates_writes,
     /// Held only when requests in flight have ended.

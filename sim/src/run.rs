@@ -37,6 +37,15 @@ pub struct Passed {
     pub steps: u64,
     pub points: u64,
     pub promoted: bool,
+    /// Verdicts of comparisons: equal, differing.
+    pub verdicts: [u64; 2],
+    /// Blocks that the loss of a ring did not make suspect.
+    pub spared: u64,
+    /// Records shipped from a lost ring's history, and from the spill.
+    pub shipped: [u64; 2],
+    /// Answers behind which the journal's durability stood, and late ones.
+    pub durable_answers: [u64; 2],
+    pub marks: u64,
 }
 
 /// Runs a seed; a failing one is run again for its trace.
@@ -47,6 +56,11 @@ pub fn run(config: Config, seed: u64) -> Result<Passed, Box<Failure>> {
             steps: world.now,
             points: world.seen.points,
             promoted: world.receiver.store.promoted(),
+            verdicts: world.seen.verdicts,
+            spared: world.seen.spared,
+            shipped: world.seen.shipped,
+            durable_answers: world.seen.durable_answers,
+            marks: world.seen.marks,
         });
     };
     let trace = play(config, seed, true).trace.unwrap_or_default();

@@ -5,8 +5,9 @@
 mod drive;
 
 use crate::disk::{CELLS_PER_BLOCK, cells_of};
-use crate::proxy::{Claim, Life, Link, Reply, Req};
-use crate::ring::{Kind, Pos, SlotState};
+use crate::proxy::{Claim, HistoryPart, Life, Link, Reply, Req};
+use crate::ring::{Kind, Pos, Slot, SlotState};
+use crate::spill::Read;
 use crate::wire::{
     BATCH_RECORDS_MAX, Batch, Body, Conn, Durable, ToReceiver, ToShipper, WINDOW_BATCHES,
 };
@@ -41,6 +42,10 @@ pub struct Shipper {
     window: VecDeque<u64>,
     pub claim: Option<Walk>,
     claim_asked: bool,
+    /// Records of a lost ring that come first.
+    history: Option<HistoryPart>,
+    /// The proxy was told of a record that cannot be read.
+    damage_told: bool,
     pub durable: Durable,
     pub cutover: Option<Cutover>,
     /// `DrainCheck` up to here.
@@ -52,12 +57,61 @@ pub struct Shipper {
     pub settle_asked: bool,
 }
 
-/// A claim on its way: granted, read block by block, sent part by part.
+/// A claim on its way: granted, read block by block, sent part by part. A compare claim is
+/// asked part by part, waits for the verdicts, and what differs is read and sent.
 #[derive(Clone, Debug)]
 pub struct Walk {
     claim: Claim,
-    read: Vec<(usize, [u32; CELLS_PER_BLOCK])>,
+    pass: Pass,
+    /// Blocks of this pass.
+    blocks: Vec<usize>,
+    read: Vec<Part>,
     sent: usize,
+    /// Questions without a verdict: batch and what was asked.
+    asked: Vec<(u64, Part)>,
+    differing: Vec<Part>,
+}
+
+type Part = (usize, [u32; CELLS_PER_BLOCK]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    Ask,
+    Wait,
+    Send,
+}
+
+impl Walk {
+    fn new(claim: Claim) -> Walk {
+        let pass = if claim.compare { Pass::Ask } else { Pass::Send };
+        let blocks = claim.blocks.clone();
+        let (read, asked, differing) = (Vec::new(), Vec::new(), Vec::new());
+        Walk { claim, pass, blocks, read, sent: 0, asked, differing }
+    }
+
+    /// All questions of the claim are in the stream.
+    fn all_asked(&mut self) {
+        self.pass = Pass::Wait;
+        self.blocks.clear();
+        self.read.clear();
+        self.sent = 0;
+    }
+
+    fn verdict(&mut self, number: u64, named: bool, block: usize, differs: bool, again: bool) {
+        let is_it = |(of, part): &(u64, Part)| (!named || *of == number) && part.0 == block;
+        let Some(at) = self.asked.iter().position(is_it) else { return };
+        let (_, part) = self.asked.remove(at);
+        if differs {
+            self.differing.push(part);
+        }
+        if self.asked.is_empty() && self.pass == Pass::Wait {
+            self.pass = Pass::Send;
+            self.blocks = self.differing.iter().map(|part| part.0).collect();
+            if !again {
+                self.read = std::mem::take(&mut self.differing);
+            }
+        }
+    }
 }
 
 impl Shipper {
@@ -74,6 +128,8 @@ impl Shipper {
             window: VecDeque::new(),
             claim: None,
             claim_asked: false,
+            history: None,
+            damage_told: false,
             durable: Durable::default(),
             cutover: None,
             drain_to: None,
@@ -81,6 +137,14 @@ impl Shipper {
             settle: None,
             settle_asked: false,
         }
+    }
+}
+
+/// What is shipped of a record.
+fn cut_kind(slot: &Slot) -> Kind {
+    match slot.state {
+        SlotState::Failed => Kind::Void,
+        _ => slot.kind.clone(),
     }
 }
 
@@ -126,7 +190,16 @@ impl World {
 
     fn stream_steps(&self, steps: &mut Vec<ShipStep>) {
         let s = &self.shipper;
+        if s.damage_told {
+            return;
+        }
         let room = s.window.len() < WINDOW_BATCHES || !self.rules.window_bounded;
+        if s.history.is_some() {
+            if room {
+                steps.push(ShipStep::Cut);
+            }
+            return;
+        }
         let reading = s.claim.as_ref().is_some_and(|walk| !walk.read.is_empty());
         if room && self.drainable() >= s.next_seq && (!reading || !self.rules.no_cut_while_reading)
         {
@@ -140,7 +213,10 @@ impl World {
             return;
         };
         let passed = s.next_seq > walk.claim.granted_at || !self.rules.cut_through_p_before_read;
-        if walk.read.len() < walk.claim.blocks.len() {
+        if walk.pass == Pass::Wait {
+            return;
+        }
+        if walk.read.len() < walk.blocks.len() {
             if passed {
                 steps.push(ShipStep::Read);
             }
@@ -166,6 +242,7 @@ impl World {
         match step {
             ShipStep::Connect => self.connect(),
             ShipStep::TakeReply => self.take_reply(),
+            ShipStep::Cut if self.shipper.history.is_some() => self.cut_history(),
             ShipStep::Cut => self.cut(),
             ShipStep::AskClaim => {
                 self.shipper.claim_asked = true;
@@ -173,9 +250,13 @@ impl World {
             }
             ShipStep::Read => {
                 let Some(walk) = &mut self.shipper.claim else { return };
-                let block = walk.claim.blocks[walk.read.len()];
+                let block = walk.blocks[walk.read.len()];
                 let cells = cells_of(block);
-                let content = std::array::from_fn(|i| self.source.now[cells.start + i]);
+                let seen = match self.rules.reads_through_proxy {
+                    true => &self.source.now,
+                    false => self.source.flushed(),
+                };
+                let content = std::array::from_fn(|i| seen[cells.start + i]);
                 walk.read.push((block, content));
             }
             ShipStep::SendPart => self.send_part(),
@@ -243,6 +324,14 @@ impl World {
                 self.ask(Req::Ack { pos: durable.pos, claims: durable.claims });
             }
             ToShipper::Decision { attempt, promoted } => self.decided(attempt, promoted),
+            ToShipper::Compared { number, claim, block, differs } => {
+                let (named, again) =
+                    (self.rules.verdict_names_batch, self.rules.differing_read_again);
+                let walk = self.shipper.claim.as_mut().filter(|walk| walk.claim.id == claim);
+                if let Some(walk) = walk {
+                    walk.verdict(number, named, block, differs, again);
+                }
+            }
         }
     }
 
@@ -256,12 +345,13 @@ impl World {
                 self.shipper.cutover = None;
                 self.shipper.settle = None;
             }
-            Reply::Attached { inc, start, durable, seal, .. } => {
+            Reply::Attached { inc, start, durable, seal, history, .. } => {
                 self.check_resent(&durable);
                 let s = &mut self.shipper;
                 s.stage = Stage::Running;
                 s.inc = inc;
                 s.next_seq = start;
+                s.history = history;
                 s.number = durable.number;
                 s.hash = durable.hash;
                 s.claims_sent = if durable.pos.inc == inc { durable.claims } else { 0 };
@@ -271,7 +361,17 @@ impl World {
             }
             Reply::Claimed(claim) => {
                 self.shipper.claim_asked = false;
-                self.shipper.claim = claim.map(|claim| Walk { claim, read: Vec::new(), sent: 0 });
+                self.shipper.claim = claim.map(Walk::new);
+            }
+            Reply::Skipped { upto } => self.skip(upto),
+            Reply::Resynced { start, claims } => {
+                self.shipper.damage_told = false;
+                self.shipper.next_seq = start;
+                self.shipper.claims_sent = claims;
+            }
+            Reply::HistoryEnded => {
+                self.shipper.damage_told = false;
+                self.shipper.history = None;
             }
             Reply::Held(seq) => self.held(seq),
             Reply::HoldFailed => self.hold_failed(),
@@ -293,25 +393,115 @@ impl World {
         let last = self.drainable().min(first + count - 1);
         let mut kinds = Vec::new();
         for seq in first..=last {
-            match self.ring.as_ref().and_then(|ring| ring.slot(seq)) {
-                Some(slot) if slot.state == SlotState::Failed => kinds.push(Kind::Void),
-                Some(slot) => kinds.push(slot.kind.clone()),
-                None => return self.violate(format!("(f) record {seq} was freed unshipped")),
+            match self.record(seq) {
+                Read::Record(slot) => kinds.push(cut_kind(&slot)),
+                Read::Damaged if kinds.is_empty() => {
+                    self.shipper.damage_told = true;
+                    return self.ask(Req::Damaged { seq });
+                }
+                Read::Damaged => break,
+                Read::Missing => {
+                    return self.violate(format!("(f) record {seq} was freed unshipped"));
+                }
+            }
+            if kinds.last() == Some(&Kind::Mark) && self.rules.mark_ends_batch {
+                break;
             }
         }
-        self.shipper.next_seq = last + 1;
+        self.shipper.next_seq = first + kinds.len() as u64;
         self.send_batch(Body::Records { first, kinds });
+    }
+
+    /// A record, from the ring or from the spill.
+    fn record(&mut self, seq: u64) -> Read {
+        let Some(ring) = &self.ring else { return Read::Missing };
+        match ring.slot(seq) {
+            Some(slot) => Read::Record(slot.clone()),
+            None => {
+                self.seen.shipped[1] += 1;
+                let read = self.spill.read(ring.inc, seq, self.rules.spill_checksums);
+                // Its header is gone since the start.
+                let known = read == Read::Missing && ring.spilled >= seq && self.seen.spill_damaged;
+                if known { Read::Damaged } else { read }
+            }
+        }
+    }
+
+    /// In place of lost records: a BREAK.
+    fn skip(&mut self, upto: u64) {
+        self.shipper.damage_told = false;
+        let first = self.shipper.next_seq;
+        let upto = upto.max(first);
+        let mut kinds = vec![Kind::Void; (upto + 1 - first) as usize];
+        if self.rules.damage_breaks {
+            kinds[0] = Kind::Break;
+        }
+        self.shipper.next_seq = upto + 1;
+        self.send_batch(Body::Records { first, kinds });
+    }
+
+    /// The next records of the lost ring; at the end the ring that is follows.
+    fn cut_history(&mut self) {
+        let Some(part) = self.shipper.history else { return };
+        let count = 1 + self.rng.below(BATCH_RECORDS_MAX) as u64;
+        let last = part.last.min(part.first + count - 1);
+        let mut kinds = Vec::new();
+        for seq in part.first..=last {
+            let slot = match self.spill.read(part.inc, seq, self.rules.spill_checksums) {
+                Read::Record(slot) => slot,
+                Read::Damaged | Read::Missing => break,
+            };
+            let kind = cut_kind(&slot);
+            match kind {
+                Kind::Heal(claims)
+                    if claims > part.claims && self.rules.history_heal_checks_claims =>
+                {
+                    break;
+                }
+                // A cutover does not outlive its ring.
+                Kind::Seal => kinds.push(Kind::Void),
+                _ => kinds.push(kind),
+            }
+            if kinds.last() == Some(&Kind::Mark) && self.rules.mark_ends_batch {
+                break;
+            }
+        }
+        if kinds.is_empty() && part.first <= part.last {
+            self.shipper.damage_told = true;
+            return self.ask(Req::HistoryEnded { seq: part.first });
+        }
+        let first = part.first;
+        let next = first + kinds.len() as u64;
+        self.shipper.history = (next <= part.last).then_some(HistoryPart { first: next, ..part });
+        self.seen.shipped[0] += kinds.len() as u64;
+        let at = (Pos { inc: part.inc, seq: next - 1 }, part.claims);
+        self.send_at(at, Body::Records { first, kinds });
     }
 
     fn send_part(&mut self) {
         let rules = self.rules;
+        let number = self.shipper.number + 1;
         let Some(walk) = &mut self.shipper.claim else { return };
+        if walk.blocks.is_empty() {
+            let ends = walk.claim.id;
+            self.shipper.claim = None;
+            return self.send_batch(Body::Equal { ends });
+        }
         let (block, content) = walk.read[walk.sent];
         walk.sent += 1;
         let last = walk.sent == walk.read.len();
         let first = walk.sent == 1;
         let id = walk.claim.id;
         let ends = (if rules.claim_ends_with_last_part { last } else { first }).then_some(id);
+        if walk.pass == Pass::Ask {
+            walk.asked.push((number, (block, content)));
+            let mut ends = None;
+            if last {
+                ends = (!rules.compare_ends_when_settled).then_some(id);
+                walk.all_asked();
+            }
+            return self.send_batch(Body::Compare { claim: id, block, content, ends });
+        }
         if last {
             self.shipper.claim = None;
             if !rules.ack_clears_claimed {
@@ -323,18 +513,25 @@ impl World {
     }
 
     fn send_batch(&mut self, body: Body) {
+        let s = &mut self.shipper;
+        if let Some(id) = body.ends() {
+            s.claims_sent = id;
+        }
+        let at = (Pos { inc: s.inc, seq: s.next_seq - 1 }, s.claims_sent);
+        self.send_at(at, body);
+    }
+
+    /// Where the stream stands behind the batch, records and claims.
+    fn send_at(&mut self, (pos, claims): (Pos, u64), body: Body) {
         self.stream_bytes += Batch::bytes(&body);
         let s = &mut self.shipper;
-        if let Body::Block { ends: Some(id), .. } = &body {
-            s.claims_sent = *id;
-        }
         s.number += 1;
         let batch = Batch {
             session: s.conn,
             number: s.number,
             previous: s.hash,
-            pos: Pos { inc: s.inc, seq: s.next_seq - 1 },
-            claims: s.claims_sent,
+            pos,
+            claims,
             stream_bytes: self.stream_bytes,
             body,
         };

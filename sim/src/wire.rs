@@ -15,6 +15,21 @@ pub enum Body {
     Records { first: u64, kinds: Vec<Kind> },
     /// One block of a claim. `ends`: the claim that this part completes.
     Block { block: usize, content: [u32; CELLS_PER_BLOCK], ends: Option<u64> },
+    /// A question: does the block hold this? (The content stands for its digest.)
+    Compare { claim: u64, block: usize, content: [u32; CELLS_PER_BLOCK], ends: Option<u64> },
+    /// All of a compare claim is equal.
+    Equal { ends: u64 },
+}
+
+impl Body {
+    /// The claim that this completes.
+    pub fn ends(&self) -> Option<u64> {
+        match self {
+            Body::Records { .. } => None,
+            Body::Block { ends, .. } | Body::Compare { ends, .. } => *ends,
+            Body::Equal { ends } => Some(*ends),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +52,8 @@ impl Batch {
                 kinds.iter().map(|k| 1 + k.values().len() as u64).sum::<u64>()
             }
             Body::Block { .. } => CELLS_PER_BLOCK as u64,
+            Body::Compare { .. } => 1,
+            Body::Equal { .. } => 0,
         }
     }
 
@@ -47,7 +64,15 @@ impl Batch {
             Body::Block { block, content, .. } => {
                 cells_of(*block).zip(content.iter().copied()).collect()
             }
+            Body::Compare { .. } | Body::Equal { .. } => Vec::new(),
         }
+    }
+
+    /// Where its marks stand.
+    pub fn marks(&self) -> Vec<Pos> {
+        let Body::Records { first, kinds } = &self.body else { return Vec::new() };
+        let marks = (*first..).zip(kinds).filter(|(_, kind)| **kind == Kind::Mark);
+        marks.map(|(seq, _)| Pos { seq, ..self.pos }).collect()
     }
 
     /// `whole` behind this batch, if it was `whole` before.
@@ -56,7 +81,7 @@ impl Batch {
             Body::Records { kinds, .. } => {
                 kinds.iter().rev().find_map(Kind::whole).unwrap_or(whole)
             }
-            Body::Block { .. } => whole,
+            _ => whole,
         }
     }
 
@@ -69,6 +94,10 @@ impl Batch {
         mix(self.session);
         mix(u64::from(self.pos.inc) << 32 | self.pos.seq);
         mix(self.claims);
+        if let Body::Compare { block, content, .. } = &self.body {
+            mix(*block as u64 | 1 << 40);
+            content.iter().for_each(|value| mix(u64::from(*value)));
+        }
         for (cell, value) in self.values() {
             mix((cell as u64) << 32 | u64::from(value));
         }
@@ -96,9 +125,23 @@ pub enum ToReceiver {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToShipper {
-    HelloReply { durable: Durable },
-    Ack { durable: Durable },
-    Decision { attempt: u64, promoted: bool },
+    HelloReply {
+        durable: Durable,
+    },
+    Ack {
+        durable: Durable,
+    },
+    Decision {
+        attempt: u64,
+        promoted: bool,
+    },
+    /// The answer to the question of batch `number`.
+    Compared {
+        number: u64,
+        claim: u64,
+        block: usize,
+        differs: bool,
+    },
 }
 
 /// One TCP connection: in order, without loss, until it breaks. What was sent before a

@@ -1,8 +1,9 @@
 //! The modelled world and its scheduler: which steps are possible, which one is taken, and
 //! which fault strikes. Single-threaded; everything follows from the seed.
 
+use crate::activity::MapFile;
 use crate::disk::{Content, Disk, VOLUMES};
-use crate::faults::Config;
+use crate::faults::{Config, Pace};
 use crate::guest::{Guest, Request, script};
 use crate::ledger::{History, Ledger};
 use crate::proxy::{Life, Link, Op, Proxy, Req, SavedMap, StateFile};
@@ -11,6 +12,7 @@ use crate::ring::{Pos, Ring};
 use crate::rng::Rng;
 use crate::rules::Rules;
 use crate::shipper::{ShipStep, Shipper};
+use crate::spill::Spill;
 use crate::wire::{Conn, Durable};
 use std::collections::VecDeque;
 
@@ -35,6 +37,10 @@ pub enum Act {
     Link,
     StaleLink,
     Heal,
+    Activity,
+    Spill,
+    /// A killed proxy's last write ends.
+    Zombie,
     Ship(ShipStep),
     ToReceiver(u64),
     ToShipper(u64),
@@ -50,7 +56,7 @@ impl Act {
     fn class(self) -> usize {
         match self {
             Act::Guest(_) => 0,
-            Act::Volume(_) => 1,
+            Act::Volume(_) | Act::Zombie => 1,
             Act::Start | Act::Restart(_) => 2,
             Act::Link | Act::StaleLink => 3,
             Act::Heal => 4,
@@ -59,11 +65,15 @@ impl Act {
             Act::ToReceiver(_) | Act::ToShipper(_) => 7,
             Act::Sync => 8,
             Act::Apply | Act::Decide => 9,
+            Act::Activity => 10,
+            Act::Spill => 11,
         }
     }
 }
 
-const CLASSES: usize = 10;
+const CLASSES: usize = 12;
+/// Classes without the last, which is the spill's.
+const CLASSES_OF_ALL: usize = 11;
 
 pub struct World {
     pub rules: Rules,
@@ -74,6 +84,20 @@ pub struct World {
     pub ring: Option<Ring>,
     pub state: StateFile,
     pub saved: Option<SavedMap>,
+    pub map_file: MapFile,
+    pub spill: Spill,
+    /// Rises with every boot of the source's machine.
+    pub boot: u64,
+    /// Writes of killed proxies that the kernel has not ended yet.
+    pub zombies: Vec<Zombie>,
+    /// The source was changed while no proxy ran.
+    pub changed: bool,
+    /// A ring that is not yet the group's.
+    pub prepared: Option<Ring>,
+    /// The incarnation whose spill comes first then.
+    pub prepared_history: Option<u32>,
+    /// The operator has seen the alarm of an invalid map.
+    pub resync_asked: bool,
     pub proxy: Proxy,
     pub link: Option<Link>,
     pub shipper: Shipper,
@@ -104,6 +128,14 @@ pub struct World {
     acts: Vec<Act>,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub struct Zombie {
+    pub at: Pos,
+    pub record: u64,
+    pub cell: usize,
+    pub value: u32,
+}
+
 /// What the checks remember from step to step.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
@@ -111,8 +143,47 @@ pub struct Seen {
     pub point: Option<Pos>,
     pub durable: Durable,
     pub sealed: Option<u64>,
+    /// The disk has changed what was written to the spill.
+    pub spill_damaged: bool,
+    /// Records shipped from the history of a lost ring, and from the spill.
+    pub shipped: [u64; 2],
+    /// Answers that the journal's durability stands behind, and late ones.
+    pub durable_answers: [u64; 2],
+    pub marks: u64,
     /// For coverage: how often interesting things happened.
     pub points: u64,
+    /// Verdicts: equal, differing.
+    pub verdicts: [u64; 2],
+    /// Blocks that the loss of a ring did not make suspect.
+    pub spared: u64,
+}
+
+/// Weights of the classes for a pace.
+fn set_pace(weights: &mut [usize; CLASSES], pace: Pace) {
+    let class = Act::class;
+    match pace {
+        Pace::Any => {}
+        // One request in many steps of the others.
+        Pace::IdleGuests | Pace::SlowState => {
+            *weights = weights.map(|weight| 20 * weight);
+            weights[class(Act::Guest(0))] = 1;
+            if pace == Pace::SlowState {
+                weights[class(Act::Activity)] = 10;
+            }
+        }
+        Pace::SlowTarget => {
+            *weights = [40; CLASSES];
+            weights[class(Act::Guest(0))] = 1;
+            for act in [Act::Ship(ShipStep::Cut), Act::ToReceiver(0), Act::Sync, Act::Apply] {
+                weights[class(act)] = 3;
+            }
+        }
+        Pace::SlowAppender => {
+            *weights = [27; CLASSES];
+            weights[class(Act::Volume(0))] = 1;
+            weights[class(Act::Heal)] = 1;
+        }
+    }
 }
 
 impl World {
@@ -124,7 +195,10 @@ impl World {
             ..Guest::default()
         };
         let guests = [guest(0), guest(1)];
-        let weights = std::array::from_fn(|_| [1, 3, 9, 27][rng.below(4)]);
+        let mut weights = [0; CLASSES];
+        weights[..CLASSES_OF_ALL].fill_with(|| [1, 3, 9, 27][rng.below(4)]);
+        weights[CLASSES_OF_ALL] = [1, 3, 9, 27][(seed >> 3 & 3) as usize];
+        set_pace(&mut weights, config.pace);
         World {
             rules: config.rules,
             rng,
@@ -133,6 +207,14 @@ impl World {
             ring: None,
             state: StateFile::default(),
             saved: None,
+            map_file: MapFile::default(),
+            spill: Spill::default(),
+            boot: 0,
+            zombies: Vec::new(),
+            changed: false,
+            prepared: None,
+            prepared_history: None,
+            resync_asked: false,
             proxy: Proxy::dead(),
             link: None,
             shipper: Shipper::dead(),
@@ -233,7 +315,8 @@ impl World {
                 acts.push(Act::Volume(volume));
             }
         }
-        if matches!(self.proxy.life, Life::Starting(_)) {
+        let waits_for_owner = self.rules.owner_fence && !self.zombies.is_empty();
+        if matches!(self.proxy.life, Life::Starting(_)) && !waits_for_owner {
             acts.push(Act::Start);
         }
         if self.link_is_ready() {
@@ -241,6 +324,15 @@ impl World {
         }
         if self.stale_link_is_ready() {
             acts.push(Act::StaleLink);
+        }
+        if self.activity_is_ready() {
+            acts.push(Act::Activity);
+        }
+        if self.persister_is_ready() {
+            acts.push(Act::Spill);
+        }
+        if !self.zombies.is_empty() {
+            acts.push(Act::Zombie);
         }
         if self.heal_is_ready() {
             acts.push(Act::Heal);
@@ -284,6 +376,11 @@ impl World {
             Act::Link => self.step_link(),
             Act::StaleLink => self.step_stale_link(),
             Act::Heal => self.step_heal(),
+            Act::Activity => self.step_activity(),
+            Act::Spill => self.step_persister(),
+            Act::Zombie => {
+                self.land_zombie();
+            }
             Act::Ship(step) => self.step_shipper(step),
             Act::ToReceiver(id) => {
                 let conn = self.conns.iter_mut().find(|c| c.id == id);
@@ -317,7 +414,8 @@ impl World {
 
     /// A class of steps, chosen by the seed, does not happen for a while.
     pub fn stall(&mut self) {
-        let class = self.rng.below(CLASSES);
+        let all = self.config.spill.is_none();
+        let class = self.rng.below(if all { CLASSES_OF_ALL } else { CLASSES });
         let until = self.now + 1 + self.rng.below(120) as u64;
         self.note(|| format!("STALL of class {class} until {until}"));
         self.stalled = Some((class, until));
@@ -335,6 +433,18 @@ impl World {
         if !self.rules.seal_ends_by_decision && self.shipper.cutover.is_none() {
             self.state.seal = None;
         }
+    }
+
+    /// The oldest write of a killed proxy that is still under way ends. False: there is none.
+    pub fn land_zombie(&mut self) -> bool {
+        if self.zombies.is_empty() {
+            return false;
+        }
+        let Zombie { at, record, cell, value } = self.zombies.remove(0);
+        self.note(|| format!("a killed proxy's write of {value} to cell {cell} ends"));
+        self.history.wrote(at, record, cell, value);
+        self.source.write(cell, value);
+        true
     }
 
     fn at_target(&self) -> bool {

@@ -34,6 +34,41 @@ fn storms_break_no_promise() {
 }
 
 #[test]
+fn power_losses_break_no_promise_and_spare_what_is_cold() {
+    let (mut verdicts, mut spared) = ([0, 0], 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::power(Rules::ALL, seed), seed));
+        verdicts = [0, 1].map(|at| verdicts[at] + passed.verdicts[at]);
+        spared += passed.spared;
+    }
+    assert!(!verdicts.contains(&0) && spared > 0, "{verdicts:?}, {spared} blocks not compared");
+    println!("verdicts {verdicts:?}, {spared} blocks not compared after the loss of a ring");
+}
+
+#[test]
+fn storms_over_a_spill_of_any_durability_break_no_promise() {
+    let (mut shipped, mut answers, mut marks) = ([0, 0], [0, 0], 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::spill(Rules::ALL, seed), seed));
+        shipped = [0, 1].map(|at| shipped[at] + passed.shipped[at]);
+        answers = [0, 1].map(|at| answers[at] + passed.durable_answers[at]);
+        marks += passed.marks;
+    }
+    assert!(!shipped.contains(&0) && !answers.contains(&0) && marks > 0);
+    println!(
+        "{} records shipped from a history, {} from the spill, {} durable answers, {} late, {marks} marks",
+        shipped[0], shipped[1], answers[0], answers[1]
+    );
+}
+
+#[test]
+fn what_machines_and_people_should_not_do_breaks_no_promise() {
+    let points: u64 =
+        (0..seeds()).map(|seed| must_hold(run(Config::odd(Rules::ALL, seed), seed)).points).sum();
+    assert!(points > 0);
+}
+
+#[test]
 fn a_kill_of_any_process_at_any_step_breaks_no_promise() {
     let runs: u64 = (0..sweeps()).map(|seed| must_hold(sweep(Config::calm(3), seed))).sum();
     println!("{runs} runs");

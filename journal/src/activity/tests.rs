@@ -75,7 +75,7 @@ fn an_extent_is_no_longer_seen_hot_when_the_disk_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let activity = map(dir.path(), &Hot::Words(vec![vec![0b111]]));
     // A writer that came after the round had looked: its extent stays as it is.
-    activity.touch(VolumeId(0), Extent::new(EXTENT_BYTES, 4096));
+    let _ = activity.touch(VolumeId(0), Extent::new(EXTENT_BYTES, 4096));
     let base = Base { incarnation: 1, seq: 7, claims: 0 };
     let seen = seen_at_syncs(&activity, || activity.make_cold(vec![(0, 1), (0, 2)], base));
     assert_eq!(seen, [3, 2], "the base first, then the extents");

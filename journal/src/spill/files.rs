@@ -3,7 +3,8 @@
 use super::Durability;
 use super::index::Room;
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX};
-use super::persister::{Current, Run, SPANS_AT_ONCE};
+use super::persister::{Current, Run, SPANS_AT_ONCE, segment_file};
+use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
 use crate::sys::allocate;
@@ -105,6 +106,10 @@ impl Run {
     fn open_file(&mut self, file: u32, fresh: bool) -> Result<Opened> {
         let store = self.spill.store.clone();
         let failed = |e| Error::io(format!("cannot make the spill's {}", store.name(file)), e);
+        let name = segment_file(&self.spill, file);
+        if fresh {
+            durable::about(Event::Write { file: &name, bytes: &[] });
+        }
         let opened = store.open_for_writing(file).map_err(failed)?;
         let is_short = !store.is_whole(&opened).map_err(failed)?;
         let base = opened.base;
@@ -119,8 +124,11 @@ impl Run {
         // Writing into reserved extents converts them, which a sync then has to journal:
         // only a commit gains by the zeroes. What an earlier process did is not known.
         if !self.filled.contains(&file) {
+            durable::about(Event::Write { file: &name, bytes: &[] });
             self.zero_fill(&fd, base).map_err(failed)?;
+            durable::about(Event::Sync { file: &name });
             opened.file.sync_all().map_err(failed)?;
+            durable::about(Event::SyncDir { dir: store.path() });
             store.sync_names().map_err(failed)?;
             self.filled.insert(file);
         }

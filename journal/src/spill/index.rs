@@ -175,8 +175,6 @@ pub struct Spill {
     wanted_synced: AtomicU64,
     /// Records up to here are durable with the next flush of the device, or already.
     pub flushable: AtomicU64,
-    /// Records up to here may have been lost by a failed sync.
-    pub lost_upto: AtomicU64,
     /// The persister sleeps and wants to know of the next finished record.
     pub idle: AtomicBool,
     pub stopping: AtomicBool,
@@ -206,7 +204,6 @@ impl Spill {
             wanted: AtomicU64::new(0),
             wanted_synced: AtomicU64::new(0),
             flushable: AtomicU64::new(0),
-            lost_upto: AtomicU64::new(0),
             idle: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             watches_acks: AtomicBool::new(false),
@@ -273,10 +270,11 @@ impl Spill {
     /// A failed one may have lost all that was written before it.
     pub fn flushed(&self, covered: u64, succeeded: bool, ring: &Ring) {
         if !succeeded {
-            self.lost_upto.fetch_max(ring.get(Counter::Spilled), Ordering::SeqCst);
+            let spilled = ring.get(Counter::Spilled);
+            ring.counter(Counter::SpillLost).fetch_max(spilled, Ordering::SeqCst);
             return;
         }
-        if ring.get(Counter::Acked) >= self.lost_upto.load(Ordering::SeqCst)
+        if ring.get(Counter::Acked) >= ring.get(Counter::SpillLost)
             && ring.counter(Counter::SpillDurable).fetch_max(covered, Ordering::SeqCst) < covered
         {
             self.progressed();

@@ -13,6 +13,7 @@ use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
 use super::span::{Built, Place, SpanBuilder};
 use super::steps::{self, Step};
 use crate::append::{AppendLock, free_up_to};
+use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
@@ -55,9 +56,11 @@ pub struct Owner {
 impl Persister {
     pub fn start(spill: Arc<Spill>, owner: Owner) -> Result<Persister> {
         let (for_thread, group) = (spill.clone(), owner.group.clone());
+        let observer = durable::observer();
         let thread = std::thread::Builder::new()
             .name("spill".into())
             .spawn(move || {
+                durable::observe(observer);
                 let rung = match owner.ring.get(Counter::Whole) {
                     0 => Rung::Map,
                     _ => Rung::from_code(owner.ring.get(Counter::Rung)),
@@ -134,6 +137,7 @@ pub(super) struct Current {
 
 /// A segment with spans that are not durable yet.
 pub(super) struct Unsynced {
+    pub file: u32,
     pub fd: Fd,
     pub last_seq: u64,
     /// A flush of the device is enough (`joint.rs`).
@@ -386,8 +390,12 @@ impl Run {
         let what = format!("cannot write the spill in {}", self.spill.store.path().display());
         let driver = driver(&mut self.driver)?;
         let mut figures = Vec::new();
+        let file = segment_file(&self.spill, current.file);
         for (index, mut span) in spans.into_iter().enumerate() {
             let storage = std::mem::take(&mut span.storage);
+            let bytes = &storage[span.start..span.start + span.bytes];
+            let at = current.base + current.offset;
+            durable::about(Event::WriteAt { file: &file, at, bytes });
             let window = Window::new(storage, span.start, span.bytes);
             driver
                 .push(
@@ -429,7 +437,7 @@ impl Run {
         let (fd, last_seq, plain) = (current.fd.clone(), last.last_seq, current.plain);
         match self.unsynced.iter_mut().find(|segment| Arc::ptr_eq(&segment.fd, &fd)) {
             Some(segment) => segment.last_seq = last_seq,
-            None => self.unsynced.push(Unsynced { fd, last_seq, plain }),
+            None => self.unsynced.push(Unsynced { file: current.file, fd, last_seq, plain }),
         }
     }
 
@@ -483,13 +491,14 @@ impl Run {
         let what = format!("cannot sync the spill in {}", self.spill.store.path().display());
         ring.counter(Counter::SpillSyncs).fetch_add(1, Ordering::Relaxed);
         for (index, segment) in self.unsynced.drain(..).enumerate() {
+            durable::about(Event::Sync { file: &segment_file(&self.spill, segment.file) });
             driver
                 .push(index as u64, Op::Datasync(segment.fd))
                 .map_err(|e| Error::io(what.clone(), e))?;
         }
         for completion in wait_all(driver, &what)? {
             if let Err(error) = completion.result {
-                self.spill.lost_upto.fetch_max(spilled, Ordering::SeqCst);
+                ring.counter(Counter::SpillLost).fetch_max(spilled, Ordering::SeqCst);
                 return Err(Error::io(what, error));
             }
         }
@@ -497,6 +506,11 @@ impl Run {
         self.spill.flushed(spilled, true, ring);
         Ok(())
     }
+}
+
+/// A segment's name for who observes changes; of a spill in a folder its path.
+pub(super) fn segment_file(spill: &Spill, file: u32) -> PathBuf {
+    spill.store.path().join(format!("{file:05}.seg"))
 }
 
 /// Segments that an earlier process wrote and may not have synced. What cannot be opened
@@ -510,12 +524,13 @@ fn unsynced_before(spill: &Spill, ring: &Ring) -> Vec<Unsynced> {
     for segment in spill.segments().live.iter().filter(|segment| segment.last_seq > durable) {
         match spill.store.open(segment.file) {
             Ok(opened) => unsynced.push(Unsynced {
+                file: segment.file,
                 fd: Arc::new(opened.file.into()),
                 last_seq: segment.last_seq,
                 plain: false,
             }),
             Err(_) => {
-                spill.lost_upto.fetch_max(segment.last_seq, Ordering::SeqCst);
+                ring.counter(Counter::SpillLost).fetch_max(segment.last_seq, Ordering::SeqCst);
             }
         }
     }

@@ -36,6 +36,9 @@ impl Journal {
         {
             self.heat(&touched);
             let mut cursor = self.lock_cursor();
+            // The stream breaks there even if the segment has no more than a mark: HEAL
+            // has to follow.
+            self.make_dirty(&mut cursor, VolumeId(0), BlockRange::new(0, 0));
             for range in &touched {
                 if range.volume.index() >= self.sources.len() {
                     continue;

@@ -6,22 +6,26 @@ use crate::harness::{End, Lab, Target, VOLUMES};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use towline_journal::durable::{Event, observe};
 use towline_journal::format::RING_BYTES_MIN;
+use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::{AttachPolicy, OpenReport};
 
 /// Files by path, with what they hold.
-type Image = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A disk that does not do what it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     None,
     /// A file's content stays volatile.
     Sync,
+    /// So does that of the spill's segments.
+    SegmentSync,
     /// A folder's names stay volatile.
     SyncDir,
     /// It is not looked at any more.
@@ -31,7 +35,7 @@ enum Fault {
 /// The state folder as it survives: contents that were synced, names that were
 /// synced, and the changes of names since, of which a power cut keeps the first few.
 #[derive(Clone)]
-struct Disk {
+pub(crate) struct Disk {
     fault: Fault,
     files: Vec<Content>,
     names: BTreeMap<PathBuf, usize>,
@@ -58,9 +62,14 @@ impl Content {
     }
 
     fn write_at(&mut self, at: usize, bytes: &[u8]) {
-        self.now[at..at + bytes.len()].copy_from_slice(bytes);
+        put(&mut self.now, at, bytes);
         for (index, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
-            self.volatile.insert(at + index * SECTOR_BYTES, sector.to_vec());
+            let at = at + index * SECTOR_BYTES;
+            let durable = self.durable.get(at..at + sector.len());
+            let same = durable.map_or(sector.iter().all(|byte| *byte == 0), |old| old == sector);
+            if !same || self.volatile.contains_key(&at) {
+                self.volatile.insert(at, sector.to_vec());
+            }
         }
     }
 
@@ -75,9 +84,7 @@ impl Content {
         let with = |keep: &dyn Fn(usize) -> bool| {
             let mut bytes = self.durable.clone();
             let kept = self.volatile.iter().enumerate().filter(|(index, _)| keep(*index));
-            for (_, (at, sector)) in kept {
-                bytes[*at..at + sector.len()].copy_from_slice(sector);
-            }
+            kept.for_each(|(_, (at, sector))| put(&mut bytes, *at, sector));
             bytes
         };
         if count <= SUBSETS_MAX {
@@ -85,8 +92,18 @@ impl Content {
         }
         let alone = (0..count).map(|one| with(&|index| index == one));
         let but_one = (0..count).map(|one| with(&|index| index != one));
-        alone.chain(but_one).collect()
+        let ends = [with(&|_| false), with(&|_| true)];
+        ends.into_iter().chain(alone).chain(but_one).collect()
     }
+}
+
+/// What lies behind the end reads as zero.
+fn put(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    let end = at + bytes.len();
+    if content.len() < end {
+        content.resize(end, 0);
+    }
+    content[at..end].copy_from_slice(bytes);
 }
 
 #[derive(Clone)]
@@ -94,6 +111,16 @@ enum NameChange {
     Set(PathBuf, usize),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
+}
+
+impl NameChange {
+    fn path(&self) -> &Path {
+        match self {
+            NameChange::Set(path, _) | NameChange::Rename(path, _) | NameChange::Remove(path) => {
+                path
+            }
+        }
+    }
 }
 
 fn change(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
@@ -109,7 +136,7 @@ fn change(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
 }
 
 impl Disk {
-    fn new(fault: Fault, image: &Image) -> Disk {
+    pub(crate) fn new(fault: Fault, image: &Image) -> Disk {
         let image: Image = image
             .iter()
             .filter(|(path, _)| !is_ring(path))
@@ -134,7 +161,10 @@ impl Disk {
                 self.files[self.names[file]].write_at(at as usize, bytes);
             }
             Event::Sync { file } => {
-                if self.fault != Fault::Sync {
+                let is_segment = is_segment(file);
+                let lies = self.fault == Fault::Sync && !is_segment
+                    || self.fault == Fault::SegmentSync && is_segment;
+                if !lies {
                     self.files[self.names[file]].sync();
                 }
             }
@@ -142,9 +172,12 @@ impl Disk {
             Event::Remove { file } if is_ring(file) => {}
             Event::Remove { file } => self.rename(NameChange::Remove(file.into())),
             Event::SyncDir { .. } if self.fault == Fault::SyncDir => {}
-            Event::SyncDir { .. } => {
-                self.durable_names = self.names.clone();
-                self.volatile.clear();
+            Event::SyncDir { dir } => {
+                let is_here = |path: &Path| path.parent() == Some(dir);
+                self.durable_names.retain(|path, _| !is_here(path));
+                let here = self.names.iter().filter(|(path, _)| is_here(path));
+                self.durable_names.extend(here.map(|(path, file)| (path.clone(), *file)));
+                self.volatile.retain(|what| !is_here(what.path()));
             }
         }
     }
@@ -193,28 +226,50 @@ fn is_ring(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "ring")
 }
 
+/// Segments of a spill are taken up to here; these tests write less.
+const SEGMENT_TAKEN_BYTES: u64 = 64 << 10;
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "seg")
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    if !is_segment(path) {
+        return fs::read(path).unwrap();
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path).unwrap().take(SEGMENT_TAKEN_BYTES).read_to_end(&mut bytes).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(used);
+    bytes
+}
+
 /// The files that a crash is about: in the state folder, and rings.
-fn take(root: &Path) -> Image {
+pub(crate) fn take(root: &Path) -> Image {
     let mut image = Image::new();
-    for dir in [root.to_owned(), root.join("state/lab")] {
+    for dir in [root.to_owned(), root.join("state/lab"), root.join("state/lab/spill")] {
         let Ok(entries) = fs::read_dir(dir) else { continue };
         for path in entries.map(|entry| entry.unwrap().path()) {
             let kept = is_ring(&path) || path.parent() != Some(root);
             if kept && path.is_file() && path.file_name().is_some_and(|name| name != "lock") {
-                image.insert(path.clone(), fs::read(&path).unwrap());
+                image.insert(path.clone(), read(&path));
             }
         }
     }
     image
 }
 
-fn put_back(root: &Path, image: &Image) {
+pub(crate) fn put_back(root: &Path, image: &Image) {
     for path in take(root).keys() {
         fs::remove_file(path).unwrap();
     }
     for (path, bytes) in image {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
+        if is_segment(path) {
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.set_len(SEGMENT_BYTES).unwrap();
+        }
     }
 }
 
@@ -226,28 +281,50 @@ struct Crashes {
     disk: Disk,
 }
 
-/// Runs one step under observation.
-fn watch(lab: &mut Lab, disk: Disk, step: impl FnOnce(&mut Lab)) -> Crashes {
+/// What a crash before one change, or after the last, leaves.
+pub(crate) struct Crash {
+    pub kill: Image,
+    pub power_cuts: Vec<Image>,
+}
+
+/// Runs one step under observation: each crash with what `known` said then.
+pub(crate) fn watch_each<K: Send + 'static>(
+    lab: &mut Lab,
+    disk: Disk,
+    known: impl Fn() -> K + Send + 'static,
+    step: impl FnOnce(&mut Lab),
+) -> (Vec<(K, Crash)>, Disk) {
     let root = lab.dir.path().to_owned();
-    let seen = Arc::new(Mutex::new(Crashes { kills: Vec::new(), power_cuts: Vec::new(), disk }));
-    let (watched, at) = (seen.clone(), root.clone());
+    let crash = move |disk: &Disk| {
+        (known(), Crash { kill: take(&root), power_cuts: disk.after_power_cut() })
+    };
+    let seen = Arc::new(Mutex::new((Vec::new(), disk, crash)));
+    let watched = seen.clone();
     observe(Some(Arc::new(Mutex::new(move |event: Event<'_>| {
-        let mut crashes = watched.lock().unwrap();
-        crashes.kills.push(take(&at));
-        let cuts = crashes.disk.after_power_cut();
-        crashes.power_cuts.extend(cuts);
-        crashes.disk.make(event);
+        let (crashes, disk, crash) = &mut *watched.lock().unwrap();
+        if disk.fault != Fault::Ignored {
+            crashes.push(crash(disk));
+            disk.make(event);
+        }
     }))));
     step(lab);
     observe(None);
     // A journal that is still open has threads that report here, too: what they do later
     // is not part of the step.
-    let after = Crashes { kills: Vec::new(), power_cuts: Vec::new(), disk: Disk::none() };
-    let mut crashes = std::mem::replace(&mut *seen.lock().unwrap(), after);
-    crashes.kills.push(take(&root));
-    let cuts = crashes.disk.after_power_cut();
-    crashes.power_cuts.extend(cuts);
-    crashes
+    let (crashes, disk, crash) = &mut *seen.lock().unwrap();
+    crashes.push(crash(disk));
+    (std::mem::take(crashes), std::mem::replace(disk, Disk::none()))
+}
+
+/// The same, of crashes alone.
+fn watch(lab: &mut Lab, disk: Disk, step: impl FnOnce(&mut Lab)) -> Crashes {
+    let (crashes, disk) = watch_each(lab, disk, || (), step);
+    let (mut kills, mut power_cuts) = (Vec::new(), Vec::new());
+    for (_, crash) in crashes {
+        kills.push(crash.kill);
+        power_cuts.extend(crash.power_cuts);
+    }
+    Crashes { kills, power_cuts, disk }
 }
 
 /// Starts on each image, ships everything, compares.
@@ -393,7 +470,7 @@ fn watch_open(lab: &mut Lab, disk: Disk, step: impl FnOnce(&mut Lab)) -> Crashes
     })
 }
 
-fn sources(lab: &Lab) -> Vec<Vec<u8>> {
+pub(crate) fn sources(lab: &Lab) -> Vec<Vec<u8>> {
     (0..VOLUMES).map(|volume| fs::read(lab.source_path(volume)).unwrap()).collect()
 }
 
@@ -490,7 +567,7 @@ fn bits_cleared_before_their_base_is_durable_are_found() {
     must_fail("left == right", || cooling_survives(Fault::Sync));
 }
 
-fn must_fail(reason: &str, run: impl FnOnce()) {
+pub(crate) fn must_fail(reason: &str, run: impl FnOnce()) {
     let panic = catch_unwind(AssertUnwindSafe(run)).expect_err("the fault was not found");
     observe(None);
     let said = panic.downcast_ref::<String>().cloned().unwrap_or_default();

@@ -3,8 +3,10 @@
 
 use crate::harness::{End, Lab, SIZE};
 use crate::spill::flip;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use towline_block::{BLOCK_BYTES, Extent};
+use towline_journal::durable::{Event, observe};
 use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::{AttachPolicy, Begun, Durability, SpillOptions};
@@ -62,6 +64,32 @@ fn blocks_that_an_overflow_dirtied_before_the_kill_are_hot() {
         assert!(matches!(begun, Begun::Map), "the ring is full");
     });
     unjournaled_write_survives(&mut lab, 1);
+}
+
+#[test]
+fn what_went_past_a_slow_state_disk_is_hot_after_a_kill() {
+    let mut lab = cold_lab(SpillOptions::OFF);
+    lab.journal = None;
+    let (disk_goes_on, gate) = std::sync::mpsc::channel::<()>();
+    observe(Some(Arc::new(Mutex::new(move |event: Event<'_>| {
+        if matches!(event, Event::WriteAt { .. }) {
+            let _ = gate.recv();
+        }
+    }))));
+    lab.open();
+    kill_before_it_is_hot(&mut lab, |lab| {
+        let _ = lab.write(0, 0, &[0x5a; 4096], End::Done);
+        assert_eq!(lab.journal().get(Counter::ActivityInvalid), 1);
+        drop(disk_goes_on);
+    });
+    observe(None);
+    assert!(lab.journal().hot_bytes() > 0);
+    assert_eq!(lab.journal().get(Counter::ActivityInvalid), 0);
+    lab.drain();
+    // The source loses the write that the target has.
+    assert!(lab.cut_power(7).restarted);
+    lab.drain();
+    lab.assert_identical();
 }
 
 #[test]

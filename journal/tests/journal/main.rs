@@ -1,6 +1,7 @@
 //! The journal, black box: its format, its start, and its promise under kills.
 
 mod crash;
+mod crash_spill;
 mod device;
 mod formats;
 mod harness;

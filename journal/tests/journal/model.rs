@@ -4,6 +4,7 @@
 use crate::harness::{BLOCKS, End, Lab, SIZE, VOLUMES};
 use crate::spill::flip;
 use proptest::prelude::*;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use towline_block::{BLOCK_BYTES, Extent};
 use towline_journal::AttachPolicy;
@@ -11,6 +12,8 @@ use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::{Durability, SpillOptions};
 
+/// More than a case writes into a segment.
+const WRITTEN_BYTES_MAX: u64 = 4 << 20;
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
@@ -34,7 +37,8 @@ enum Step {
     Kill,
     Stop,
     LoseRing,
-    /// The ring is gone, and any part of what the sources did not sync.
+    /// The ring is gone, and any part of what the sources did not sync; so are, sector by
+    /// sector, spans of a spill that syncs nothing.
     CutPower {
         seed: u64,
     },
@@ -125,7 +129,11 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 std::fs::remove_file(lab.ring_path()).unwrap();
                 assert!(lab.open().restarted);
             }
-            Step::CutPower { seed } => assert!(lab.cut_power(seed).restarted),
+            Step::CutPower { seed } => {
+                lab.journal = None;
+                tear_spill(&lab, seed);
+                assert!(lab.cut_power(seed).restarted);
+            }
             Step::Reboot => {
                 lab.synced = Vec::from_iter((0..VOLUMES).map(|v| read(&lab, v)));
                 lab.journal().stop().unwrap();
@@ -204,6 +212,25 @@ proptest! {
     ) {
         let bytes = Some(4 * SEGMENT_BYTES);
         run(&steps, SpillOptions { bytes, durability: Durability::Flush, ..SpillOptions::OFF });
+    }
+}
+
+/// With durability "process" no span is ever synced: a power cut keeps any of their sectors.
+fn tear_spill(lab: &Lab, seed: u64) {
+    const SECTOR_BYTES: u64 = 512;
+    if lab.spill.durability != Durability::Process {
+        return;
+    }
+    // Nothing, little, much or all of it is lost.
+    let lost_of_64 = [0, 1, 16, 64][(seed >> 8 & 3) as usize];
+    for path in (0..2).map(|file| lab.group_dir().spill_path().join(format!("{file:05}.seg"))) {
+        let Ok(segment) = std::fs::OpenOptions::new().write(true).open(path) else { continue };
+        for sector in 0..WRITTEN_BYTES_MAX / SECTOR_BYTES {
+            let random = (sector + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            if random >> 58 < lost_of_64 {
+                segment.write_all_at(&[0; SECTOR_BYTES as usize], sector * SECTOR_BYTES).unwrap();
+            }
+        }
     }
 }
 

@@ -2,11 +2,13 @@
 //! Only the proxy writes ring and map.
 
 use super::{Held, Life, Owner, Seal, volume_of};
-use crate::disk::{BLOCKS, VOLUMES, volume_of_block};
+use crate::activity::EXTENTS;
+use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
 use crate::ring::{Kind, Pos, SlotState};
 use crate::wire::Durable;
 use crate::world::World;
 use std::collections::VecDeque;
+use towline_journal::resume::{Holding, Resume, decide};
 
 /// The socket between the two; gone with either.
 #[derive(Clone, Debug, Default)]
@@ -19,11 +21,29 @@ pub struct Link {
 pub enum Req {
     Attach(Durable),
     Claim,
-    Ack { pos: Pos, claims: u64 },
-    Hold { attempt: u64, until: u64 },
+    Ack {
+        pos: Pos,
+        claims: u64,
+    },
+    /// A record of the spill cannot be read.
+    Damaged {
+        seq: u64,
+    },
+    /// The history cannot be read from here on.
+    HistoryEnded {
+        seq: u64,
+    },
+    Hold {
+        attempt: u64,
+        until: u64,
+    },
     Release,
-    Seal { attempt: u64 },
-    Unseal { attempt: u64 },
+    Seal {
+        attempt: u64,
+    },
+    Unseal {
+        attempt: u64,
+    },
     Commit,
 }
 
@@ -35,9 +55,20 @@ pub enum Reply {
         durable: Durable,
         seal: Option<Seal>,
         promoted: bool,
+        history: Option<HistoryPart>,
     },
     /// `None`: nothing to claim now.
     Claimed(Option<Claim>),
+    /// The stream breaks and passes all records up to here.
+    Skipped {
+        upto: u64,
+    },
+    /// Everything is compared, from this RESYNC on.
+    Resynced {
+        start: u64,
+        claims: u64,
+    },
+    HistoryEnded,
     Held(u64),
     HoldFailed,
     Sealed(Pos),
@@ -50,16 +81,50 @@ pub struct Claim {
     pub id: u64,
     /// Granted at: all records up to here precede the blocks in the stream.
     pub granted_at: u64,
+    /// Compared before anything is sent.
+    pub compare: bool,
     pub blocks: Vec<usize>,
+}
+
+/// What the spill has of a lost ring for a target that stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryPart {
+    pub inc: u32,
+    pub first: u64,
+    pub last: u64,
+    /// What the target has of that incarnation's claims.
+    pub claims: u64,
 }
 
 /// A request of more than one store.
 #[derive(Clone, Debug)]
 pub enum LinkOp {
-    Attach { durable: Durable, start: Option<u64>, dirtied: Option<usize> },
-    Claim { claim: Claim, block: usize, store: usize },
-    Hold { attempt: u64, until: u64 },
-    Seal { attempt: u64, step: u8, pos: Pos },
+    /// `attach`: what the target has; else it is for a record that is lost.
+    Resync {
+        attach: Option<Durable>,
+        start: Option<u64>,
+        dirtied: Option<usize>,
+    },
+    Dirty {
+        blocks: BlockSet,
+        next: Option<usize>,
+        suspect: bool,
+        answer: Reply,
+    },
+    Claim {
+        claim: Claim,
+        block: usize,
+        store: usize,
+    },
+    Hold {
+        attempt: u64,
+        until: u64,
+    },
+    Seal {
+        attempt: u64,
+        step: u8,
+        pos: Pos,
+    },
 }
 
 /// The stores of a claim of one block.
@@ -69,6 +134,12 @@ enum ClaimStore {
     CountClaimed,
     ClearDirty,
     CountDirty,
+}
+
+fn target_of(durable: &Durable) -> towline_journal::Durable {
+    let Durable { pos, claims, .. } = *durable;
+    let epoch = u32::from(pos.inc > 0);
+    towline_journal::Durable { epoch, incarnation: pos.inc, seq: pos.seq, claims }
 }
 
 impl World {
@@ -86,7 +157,7 @@ impl World {
         }
         let idle = (0..VOLUMES).all(|v| !self.proxy.in_flight(v));
         match &self.proxy.link_op {
-            Some(LinkOp::Attach { .. }) => {
+            Some(LinkOp::Resync { .. } | LinkOp::Dirty { .. }) => {
                 self.proxy.lock.is_none_or(|owner| owner == Owner::Attach)
             }
             Some(LinkOp::Hold { .. }) => idle || !self.rules.hold_waits_for_inflight,
@@ -134,8 +205,11 @@ impl World {
                 if self.rules.link_fence {
                     self.stale.clear();
                 }
-                self.proxy.link_op = Some(LinkOp::Attach { durable, start: None, dirtied: None });
+                self.proxy.link_op =
+                    Some(LinkOp::Resync { attach: Some(durable), start: None, dirtied: None });
             }
+            Req::Damaged { seq } => self.begin_damaged(seq),
+            Req::HistoryEnded { seq } => self.begin_history_ended(seq),
             Req::Claim => self.begin_claim(),
             Req::Ack { pos, claims } => self.ack(pos, claims),
             Req::Hold { .. } if self.proxy.life == Life::Retired || self.state.seal.is_some() => {
@@ -176,7 +250,10 @@ impl World {
 
     fn step_link_op(&mut self, op: LinkOp) {
         match op {
-            LinkOp::Attach { durable, start, dirtied } => self.step_attach(durable, start, dirtied),
+            LinkOp::Resync { attach, start, dirtied } => self.step_resync(attach, start, dirtied),
+            LinkOp::Dirty { blocks, next, suspect, answer } => {
+                self.step_dirty(blocks, next, suspect, answer);
+            }
             LinkOp::Claim { claim, block, store } => self.step_claim(claim, block, store),
             LinkOp::Hold { attempt, until } => {
                 // The proxy's own deadline may have come first.
@@ -189,86 +266,145 @@ impl World {
         }
     }
 
-    /// Resume, or start of a newer incarnation, or everything dirty.
-    fn resume_at(&mut self, durable: &Durable) -> Option<u64> {
+    /// The product's own rule: resume, start of a newer incarnation, history, or everything
+    /// dirty.
+    fn resume_at(&mut self, durable: &Durable) -> Resume {
         let rules = self.rules;
+        let history = self.proxy.index.history.clone();
         let ring = self.ring_mut();
-        let pos = durable.pos;
-        if pos.inc == ring.inc {
-            let behind = pos.seq < ring.acked && rules.resume_checks_position;
-            let claims_behind = durable.claims < ring.acked_claims && rules.resume_checks_claims;
-            let tail = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
-            let fits = !behind && !claims_behind && pos.seq <= ring.head;
-            return fits.then(|| (pos.seq + 1).max(tail));
-        }
+        let mut target = target_of(durable);
         let base = ring.base;
-        let same = pos.inc == base.pos.inc;
-        let ahead = pos >= base.pos && (!same || durable.claims >= base.claims);
-        let fits = pos.inc < ring.inc && ring.acked == 0 && (ahead || !rules.resume_checks_base);
-        fits.then_some(1)
+        let mut holding = Holding {
+            epoch: 1,
+            incarnation: ring.inc,
+            acked: ring.acked,
+            acked_claims: ring.acked_claims,
+            done: ring.watermark(),
+            base: target_of(&Durable { pos: base.pos, claims: base.claims, ..Durable::default() }),
+            history,
+        };
+        if target.incarnation == holding.incarnation {
+            if !rules.resume_checks_position {
+                holding.acked = holding.acked.min(target.seq);
+            }
+            if !rules.resume_checks_claims {
+                target.claims = target.claims.max(holding.acked_claims);
+            }
+        }
+        let in_history =
+            holding.history.as_ref().is_some_and(|h| h.incarnation == target.incarnation);
+        if !rules.resume_checks_base || (in_history && !rules.history_reaches_base) {
+            holding.base = towline_journal::Durable::default();
+        }
+        decide(target, &holding)
     }
 
-    fn step_attach(&mut self, durable: Durable, start: Option<u64>, dirtied: Option<usize>) {
+    fn step_resync(&mut self, attach: Option<Durable>, start: Option<u64>, dirtied: Option<usize>) {
         if self.proxy.life == Life::Retired {
-            let reply = Reply::Attached { inc: 0, start: 0, durable, seal: None, promoted: true };
-            return self.answer(reply);
+            let durable = attach.unwrap_or_default();
+            return self.attached(durable, 0, None, true);
         }
-        let rules = self.rules;
         match (start, dirtied) {
-            (None, _) => {
-                let resumed = self.resume_at(&durable);
-                if let Some(start) = resumed {
+            (None, _) => match attach.map(|durable| (durable, self.resume_at(&durable))) {
+                Some((durable, Resume::From(start))) => {
                     self.ack(durable.pos, durable.claims);
-                    return self.finish_attach(durable, start);
+                    self.finish_attach(durable, start, None);
                 }
-                self.proxy.lock = Some(Owner::Attach);
-                let ring = self.ring_mut();
-                let mut start = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
-                if rules.fresh_resync {
-                    ring.floor = ring.head + 1;
-                    ring.acked = ring.head;
-                    ring.free_tail();
-                    if ring.free_slots() == 0 {
-                        // Requests in flight end by themselves; then there is room.
-                        self.proxy.lock = None;
-                        self.proxy.link_op =
-                            Some(LinkOp::Attach { durable, start: None, dirtied: None });
-                        return;
-                    }
-                    start = ring.append(Kind::Resync, SlotState::Done);
-                } else {
-                    self.append_break();
+                Some((durable, Resume::History(run))) => {
+                    let (inc, claims) = (durable.pos.inc, durable.claims);
+                    let part = HistoryPart { inc, first: run.first, last: run.last, claims };
+                    self.finish_attach(durable, 1, Some(part));
                 }
-                self.ring_mut().whole = false;
-                self.proxy.link_op =
-                    Some(LinkOp::Attach { durable, start: Some(start), dirtied: Some(0) });
-            }
+                _ => self.begin_resync(attach),
+            },
             (Some(start), Some(block)) if block < BLOCKS => {
                 self.ring_mut().set_dirty(block);
                 let dirtied = Some(block + 1);
-                self.proxy.link_op = Some(LinkOp::Attach { durable, start: Some(start), dirtied });
+                self.proxy.link_op = Some(LinkOp::Resync { attach, start: Some(start), dirtied });
             }
             (Some(start), _) => {
                 self.proxy.lock = None;
-                self.finish_attach(durable, start);
+                match attach {
+                    Some(durable) => self.finish_attach(durable, start, None),
+                    None => {
+                        self.revert_claims();
+                        let claims = self.ring_mut().next_claim - 1;
+                        self.answer(Reply::Resynced { start, claims });
+                    }
+                }
             }
         }
     }
 
-    /// Claims of older sessions are dirty again, and the new one may begin.
-    fn finish_attach(&mut self, durable: Durable, start: u64) {
-        if self.rules.claims_revert_on_new_session {
-            let ring = self.ring_mut();
-            for block in 0..BLOCKS {
-                if ring.claimed[block] {
-                    ring.set_dirty(block);
-                    ring.clear_claimed(block);
-                }
-            }
-            self.proxy.claims.clear();
+    /// Everything becomes dirty, from a RESYNC on.
+    fn begin_resync(&mut self, attach: Option<Durable>) {
+        let rules = self.rules;
+        self.proxy.lock = Some(Owner::Attach);
+        if rules.resync_heats_all {
+            self.heat_now(&[true; EXTENTS]);
         }
-        let (inc, seal) = (self.head().inc, self.state.seal);
-        self.answer(Reply::Attached { inc, start, durable, seal, promoted: false });
+        let ring = self.ring_mut();
+        let mut start = ring.slots.front().map_or(ring.head + 1, |slot| slot.seq);
+        if rules.fresh_resync {
+            ring.floor = ring.head + 1;
+            ring.acked = ring.head;
+            ring.free_tail();
+            if ring.free_slots() == 0 {
+                // Requests in flight end by themselves; then there is room.
+                self.proxy.lock = None;
+                self.proxy.link_op = Some(LinkOp::Resync { attach, start: None, dirtied: None });
+                return;
+            }
+            start = ring.append(Kind::Resync, SlotState::Done);
+        } else {
+            self.append_break();
+        }
+        let ring = self.ring_mut();
+        ring.whole = false;
+        // A target that has nothing is sent everything.
+        ring.suspect = [attach.is_none_or(|durable| durable.pos.inc != 0); BLOCKS];
+        self.passed_history();
+        self.proxy.link_op = Some(LinkOp::Resync { attach, start: Some(start), dirtied: Some(0) });
+    }
+
+    fn revert_claims(&mut self) {
+        let ring = self.ring_mut();
+        for block in 0..BLOCKS {
+            if ring.claimed[block] {
+                ring.set_dirty(block);
+                ring.clear_claimed(block);
+            }
+        }
+        self.proxy.claims.clear();
+    }
+
+    /// Claims of older sessions are dirty again, and the new one may begin.
+    fn finish_attach(&mut self, durable: Durable, start: u64, history: Option<HistoryPart>) {
+        if self.rules.claims_revert_on_new_session {
+            self.revert_claims();
+        }
+        self.attached(durable, start, history, false);
+    }
+
+    fn attached(
+        &mut self,
+        durable: Durable,
+        start: u64,
+        history: Option<HistoryPart>,
+        promoted: bool,
+    ) {
+        let (inc, seal) = match promoted {
+            true => (0, None),
+            false => (self.head().inc, self.state.seal),
+        };
+        self.answer(Reply::Attached { inc, start, durable, seal, promoted, history });
+    }
+
+    /// The target has the first record of this incarnation, or will never need older ones.
+    fn passed_history(&mut self) {
+        self.proxy.index.end_history();
+        let acked = self.ring_mut().acked;
+        self.proxy.index.release(acked);
     }
 
     pub fn ack(&mut self, pos: Pos, claims: u64) {
@@ -279,13 +415,18 @@ impl World {
         self.proxy.claims = open;
         let ended: Vec<(u64, Vec<usize>)> = ended;
         let ring = self.ring_mut();
+        let rises = pos.seq > ring.acked;
         ring.acked = ring.acked.max(pos.seq);
         ring.acked_claims = ring.acked_claims.max(claims);
         for block in ended.into_iter().flat_map(|(_, blocks)| blocks) {
+            ring.suspect[block] = false;
             ring.clear_claimed(block);
         }
         if self.rules.slots_freed_by_ack {
             self.ring_mut().free_tail();
+        }
+        if rises {
+            self.passed_history();
         }
     }
 
@@ -307,9 +448,12 @@ impl World {
         };
         let first = (0..BLOCKS).map(|i| (first_block + i) % BLOCKS).find(|b| free(*b));
         let Some(first) = first else { return self.answer(Reply::Claimed(None)) };
-        let same = |b: &usize| volume_of_block(*b) == volume_of_block(first) && free(*b);
+        let compare = ring.suspect[first];
+        let same = |b: &usize| {
+            volume_of_block(*b) == volume_of_block(first) && free(*b) && ring.suspect[*b] == compare
+        };
         let blocks: Vec<usize> = (first..BLOCKS).take_while(same).take(want).collect();
-        let claim = Claim { id: ring.next_claim, granted_at: ring.head, blocks };
+        let claim = Claim { id: ring.next_claim, granted_at: ring.head, compare, blocks };
         ring.next_claim += 1;
         self.proxy.claims.push((claim.id, claim.blocks.clone()));
         self.proxy.link_op = Some(LinkOp::Claim { claim, block: 0, store: 0 });
@@ -374,6 +518,7 @@ impl World {
     pub fn abandon_link_op(&mut self) {
         let goes_on = match &self.proxy.link_op {
             Some(LinkOp::Claim { .. }) => true,
+            Some(LinkOp::Dirty { .. }) => self.proxy.lock.is_none_or(|o| o == Owner::Attach),
             Some(LinkOp::Seal { .. }) => self.proxy.lock.is_none() && self.rng.chance(50),
             _ => false,
         };
@@ -386,7 +531,7 @@ impl World {
         }
     }
 
-    fn answer(&mut self, reply: Reply) {
+    pub(super) fn answer(&mut self, reply: Reply) {
         if let Some(link) = &mut self.link {
             link.replies.push_back(reply);
         }
