@@ -2,8 +2,9 @@
 
 use super::Durability;
 use super::index::Room;
-use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX};
+use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX, SPANS_END};
 use super::persister::{Current, Run, SPANS_AT_ONCE, segment_file};
+use super::trailer;
 use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
@@ -28,10 +29,11 @@ pub(super) struct Opened {
 impl Run {
     /// Sees to it that the current segment has room for a span. False: there is none.
     pub(super) fn open_segment(&mut self) -> Result<bool> {
-        let has_room = |c: &Current| c.offset + SPAN_BYTES_MAX <= SEGMENT_BYTES;
+        let has_room = |c: &Current| c.offset + SPAN_BYTES_MAX <= SPANS_END;
         if self.current.as_ref().is_some_and(has_room) {
             return Ok(true);
         }
+        self.write_trailer()?;
         self.close_segment();
         if let Some(spare) = self.spare.take() {
             self.begin_segment(spare);
@@ -65,6 +67,36 @@ impl Run {
                 Err(error)
             }
         }
+    }
+
+    /// The current segment is full: what it holds, for the next start. Nothing waits for it.
+    fn write_trailer(&mut self) -> Result<()> {
+        let Some(current) = &self.current else { return Ok(()) };
+        let place = self.place(current);
+        let trailer = {
+            let segments = self.spill.segments();
+            let segment = segments.live.iter().find(|segment| segment.serial == current.serial);
+            segment.and_then(|segment| trailer::encode(segment, &place))
+        };
+        // Without one, or when the target has all of it already, its headers tell.
+        let Some(trailer) = trailer else { return Ok(()) };
+        let mut storage = vec![0; trailer.len() + PAGE_BYTES as usize];
+        let address = storage.as_ptr().addr();
+        let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
+        storage[start..start + trailer.len()].copy_from_slice(&trailer);
+        let (at, file) = (current.base + SPANS_END, segment_file(&self.spill, current.file));
+        durable::about(Event::WriteAt { file: &file, at, bytes: &trailer });
+        let window = Window::new(storage, start, trailer.len());
+        let what = format!("cannot write {}", self.spill.store.name(current.file));
+        let op = Op::Write(current.fd.clone(), at, window);
+        let driver = driver(&mut self.driver)?;
+        driver.push(0, op).map_err(|e| Error::io(what.clone(), e))?;
+        for completion in wait_all(driver, &what)? {
+            completion.result.map_err(|e| Error::io(what.clone(), e))?;
+        }
+        let written = self.owner.ring.counter(Counter::SpillWrittenBytes);
+        written.fetch_add(trailer.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn begin_segment(&mut self, opened: Opened) {

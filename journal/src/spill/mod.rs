@@ -23,6 +23,7 @@ mod span;
 mod steps;
 mod store;
 mod touched;
+mod trailer;
 
 pub(crate) use index::{Place, Segments, Spill};
 pub use ladder::{

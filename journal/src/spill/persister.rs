@@ -9,7 +9,7 @@ use super::Durability;
 use super::files::{Opened, driver, wait_all};
 use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
-use super::layout::{SEGMENT_BYTES, SPAN_BYTES_MAX};
+use super::layout::{SPAN_BYTES_MAX, SPANS_END};
 use super::span::{Built, Place, SpanBuilder};
 use super::steps::{self, Step};
 use crate::append::{AppendLock, free_up_to};
@@ -325,23 +325,28 @@ impl Run {
         Ok(true)
     }
 
-    /// Copies records out of the ring into spans of the current segment.
-    fn build(&mut self, from: u64, upto: u64) -> Vec<Built> {
-        let ring = self.owner.ring.clone();
-        let Some(current) = &self.current else { return Vec::new() };
-        let mut place = Place {
+    pub(super) fn place(&self, current: &Current) -> Place {
+        let ring = &self.owner.ring;
+        Place {
             group_uuid: ring.superblock.group_uuid,
             ring_id: ring.superblock.ring_id,
             incarnation: ring.incarnation(),
             epoch: ring.superblock.epoch.get(),
             serial: current.serial,
             offset: current.offset,
-        };
+        }
+    }
+
+    /// Copies records out of the ring into spans of the current segment.
+    fn build(&mut self, from: u64, upto: u64) -> Vec<Built> {
+        let ring = self.owner.ring.clone();
+        let Some(current) = &self.current else { return Vec::new() };
+        let mut place = self.place(current);
         let mut spans = Vec::new();
         let mut seq = from;
         while spans.len() < SPANS_AT_ONCE
             && seq <= upto
-            && place.offset + SPAN_BYTES_MAX <= SEGMENT_BYTES
+            && place.offset + SPAN_BYTES_MAX <= SPANS_END
         {
             let mut span = SpanBuilder::new(self.memory.pop().unwrap_or_default());
             while seq <= upto {

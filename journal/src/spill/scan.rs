@@ -1,12 +1,15 @@
-//! Finds out what a spill holds: reads span headers only, of many segments at a time.
+//! Finds out what a spill holds: reads the trailer of full segments, span headers of the
+//! rest, of many segments at a time.
 //! Used at start and by tools; payloads are verified when they are shipped.
 
 use super::index::{Segment, Segments, SpanFigures};
-use super::layout::{SEGMENT_BYTES, SPAN_ALIGN};
+use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPANS_END, TRAILER_BYTES};
 use super::runs::{self, Run};
 use super::span::{SpanFault, SpanHead};
 use super::store::{OpenedSegment, Store};
 use super::touched::Touched;
+use super::trailer;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use towline_block::sys::uring::{Driver, Fd, Op, Window};
@@ -140,7 +143,44 @@ struct Reading {
     found: FileFound,
     fd: Fd,
     base: u64,
+    /// Of the next header.
     offset: u64,
+    /// Set while the trailer is read: the header of the first span.
+    first: Option<SpanHead>,
+}
+
+impl Reading {
+    fn new(file: u32, opened: OpenedSegment) -> Reading {
+        let OpenedSegment { file: descriptor, base, .. } = opened;
+        let found = FileFound { file, ..FileFound::default() };
+        Reading { found, fd: Arc::new(descriptor.into()), base, offset: 0, first: None }
+    }
+
+    /// Where to read next, and how much.
+    fn next(&self) -> (u64, usize) {
+        match self.first {
+            Some(_) => (self.base + SPANS_END, TRAILER_BYTES as usize),
+            None => (self.base + self.offset, PAGE),
+        }
+    }
+
+    /// Takes what was read there, `None` if it could not be; true when there is more to
+    /// read.
+    fn take(&mut self, bytes: Option<&[u8]>, group_uuid: &[u8; 16], depth: Depth) -> bool {
+        if let Some(first) = self.first.take() {
+            let whole = bytes.and_then(|bytes| trailer::parse(bytes, &first, self.found.file));
+            let has_trailer = whole.is_some();
+            self.found.segment = whole.or(self.found.segment.take());
+            return !has_trailer && self.offset < SEGMENT_BYTES;
+        }
+        let Some(bytes) = bytes else { return false };
+        let is_first = self.offset == 0;
+        let more = self.found.take(bytes, &mut self.offset, group_uuid);
+        if is_first && more && depth == Depth::All {
+            self.first = SpanHead::parse(bytes, 0).ok();
+        }
+        more && depth == Depth::All
+    }
 }
 
 fn read_many(
@@ -161,15 +201,15 @@ fn read_many(
         while next < count
             && let Some(at) = free.pop()
         {
-            let (file, blank) = (next, FileFound { file: next, ..FileFound::default() });
+            let file = next;
             next += 1;
-            let Ok(OpenedSegment { file: opened, base, .. }) = store.open(file) else {
-                found.push(blank);
+            let Ok(opened) = store.open(file) else {
+                found.push(FileFound { file, ..FileFound::default() });
                 free.push(at);
                 continue;
             };
-            let part = Reading { found: blank, fd: Arc::new(opened.into()), base, offset: 0 };
-            match ask(driver, at, &part, vec![0; 2 * PAGE]) {
+            let part = Reading::new(file, opened);
+            match ask(driver, at, &part, Vec::new()) {
                 true => reading[at] = Some(part),
                 false => {
                     found.push(read_alone(store, file, group_uuid, depth));
@@ -184,10 +224,10 @@ fn read_many(
             let at = completion.token as usize;
             let Some(mut part) = reading[at].take() else { continue };
             let window = completion.window;
-            let whole = matches!(completion.result, Ok(bytes) if bytes == PAGE);
-            let page = &window.buf[window.start..window.start + PAGE];
-            let more = whole && part.found.take(page, &mut part.offset, group_uuid);
-            if more && depth == Depth::All && ask(driver, at, &part, window.buf) {
+            let whole = matches!(completion.result, Ok(bytes) if bytes == window.len);
+            let bytes = &window.buf[window.start..window.start + window.len];
+            let more = part.take(whole.then_some(bytes), group_uuid, depth);
+            if more && ask(driver, at, &part, window.buf) {
                 reading[at] = Some(part);
             } else {
                 found.push(part.found);
@@ -198,25 +238,32 @@ fn read_many(
     found
 }
 
-fn ask(driver: &mut Driver, at: usize, part: &Reading, page: Vec<u8>) -> bool {
-    let address = page.as_ptr().addr();
-    let start = address.next_multiple_of(PAGE) - address;
-    let window = Window::new(page, start, PAGE);
-    driver.push(at as u64, Op::Read(part.fd.clone(), part.base + part.offset, window)).is_ok()
+/// `memory` is that of the read before, or empty.
+fn ask(driver: &mut Driver, at: usize, part: &Reading, memory: Vec<u8>) -> bool {
+    let (offset, len) = part.next();
+    let memory = if memory.len() >= len + PAGE { memory } else { vec![0; len + PAGE] };
+    let address = memory.as_ptr().addr();
+    let window = Window::new(memory, address.next_multiple_of(PAGE) - address, len);
+    driver.push(at as u64, Op::Read(part.fd.clone(), offset, window)).is_ok()
 }
 
 fn read_alone(store: &Store, file: u32, group_uuid: &[u8; 16], depth: Depth) -> FileFound {
-    let mut found = FileFound { file, ..FileFound::default() };
-    let Ok(opened) = store.open(file) else { return found };
-    let storage = vec![0; 2 * PAGE];
+    let Ok(opened) = store.open(file) else {
+        return FileFound { file, ..FileFound::default() };
+    };
+    let mut part = Reading::new(file, opened);
+    let mut storage = vec![0; TRAILER_BYTES as usize + PAGE];
     let start = storage.as_ptr().addr().next_multiple_of(PAGE) - storage.as_ptr().addr();
-    let (mut storage, mut offset) = (storage, 0);
-    let page = &mut storage[start..start + PAGE];
-    while opened.file.read_exact_at(page, opened.base + offset).is_ok()
-        && found.take(page, &mut offset, group_uuid)
-        && depth == Depth::All
-    {}
-    found
+    let fd = part.fd.clone();
+    let Ok(descriptor) = fd.try_clone().map(File::from) else { return part.found };
+    loop {
+        let (offset, len) = part.next();
+        let bytes = &mut storage[start..start + len];
+        let whole = descriptor.read_exact_at(bytes, offset).is_ok();
+        if !part.take(whole.then_some(&*bytes), group_uuid, depth) {
+            return part.found;
+        }
+    }
 }
 
 impl FileFound {

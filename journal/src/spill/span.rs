@@ -4,7 +4,6 @@ use super::layout::*;
 use super::touched::{self, Touched};
 use crate::format::{PAGE_BYTES, SLOT_BYTES, Slot, commit_parts};
 use crate::record::Record;
-use towline_block::VolumeId;
 use zerocopy::{FromBytes, IntoBytes};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -137,12 +136,7 @@ impl SpanBuilder {
         };
         let page = &mut self.storage[start..start + PAGE];
         for (index, touched) in self.touched.iter().enumerate() {
-            let entry = TouchedEntry {
-                first_block: touched.first_block.into(),
-                blocks: touched.blocks.into(),
-                volume: touched.volume.0.into(),
-                reserved: 0.into(),
-            };
+            let entry = TouchedEntry::of(touched);
             let at = SPAN_HEADER_BYTES + index * TOUCHED_ENTRY_BYTES;
             page[at..at + TOUCHED_ENTRY_BYTES].copy_from_slice(entry.as_bytes());
         }
@@ -219,11 +213,7 @@ impl SpanHead {
         let touched = page[SPAN_HEADER_BYTES..ranges_end]
             .chunks_exact(TOUCHED_ENTRY_BYTES)
             .filter_map(|bytes| TouchedEntry::read_from_bytes(bytes).ok())
-            .map(|entry| Touched {
-                volume: VolumeId(entry.volume.get()),
-                first_block: entry.first_block.get(),
-                blocks: entry.blocks.get(),
-            })
+            .map(|entry| entry.touched())
             .collect();
         Ok(SpanHead { header, touched })
     }

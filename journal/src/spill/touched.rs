@@ -81,6 +81,13 @@ impl TouchedSet {
         self.ranges = merged;
     }
 
+    /// Ordered, none overlapping another.
+    pub fn merged(&self) -> Vec<Touched> {
+        let mut all = self.clone();
+        all.merge();
+        all.ranges
+    }
+
     pub fn ranges(&self) -> &[Touched] {
         &self.ranges
     }

@@ -16,6 +16,10 @@ use crate::error::{Error, ErrorKind, Result};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 
+/// Mapped and locked at a time. The kernel holds the process's memory map meanwhile: no
+/// thread starts, none maps memory; 256 MiB at once kept a start from serving for 90 ms.
+const SETTLE_PIECE_BYTES: usize = 4 << 20;
+
 pub struct Mapping {
     raw: MmapRaw,
     writable: bool,
@@ -47,12 +51,26 @@ impl Mapping {
 
     /// Maps every page, and locks them in memory where the limits allow it.
     pub fn settle(&self) {
-        if self.raw.lock().is_ok() {
+        let pieces = || (0..self.raw.len()).step_by(SETTLE_PIECE_BYTES);
+        let end = |at: usize| (at + SETTLE_PIECE_BYTES).min(self.raw.len());
+        if pieces().all(|at| self.lock(at, end(at) - at).is_ok()) {
             return;
         }
         tracing::debug!("ring not locked in memory: the memlock limit is lower than its size");
-        if let Err(e) = self.raw.advise(Advice::PopulateWrite) {
-            tracing::debug!("ring not populated: {e}");
+        for at in pieces() {
+            if let Err(e) = self.raw.advise_range(Advice::PopulateWrite, at, end(at) - at) {
+                tracing::debug!("ring not populated: {e}");
+                return;
+            }
+        }
+    }
+
+    fn lock(&self, offset: usize, len: usize) -> std::io::Result<()> {
+        let from = self.at(offset as u64, len);
+        // SAFETY: invariant 2: the range lies in the mapping, whose content does not change.
+        match unsafe { libc::mlock(from.cast_const().cast(), len) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
         }
     }
 

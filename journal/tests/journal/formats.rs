@@ -120,6 +120,29 @@ fn the_document_describes_the_structs() {
     );
     compare!(
         SPILL_DOC,
+        "Trailer",
+        Trailer,
+        [
+            magic,
+            version,
+            run_count,
+            touched_count,
+            reserved,
+            group_uuid,
+            ring_id,
+            serial,
+            first_seq,
+            last_seq,
+            first_ns,
+            last_ns,
+            bytes,
+            reserved_2,
+            crc,
+        ]
+    );
+    compare!(SPILL_DOC, "RunEntry", RunEntry, [first, last]);
+    compare!(
+        SPILL_DOC,
         "SpanHeader",
         SpanHeader,
         [

@@ -37,7 +37,7 @@ fn fill(dir: &Path, segments: u32) -> u64 {
         let file = File::create(segment_path(dir, number)).unwrap();
         file.set_len(SEGMENT_BYTES).unwrap();
         let mut offset = 0;
-        while offset + crate::spill::layout::SPAN_BYTES_MAX <= SEGMENT_BYTES {
+        while offset + crate::spill::layout::SPAN_BYTES_MAX <= SPANS_END {
             let (page, bytes) = span(seq + 1, u64::from(number) + 1, offset);
             file.write_all_at(&page, offset).unwrap();
             (seq, offset) = (seq + 1, offset + bytes);
@@ -99,19 +99,71 @@ fn a_damaged_header_ends_its_segment_and_a_newer_one_is_named() {
     assert!(scan_dir(dir.path()).newer.is_some());
 }
 
-/// `scripts/bench-spill` runs it, cold and warm: TOWLINE_SCAN_DIR names a folder that
-/// this test fills (TOWLINE_SCAN_SEGMENTS) or, once filled, only scans.
-#[test]
-#[ignore = "a measurement: scripts/bench-spill"]
-fn time_to_open() {
-    let dir = std::path::PathBuf::from(std::env::var("TOWLINE_SCAN_DIR").unwrap());
-    let count: u32 = std::env::var("TOWLINE_SCAN_SEGMENTS").unwrap().parse().unwrap();
-    if Store::folder(dir.clone()).count() < count {
-        fill(&dir, count);
-        return;
+/// The trailers of what `fill` made.
+fn add_trailers(dir: &Path) {
+    let scanned = scan_dir(dir);
+    for found in &scanned.files {
+        let segment = found.segment.as_ref().unwrap();
+        let (group_uuid, ring_id, serial) = (UUID, RING, segment.serial);
+        let place = Place { group_uuid, ring_id, incarnation: 1, epoch: 1, serial, offset: 0 };
+        let bytes = trailer::encode(segment, &place).unwrap();
+        write_at(dir, found.file, SPANS_END, &bytes);
     }
-    #[expect(clippy::disallowed_methods, reason = "a measurement")]
-    let start = std::time::Instant::now();
-    let scanned = scan_dir(&dir);
-    println!("{} spans of {count} segments in {:?}", scanned.spans, start.elapsed());
+}
+
+fn write_at(dir: &Path, number: u32, at: u64, bytes: &[u8]) {
+    let file = std::fs::OpenOptions::new().write(true).open(segment_path(dir, number)).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+fn told(scanned: Scanned) -> String {
+    let told = |found: FileFound| {
+        let Segment {
+            serial, first_seq, last_seq, bytes, first_ns, last_ns, runs, touched, ..
+        } = found.segment.unwrap();
+        (serial, first_seq, last_seq, bytes, first_ns, last_ns, runs, touched.merged())
+    };
+    format!("{:?}", scanned.files.into_iter().map(told).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_trailer_tells_what_the_headers_tell_in_two_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 2);
+    let store = Store::folder(dir.path().to_owned());
+    let by_headers = scan_dir(dir.path());
+    assert!(by_headers.spans > 100);
+    add_trailers(dir.path());
+    let by_trailers = scan_dir(dir.path());
+    assert_eq!(by_trailers.spans, 2, "one header a segment");
+    assert_eq!(read_alone(&store, 0, &UUID, Depth::All).spans, 1);
+    assert_eq!(told(by_trailers), told(by_headers));
+}
+
+#[test]
+fn a_trailer_that_is_damaged_or_of_an_earlier_use_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 1);
+    let by_headers = told(scan_dir(dir.path()));
+    let segment = scan_dir(dir.path()).files[0].segment.clone().unwrap();
+    let of = |serial, ring_id| {
+        let place =
+            Place { group_uuid: UUID, ring_id, incarnation: 1, epoch: 1, serial, offset: 0 };
+        trailer::encode(&Segment { serial, ..segment.clone() }, &place).unwrap()
+    };
+    let sound = of(1, RING);
+    let first = std::fs::read(segment_path(dir.path(), 0)).unwrap()[..PAGE].to_vec();
+    let first = SpanHead::parse(&first, 0).unwrap();
+    assert!(trailer::parse(&sound, &first, 0).is_some());
+    for bit in 0..(128 + 16 * (segment.runs.len() + segment.touched.merged().len())) * 8 {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(trailer::parse(&bytes, &first, 0).is_none(), "bit {bit}");
+    }
+    for stale in [of(7, RING), of(1, [9; 16]), vec![0; PAGE]] {
+        write_at(dir.path(), 0, SPANS_END, &stale);
+        let scanned = scan_dir(dir.path());
+        assert!(scanned.spans > 50, "its headers were read");
+        assert_eq!(told(scanned), by_headers);
+    }
 }
