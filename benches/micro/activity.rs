@@ -19,7 +19,7 @@ const SIZES: [u64; 7] = [1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20,
 /// What the journal does.
 const CHOSEN_BYTES: u64 = towline_journal::activity::EXTENT_BYTES;
 const CHOSEN_AHEAD: u64 = towline_journal::activity::HEATED_AHEAD;
-const CHOSEN_ROUND_S: u64 = towline_journal::activity::ROUND.as_secs();
+const CHOSEN_ROUND_S: u64 = towline_journal::activity::COOL_EVERY.as_secs();
 const AHEADS: [u64; 4] = [1, 2, 4, 8];
 const ROUNDS_S: [u64; 4] = [20, 60, 180, 600];
 /// Inside and far beyond the 16 GiB a group that the design began with.

@@ -53,6 +53,7 @@ pub fn open(
         sources: sources.collect(),
         attach: AttachPolicy::Auto,
         spill,
+        cool_every: towline_journal::activity::COOL_EVERY,
         clock: unix_now_ns,
     };
     Journal::open(options).expect("a group")

@@ -17,6 +17,7 @@ use std::time::Duration;
 use towline_block::GroupName;
 use towline_control::rate::{Limit, Plan, Window};
 use towline_journal::AttachPolicy;
+use towline_journal::activity::COOL_EVERY_RANGE;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 use towline_shipper::batch::{Keyring, keyfile};
@@ -47,6 +48,8 @@ pub struct ProxyConfig {
     pub spill_start: Option<u8>,
     #[serde(default)]
     pub strict: bool,
+    #[serde(default, deserialize_with = "span")]
+    pub cool_every: Option<Duration>,
     #[serde(default)]
     pub attach: Attach,
     #[serde(default)]
@@ -280,6 +283,15 @@ impl ProxyConfig {
                 "spill-start {percent} is not usable: give a percentage from {} to {}",
                 SPILL_START_PERCENTS.start(),
                 SPILL_START_PERCENTS.end()
+            )));
+        }
+        if let Some(every) = self.cool_every
+            && !COOL_EVERY_RANGE.contains(&every)
+        {
+            return Err(usage(format!(
+                "cool-every {every:?} is not usable: give a time from {:?} to {:?}",
+                COOL_EVERY_RANGE.start(),
+                COOL_EVERY_RANGE.end()
             )));
         }
         check_listens(&self.nbd)

@@ -16,6 +16,7 @@ mod svg;
 mod tail;
 mod verify;
 
+use crate::config;
 use crate::exit::{Exit, unreachable, usage};
 use crate::view;
 use anyhow::anyhow;
@@ -47,6 +48,21 @@ enum Action {
     Map(map::Args),
     /// Rebuild a volume's content up to a record onto a copy.
     Extract(extract::Args),
+}
+
+/// How much of the payloads is shown.
+#[derive(Debug, clap::Args)]
+struct Payload {
+    /// Also the payload of each record, in hexadecimal; with SIZE only so much of each.
+    #[arg(long, visible_alias = "payload", value_name = "SIZE", num_args = 0..=1,
+          require_equals = true, default_missing_value = "1P", value_parser = config::size_arg)]
+    hexdump: Option<u64>,
+}
+
+impl Payload {
+    fn bytes(&self) -> u64 {
+        self.hexdump.unwrap_or(0)
+    }
 }
 
 /// Which group's files, and the form of the result.
@@ -81,6 +97,20 @@ impl Place {
         Ok(GroupView::open_with(&dir, self.ring.as_deref())?)
     }
 
+    /// The group's files, with records that can be read: in the ring or, when that is lost
+    /// with its host, in the spill.
+    fn open_records(&self) -> anyhow::Result<GroupView> {
+        let mut view = self.open()?;
+        view.look_into_spill();
+        match records_trouble(&view) {
+            Some(trouble) => Err(trouble),
+            None => {
+                tell_of_lone_spill(&view);
+                Ok(view)
+            }
+        }
+    }
+
     /// The group's files, with a ring that can be read.
     fn open_ring(&self) -> anyhow::Result<GroupView> {
         let view = self.open()?;
@@ -103,6 +133,24 @@ fn ring_trouble(view: &GroupView) -> Option<anyhow::Error> {
         ErrorKind::Missing => unreachable(what),
         _ => anyhow!(what),
     })
+}
+
+/// Why there are no records to read, neither in a ring nor in the spill of a lost one.
+fn records_trouble(view: &GroupView) -> Option<anyhow::Error> {
+    ring_trouble(view).filter(|_| view.lone_spill().is_none())
+}
+
+/// Without the ring, what is shown is not the whole journal.
+fn tell_of_lone_spill(view: &GroupView) {
+    if let Some(range) = view.lone_spill() {
+        eprintln!(
+            "towline: the ring {} is lost: what the spill has of it are records {} to {}; whether \
+             the target has some of them, and what came after, is not known here",
+            view.state.ring.path.display(),
+            range.start(),
+            range.end()
+        );
+    }
 }
 
 /// The number of a volume that was named.

@@ -27,6 +27,7 @@ mod status;
 mod table;
 mod target;
 mod target_view;
+mod terminal;
 mod throttle;
 mod view;
 mod when;

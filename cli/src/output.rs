@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{BufWriter, ErrorKind, Write};
 
 /// Version of every `--json` object's shape; rises when a key goes or changes meaning.
 pub const SCHEMA: u32 = 1;
@@ -14,9 +14,16 @@ struct Versioned<'a, T> {
     body: &'a T,
 }
 
-/// Prints `body` as the command's one JSON object, `schema` first.
+/// Prints `body` as the command's one JSON object, `schema` first, while it is being made:
+/// an object can be larger than memory.
 pub fn json(body: &impl Serialize) -> anyhow::Result<()> {
-    text_line(&json_text(body)?)
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let written = match serde_json::to_writer(&mut out, &Versioned { schema: SCHEMA, body }) {
+        Ok(()) => writeln!(out).and_then(|()| out.flush()),
+        Err(e) if e.is_io() => Err(e.into()),
+        Err(e) => return Err(e).context("cannot write the result as JSON"),
+    };
+    still_read(written).map(drop)
 }
 
 /// The same object as text, for a file.
@@ -28,11 +35,15 @@ pub fn json_text(body: &impl Serialize) -> anyhow::Result<String> {
 /// Prints text. A reader that closed the pipe is no error: it has what it wanted.
 pub fn text_line(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(e).context("cannot write the result to stdout")
-        }
-        _ => Ok(()),
+    still_read(writeln!(out, "{text}").and_then(|()| out.flush())).map(drop)
+}
+
+/// Whether somebody still reads what was written.
+pub fn still_read(written: std::io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("cannot write the result to stdout"),
     }
 }
 

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::{Access, GroupName, Upstream, VolumeId, probe};
+use towline_journal::activity::COOL_EVERY;
 use towline_journal::spill::SPILL_START_PERCENT;
 use towline_journal::state::Seal;
 use towline_journal::{Journal, Options, Source, SpillOptions, unix_now_ns};
@@ -65,6 +66,9 @@ pub struct Args {
     /// With --durability flush or write: never answer before the journal is on disk, however long that takes.
     #[arg(long)]
     strict: bool,
+    /// A power loss compares what was written within this time, once to twice [default: 60s].
+    #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
+    cool_every: Option<Duration>,
     /// What to make of sources that may have changed while no proxy ran.
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
@@ -101,6 +105,7 @@ impl Args {
                 spill_overwrite: self.spill_overwrite,
                 spill_start: self.spill_start,
                 strict: self.strict,
+                cool_every: self.cool_every,
                 attach: self.attach,
                 engine: self.engine,
                 cache: self.cache,
@@ -162,6 +167,7 @@ fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Se
             strict: config.strict,
             start_percent: config.spill_start.map_or(SPILL_START_PERCENT, u64::from),
         },
+        cool_every: config.cool_every.unwrap_or(COOL_EVERY),
         clock: unix_now_ns,
     })?;
     if report.restarted {

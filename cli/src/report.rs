@@ -177,12 +177,16 @@ pub struct InspectReport {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct VerifyReport {
+    pub group: String,
     pub ok: bool,
     pub records: u64,
     pub bytes: u64,
     pub first_seq: u64,
     pub last_seq: u64,
+    /// The first 1000 of them.
     pub errors: Vec<VerifyError>,
+    /// Beyond those.
+    pub more_errors: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]

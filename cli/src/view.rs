@@ -4,7 +4,7 @@
 use crate::exit::unreachable;
 use crate::report::{
     Baseline, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles, ProcessStatus,
-    Rate, Shipping, VerifyError, VerifyReport, VolumeStatus,
+    Rate, Shipping, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -269,23 +269,5 @@ pub fn inspect(view: &GroupView) -> InspectReport {
         records: (pending.end() + 1).saturating_sub(*pending.start()),
         oldest_age_s: oldest_age_s(view),
         ring_file: view.state.ring.path.display().to_string(),
-    }
-}
-
-/// `towline journal verify`.
-pub fn verify(view: &GroupView) -> VerifyReport {
-    let found = view.verify();
-    let errors = found.errors.iter().map(|e| VerifyError {
-        kind: e.kind.into(),
-        seq: e.seq,
-        offset: e.offset,
-    });
-    VerifyReport {
-        ok: found.errors.is_empty(),
-        records: found.records,
-        bytes: found.bytes,
-        first_seq: found.first_seq,
-        last_seq: found.last_seq,
-        errors: errors.collect(),
     }
 }

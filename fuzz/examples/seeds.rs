@@ -3,11 +3,18 @@
 use std::path::Path;
 use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_journal::Durable;
-use towline_journal::format::{Counter, SLOT_BYTES, SLOTS_OFFSET, VOLUME_TABLE_OFFSET};
+use towline_journal::activity::EXTENT_BYTES;
+use towline_journal::activity::file::*;
+use towline_journal::format::{
+    Counter, Kind, SLOT_BYTES, SLOTS_OFFSET, Slot, SlotState, VOLUME_TABLE_OFFSET, commit_word,
+};
 use towline_journal::link::{LINK_VERSION, Reply, Request};
 use towline_shipper::batch::{BatchBuilder, Chain, Control, Encoder, Method};
+use towline_journal::spill::layout::*;
+use towline_shipper::receiver::{MarkHeader, PreImage};
 use towline_shipper::wire::{FrameKind, write_frame};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
+use zerocopy::IntoBytes;
 
 fn put(target: &str, name: &str, parts: &[&[u8]]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -191,6 +198,137 @@ fn state_json() {
     put("state_json", "cut-off", &[&state(1, "null").as_bytes()[..100]]);
 }
 
+/// A record of the spill: its slot, then its payload, padded.
+fn spilled(seq: u64, kind: Kind, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let len = if kind == Kind::Zero { 4096 } else { payload.len() as u64 };
+    let mut slot = Slot::new(kind, VolumeId(0), Extent::new(offset, len), 1_700_000_000_000_000_000);
+    slot.commit = commit_word(seq, SlotState::Done).into();
+    slot.incarnation = 1.into();
+    if !payload.is_empty() {
+        slot.payload_position = 0.into();
+    }
+    let mut bytes = [slot.as_bytes(), payload].concat();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}
+
+fn span(first: u64, records: u32, body: &[u8]) -> Vec<u8> {
+    let header_bytes = SPAN_HEADER_BYTES + TOUCHED_ENTRY_BYTES;
+    let span_bytes = (header_bytes + body.len()).next_multiple_of(4096);
+    let header = SpanHeader {
+        magic: SPAN_MAGIC,
+        version: SPILL_VERSION.into(),
+        header_bytes: (header_bytes as u32).into(),
+        span_bytes: (span_bytes as u32).into(),
+        body_bytes: (body.len() as u32).into(),
+        record_count: records.into(),
+        touched_count: 1.into(),
+        group_uuid: [2; 16],
+        ring_id: [2; 16],
+        incarnation: 1.into(),
+        epoch: 1.into(),
+        serial: 1.into(),
+        offset: 0.into(),
+        first_seq: first.into(),
+        last_seq: (first + u64::from(records) - 1).into(),
+        unix_ns: 1_700_000_000_000_000_000.into(),
+        reserved: [0; 12],
+        crc: 0.into(),
+    };
+    let touched =
+        TouchedEntry { first_block: 0.into(), blocks: 2.into(), volume: 0.into(), reserved: 0.into() };
+    let mut bytes = [header.as_bytes(), touched.as_bytes(), body].concat();
+    bytes.resize(span_bytes, 0);
+    bytes
+}
+
+fn spill() {
+    let first = [
+        spilled(7, Kind::Write, 512, b"a payload"),
+        spilled(8, Kind::Zero, 65_536, &[]),
+        spilled(9, Kind::Barrier, 0, &[]),
+    ];
+    let first = span(7, 3, &first.concat());
+    let second = span(10, 1, &spilled(10, Kind::Write, 4096, &[3; 200]));
+    put("spill_segment", "two-spans", &[&[1], &first, &second]);
+    put("spill_segment", "unsealed", &[&[0], &first]);
+    put("spill_segment", "cut-off", &[&[1], &first, &second[..100]]);
+    let outside = spilled(7, Kind::Write, u64::MAX - 5, b"beyond the end");
+    put("spill_segment", "outside-its-volume", &[&[1], &span(7, 1, &outside)]);
+    // More records than a body can hold: they are not made room for.
+    put("spill_segment", "too-many-records", &[&[1], &span(7, u32::MAX, b"")]);
+}
+
+fn activity() {
+    let header = |version: u32, sectors: u64| ActivityHeader {
+        magic: ACTIVITY_MAGIC,
+        version: version.into(),
+        incarnation: 1.into(),
+        group_uuid: [2; 16],
+        base_incarnation: 1.into(),
+        volume_count: 2.into(),
+        base_seq: 5.into(),
+        base_claims: 1.into(),
+        extent_bytes: EXTENT_BYTES.into(),
+        sectors: sectors.into(),
+        reserved: [0; 436],
+        crc: 0.into(),
+    };
+    let sector = |number: u64, word: u64| ActivitySector {
+        words: [word.into(); SECTOR_WORDS],
+        number: number.into(),
+        incarnation: 1.into(),
+        crc: 0.into(),
+    };
+    let sectors = [sector(0, 1), sector(1, u64::MAX)];
+    let whole = header(ACTIVITY_VERSION, 2);
+    put("activity_map", "whole", &[&[1], whole.as_bytes(), sectors.as_bytes()]);
+    put("activity_map", "unsealed", &[&[0], whole.as_bytes(), sectors.as_bytes()]);
+    put("activity_map", "short", &[&[1], whole.as_bytes(), sectors[0].as_bytes()]);
+    let newer = header(ACTIVITY_VERSION + 1, 2);
+    put("activity_map", "newer", &[&[1], newer.as_bytes(), sectors.as_bytes()]);
+    put("activity_map", "endless", &[&[1], header(ACTIVITY_VERSION, u64::MAX).as_bytes()]);
+}
+
+fn mark() {
+    let mut name = [0; 64];
+    name[..14].copy_from_slice(b"before-upgrade");
+    let header = MarkHeader {
+        magic: *b"TWLMARK1",
+        group_uuid: [2; 16],
+        number: 4.into(),
+        hash: [5; 32],
+        epoch: 1.into(),
+        incarnation: 1.into(),
+        seq: 9.into(),
+        claims_upto: 2.into(),
+        stream_bytes: 4096.into(),
+        unix_ns: 1_700_000_000_000_000_000.into(),
+        kind: 3.into(),
+        name,
+        reserved: [0; 80],
+        header_crc32c: 0.into(),
+    };
+    let entry = |kind: u16, first_block: u64, blocks: u32, data_bytes: u32| PreImage {
+        magic: u32::from_le_bytes(*b"UENT").into(),
+        kind: kind.into(),
+        volume: 0.into(),
+        first_block: first_block.into(),
+        blocks: blocks.into(),
+        data_bytes: data_bytes.into(),
+        data_crc32c: 0.into(),
+        entry_crc32c: 0.into(),
+    };
+    let data = [7; 65_536];
+    let saved = entry(1, 3, 1, 65_536);
+    let whole = [header.as_bytes(), saved.as_bytes(), &data, entry(2, 4, 12, 0).as_bytes()].concat();
+    put("mark_file", "whole", &[&[1], &whole]);
+    put("mark_file", "cut-off", &[&[1], &whole[..60_000]]);
+    put("mark_file", "unsealed", &[&[0], &whole]);
+    let outside = entry(2, u64::MAX - 1, u32::MAX, 0);
+    put("mark_file", "outside-its-volume", &[&[1], header.as_bytes(), outside.as_bytes()]);
+}
+
 fn main() {
     handshake();
     requests();
@@ -200,4 +338,7 @@ fn main() {
     link();
     saved_map();
     state_json();
+    spill();
+    activity();
+    mark();
 }

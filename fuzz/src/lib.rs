@@ -6,18 +6,22 @@
 
 mod ring;
 mod seal;
+mod spill;
 
 pub use ring::ring_open;
+pub use spill::spill_segment;
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use towline_block::Extent;
 use towline_journal::link::{self, Link};
-use towline_journal::{GroupState, inspect};
+use towline_journal::{GroupState, activity, inspect};
 use towline_proxy::nbd::handshake::{Export, Negotiation, Next, OptionHead};
 use towline_proxy::nbd::request::{RawRequest, Request, Terms, validate};
+use towline_shipper::GroupUuid;
 use towline_shipper::batch::{Batch, BatchView, GroupKey, KeyId, Keyring, encoded_len};
+use towline_shipper::receiver::marks;
 use towline_shipper::wire::read_frame;
 
 fn exports() -> Arc<[Export]> {
@@ -144,6 +148,36 @@ pub fn saved_map(data: &[u8]) {
     if let Ok(words) = inspect::saved_map(&bytes) {
         assert!(words.iter().map(Vec::len).sum::<usize>() * 8 <= bytes.len());
     }
+}
+
+/// The map of hot extents; checksums as with [`batch`].
+pub fn activity_map(data: &[u8]) {
+    let Some((repair, bytes)) = data.split_first() else { return };
+    let mut bytes = bytes.to_vec();
+    if repair & 1 == 1 {
+        seal::activity_map(&mut bytes);
+    }
+    // Of one and of three words: the second volume needs more than one bit a word.
+    let sizes = [1 << 20, 130 * activity::EXTENT_BYTES];
+    if let Ok(words) = inspect::activity_map(&bytes, [2; 16], 1, &sizes) {
+        assert_eq!(words.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3]);
+    }
+}
+
+/// A mark's file at the target; checksums as with [`batch`].
+pub fn mark_file(data: &[u8]) {
+    let Some((repair, bytes)) = data.split_first() else { return };
+    let mut bytes = bytes.to_vec();
+    if repair & 1 == 1 {
+        seal::mark_file(&mut bytes);
+    }
+    let dir = ring::memory();
+    let path = dir.path().join("00000000000000000001.mark");
+    std::fs::write(&path, &bytes).expect("room");
+    if let Ok(Some(mark)) = marks::check_file(&path, GroupUuid([2; 16]), &[1 << 20, 1 << 30]) {
+        let _ = format!("{mark:?}");
+    }
+    assert_eq!(std::fs::read(&path).expect("still there"), bytes, "a check writes nothing");
 }
 
 pub fn state_json(data: &[u8]) {

@@ -15,7 +15,7 @@ const SLOTS: u64 = 32;
 const PAYLOAD_OFFSET: u64 = (SLOTS_OFFSET + SLOTS * SLOT_BYTES).next_multiple_of(PAGE_BYTES);
 const MAPS_OFFSET: u64 = PAYLOAD_OFFSET + RECORD_PAYLOAD_BYTES_MAX;
 const FILE_BYTES: u64 = MAPS_OFFSET + 3 * PAGE_BYTES;
-const RING_ID: &str = "02020202020202020202020202020202";
+pub const RING_ID: &str = "02020202020202020202020202020202";
 /// Where the patches may fall: everything up to the first payloads.
 const HEAD_BYTES: usize = PAYLOAD_OFFSET as usize + 1024;
 
@@ -25,9 +25,7 @@ const HEAD_BYTES: usize = PAYLOAD_OFFSET as usize + 1024;
 pub fn ring_open(data: &[u8]) {
     let Some((mode, data)) = data.split_first() else { return };
     let content = if mode & 2 == 2 { data.to_vec() } else { patched(data, mode & 1 == 1) };
-    let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let dir = tempfile::tempdir_in(place).expect("a directory");
+    let dir = memory();
     let ring = dir.path().join("ring");
     let file = File::create(&ring).expect("a file");
     file.write_all_at(&content, 0).expect("room");
@@ -41,6 +39,13 @@ pub fn ring_open(data: &[u8]) {
     std::fs::create_dir(dir.path().join("g")).expect("a folder");
     std::fs::write(dir.path().join("g/state.json"), state).expect("room");
     look(&GroupDir::of(dir.path(), &"g".parse().expect("a name")));
+}
+
+/// A folder of its own in memory, where there is such a place.
+pub fn memory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::tempdir_in(place).expect("a directory")
 }
 
 fn look(dir: &GroupDir) {

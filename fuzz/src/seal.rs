@@ -3,8 +3,11 @@
 
 use std::mem::offset_of;
 use towline_block::crc32c;
+use towline_journal::activity::file::SECTOR_BYTES;
 use towline_journal::format::{Slot, Superblock, VolumeEntry};
+use towline_journal::spill::layout::{SPAN_HEADER_BYTES, SpanHeader};
 use towline_shipper::batch::{HEADER_BYTES, Header, OP_BYTES, OpEntry};
+use towline_shipper::receiver::{MarkHeader, PreImage};
 use towline_shipper::wire::{FRAME_HEADER_BYTES, FrameHeader};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -78,6 +81,65 @@ pub fn saved_map(bytes: &mut [u8]) {
     head[80..84].copy_from_slice(&crc32c(body).to_le_bytes());
     let crc = crc32c(&head[..84]);
     head[84..88].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Header and sectors, each with its checksum in its last four bytes.
+pub fn activity_map(bytes: &mut [u8]) {
+    for sector in bytes.chunks_exact_mut(SECTOR_BYTES) {
+        let (covered, crc) = sector.split_at_mut(SECTOR_BYTES - 4);
+        crc.copy_from_slice(&crc32c(covered).to_le_bytes());
+    }
+}
+
+/// A header, then entries with their data behind them.
+pub fn mark_file(bytes: &mut [u8]) {
+    const HEADER: usize = size_of::<MarkHeader>();
+    let Some((head, mut rest)) = bytes.split_first_chunk_mut::<HEADER>() else { return };
+    let (covered, crc) = head.split_at_mut(HEADER - 4);
+    crc.copy_from_slice(&crc32c(covered).to_le_bytes());
+    while let Ok((entry, after)) = PreImage::mut_from_prefix(rest) {
+        let len = (entry.data_bytes.get() as usize).min(after.len());
+        entry.data_bytes = (len as u32).into();
+        entry.data_crc32c = crc32c(&after[..len]).into();
+        let covered = offset_of!(PreImage, entry_crc32c);
+        entry.entry_crc32c = crc32c(&entry.as_bytes()[..covered]).into();
+        rest = &mut after[len..];
+    }
+}
+
+/// All spans of a segment, one behind the other, with their records.
+pub fn spans(bytes: &mut [u8]) {
+    let mut at = 0;
+    while let Some(span) = bytes.get_mut(at..) {
+        let Ok((header, _)) = SpanHeader::mut_from_prefix(span) else { return };
+        header.offset = (at as u64).into();
+        let (head, len) = (header.header_bytes.get(), header.span_bytes.get() as usize);
+        let (touched, records) = (header.touched_count.get() as usize, header.record_count.get());
+        let last = header.first_seq.get().wrapping_add(u64::from(records)).wrapping_sub(1);
+        header.last_seq = last.into();
+        let page = &span[..span.len().min(4096)];
+        if SPAN_HEADER_BYTES + touched * 16 <= page.len() {
+            let crc = SpanHeader::checksum(page, touched);
+            span[SPAN_HEADER_BYTES - 4..SPAN_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        }
+        records_of(span, head as usize);
+        at += len.max(4096);
+    }
+}
+
+/// Headers and payloads of the records from `at` on, as far as they follow each other.
+fn records_of(span: &mut [u8], mut at: usize) {
+    const SLOT: usize = size_of::<Slot>();
+    while let Some((head, after)) = span.get_mut(at..).and_then(|b| b.split_at_mut_checked(SLOT)) {
+        let Ok(record) = Slot::mut_from_bytes(head) else { return };
+        let has_payload = record.payload_position.get() != u64::MAX;
+        let len = if has_payload { record.len.get() as usize } else { 0 };
+        if let Some(payload) = after.get(..len).filter(|_| has_payload) {
+            record.payload_crc = crc32c(payload).into();
+        }
+        record.header_crc = record.checksum(record.commit.get() >> 2).into();
+        at += SLOT + len.next_multiple_of(8);
+    }
 }
 
 pub fn superblock(bytes: &mut [u8]) {

@@ -14,6 +14,7 @@ pub(crate) use file::{Base, Found, find};
 
 use crate::error::Result;
 use file::{MapFile, extent_counts};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -26,10 +27,14 @@ pub const EXTENT_BYTES: u64 = 16 << 20;
 /// Extents heated at once from the one that is written: sequential writers pay for
 /// one activation in four.
 pub const HEATED_AHEAD: u64 = 4;
-/// Length of the cooler's round. Each costs one source sync if there is something to cool;
-/// what was not touched for one to two of them goes cold. Shorter rounds make a guest's
-/// pauses expensive, longer ones leave more to compare (docs/design/0004).
-pub const ROUND: Duration = Duration::from_secs(60);
+/// Length of the cooler's round unless told otherwise. Each costs one source sync if there
+/// is something to cool; what was not touched for one to two of them goes cold. Shorter
+/// rounds make a guest's pauses expensive, longer ones leave more to compare
+/// (docs/design/0004).
+pub const COOL_EVERY: Duration = Duration::from_secs(60);
+/// Shorter ones would flush the sources all the time; longer ones are as good as none.
+pub const COOL_EVERY_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(86_400);
 /// Longest wait of a guest's write for the state disk. Past it the write goes on and
 /// the map is invalid until the disk answers (R7).
 const ACTIVATE_WAIT_MAX: Duration = Duration::from_millis(500);

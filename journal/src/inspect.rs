@@ -13,7 +13,7 @@ mod replay;
 mod stat;
 mod verify;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::format::{Control, Counter, Kind};
 use crate::progress::Progress;
 use crate::record::Record;
@@ -42,12 +42,29 @@ pub fn saved_map(bytes: &[u8]) -> crate::Result<Vec<Vec<u64>>> {
     crate::saved::parse(bytes).map(|saved| saved.words)
 }
 
+/// The words of an activity map's file, volume by volume: one bit an extent, 64 to a word.
+///
+/// # Errors
+/// [`crate::ErrorKind::Newer`] for a later version, [`crate::ErrorKind::Damaged`] for what is not
+/// whole or not of this group, incarnation and volumes of these sizes.
+pub fn activity_map(
+    bytes: &[u8],
+    group_uuid: [u8; 16],
+    incarnation: u32,
+    sizes: &[u64],
+) -> crate::Result<Vec<Vec<u64>>> {
+    crate::activity::file::parse(bytes, group_uuid, incarnation, sizes).map(|found| found.hot)
+}
+
 /// A group's files, opened together.
 pub struct GroupView {
     pub dir: GroupDir,
     pub state: GroupState,
     ring: Option<Ring>,
-    spill: Option<RefCell<SpillReader>>,
+    names: Vec<String>,
+    spill: RefCell<SpillReader>,
+    /// What the spill holds of a ring that is lost ([`GroupView::look_into_spill`]).
+    lone: Option<RangeInclusive<u64>>,
     /// Why there is no ring, when there is none.
     pub ring_error: Option<Error>,
     pub progress: Option<Progress>,
@@ -80,6 +97,22 @@ impl GroupView {
         self.ring.is_some()
     }
 
+    /// With the ring lost, takes what the spill holds of it as the journal: its newest run of
+    /// records. What of it the target has is not known then. Reads every span's header.
+    pub fn look_into_spill(&mut self) {
+        if self.ring_error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Missing) {
+            let store = Store::folder(self.dir.spill_path());
+            let scanned = crate::spill::scan(&store, &self.state.group_uuid.0);
+            let newest = scanned.runs(&self.state.ring.id.0).pop().filter(|run| run.first > 0);
+            self.lone = newest.map(|run| run.first..=run.last);
+        }
+    }
+
+    /// The records that the spill holds of a lost ring.
+    pub fn lone_spill(&self) -> Option<&RangeInclusive<u64>> {
+        self.lone.as_ref()
+    }
+
     /// A counter of the ring; 0 without one. Numbers and block counts are cut at
     /// what is possible, so that callers may compute with them.
     pub fn get(&self, counter: Counter) -> u64 {
@@ -99,7 +132,9 @@ impl GroupView {
     /// The counters, checked.
     pub fn marks(&self) -> Marks {
         let Some(ring) = &self.ring else {
-            return Marks { head: 0, done: 0, acked: 0, spilled: 0, sound: true };
+            let lone = |range: &RangeInclusive<u64>| (range.start() - 1, *range.end());
+            let (acked, last) = self.lone.as_ref().map_or((0, 0), lone);
+            return Marks { head: last, done: last, acked, spilled: last, sound: true };
         };
         // The ack is read once more behind the head: until then it may have moved
         // and made room that the head has taken.
@@ -178,22 +213,36 @@ impl GroupView {
         marks.acked + 1..=marks.head
     }
 
-    /// All records that may still be in the ring, also those the target has.
-    pub fn present(&self) -> RangeInclusive<u64> {
+    /// Records whose slot was not given away yet, also those that the target has: the
+    /// newest, and quickly read.
+    pub fn in_ring(&self) -> RangeInclusive<u64> {
         let slots = self.ring.as_ref().map_or(0, Ring::slots);
         let head = self.marks().head;
         head.saturating_sub(slots) + 1..=head
     }
 
-    /// Record `seq`, with its payload where it still holds.
-    pub fn record(&self, seq: u64) -> Option<Record> {
-        let in_ring = self.read(seq)?.ok();
-        in_ring.or_else(|| self.spilled(seq).map(|(record, _)| record))
+    /// All records that may still be there: those that the target lacks, and those of
+    /// [`GroupView::in_ring`].
+    pub fn present(&self) -> RangeInclusive<u64> {
+        let pending = self.pending();
+        *self.in_ring().start().min(pending.start())..=*pending.end()
     }
 
-    /// Record `seq`, or why its slot does not show it; `None` without a ring.
+    /// Record `seq`, from the ring or from the spill.
+    pub fn record(&self, seq: u64) -> Option<Record> {
+        self.read(seq)?.ok()
+    }
+
+    /// Record `seq`, or why neither its slot nor the spill shows it; `None` without both.
     pub fn read(&self, seq: u64) -> Option<Result<Record, SlotFault>> {
-        Some(self.ring.as_ref()?.record(seq))
+        let in_ring = match &self.ring {
+            Some(ring) => ring.record(seq),
+            None => {
+                self.lone.as_ref()?;
+                Err(SlotFault::OtherRecord { found: 0 })
+            }
+        };
+        Some(in_ring.or_else(|fault| self.spilled_header(seq).ok_or(fault)))
     }
 
     /// The records of a range that the ring shows, in order.
@@ -204,20 +253,41 @@ impl GroupView {
     /// The payload of a record, when it passes its checksum.
     pub fn payload(&self, record: &Record) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        if self.ring.as_ref()?.read_payload(record, &mut bytes) {
+        if self.ring.as_ref().is_some_and(|ring| ring.read_payload(record, &mut bytes)) {
             return Some(bytes);
         }
         self.spilled(record.seq).map(|(_, payload)| payload)
     }
 
+    /// Record `seq` without its payload, where the spill holds it.
+    fn spilled_header(&self, seq: u64) -> Option<Record> {
+        if !self.is_spilled(seq) {
+            return None;
+        }
+        self.spill.borrow_mut().header(seq).ok().filter(|record| self.is_within(record))
+    }
+
+    fn is_spilled(&self, seq: u64) -> bool {
+        match &self.lone {
+            Some(range) => range.contains(&seq),
+            None => seq <= self.get(Counter::Spilled),
+        }
+    }
+
+    /// Whether a record of the spill lies inside the volume that it names.
+    fn is_within(&self, record: &Record) -> bool {
+        let changes = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim);
+        !changes || record.extent.within(self.volume_size_bytes(record.volume.index()))
+    }
+
     /// Record `seq` with its payload, where the spill holds it.
     fn spilled(&self, seq: u64) -> Option<(Record, Vec<u8>)> {
-        if seq > self.get(Counter::Spilled) {
+        if !self.is_spilled(seq) {
             return None;
         }
         let mut payload = Vec::new();
-        let record = self.spill.as_ref()?.borrow_mut().read(seq, &mut payload).ok()?;
-        Some((record, payload))
+        let record = self.spill.borrow_mut().read(seq, &mut payload).ok()?;
+        self.is_within(&record).then_some((record, payload))
     }
 
     /// Whether the payload's room was not given to a later record meanwhile. Only
@@ -227,13 +297,13 @@ impl GroupView {
         self.get(Counter::PayloadHead) <= position.saturating_add(self.ring_payload_bytes())
     }
 
-    /// The control records still in the ring, in order.
-    pub fn controls(&self) -> Vec<(Control, Record)> {
+    /// The control records of a range, in order.
+    pub fn controls(&self, range: RangeInclusive<u64>) -> Vec<(Control, Record)> {
         let control = |record: Record| {
             let control = record.control.filter(|_| record.kind == Kind::Control)?;
             Some((control, record))
         };
-        self.records(self.present()).filter_map(control).collect()
+        self.records(range).filter_map(control).collect()
     }
 
     /// Incarnation of the ring itself; that of `state.json` without one.
@@ -242,17 +312,14 @@ impl GroupView {
     }
 
     /// Name of the volume that a record names, if it touches one.
-    pub fn volume_name(&self, record: &Record) -> Option<String> {
+    pub fn volume_name(&self, record: &Record) -> Option<&str> {
         let touches = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim | Kind::Barrier);
-        self.volume_names().into_iter().nth(record.volume.index()).filter(|_| touches)
+        self.names.get(record.volume.index()).filter(|_| touches).map(String::as_str)
     }
 
     /// Names of the ring's volumes; those of `state.json` without a ring.
-    pub fn volume_names(&self) -> Vec<String> {
-        match &self.ring {
-            Some(ring) => ring.volumes.iter().map(|v| crate::format::name_of(&v.name)).collect(),
-            None => self.state.volumes.iter().map(|v| v.name.to_string()).collect(),
-        }
+    pub fn volume_names(&self) -> &[String] {
+        &self.names
     }
 
     /// Size of a volume; 0 when there is none of that number.

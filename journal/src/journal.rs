@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use towline_block::{
     BLOCK_BYTES, BlockRange, Disk, Extent, GroupName, Stamp, VolumeId, VolumeName, crc32c,
 };
@@ -68,6 +69,9 @@ pub struct Options {
     pub sources: Vec<Source>,
     pub attach: AttachPolicy,
     pub spill: SpillOptions,
+    /// Length of a round of the activity map: what nobody wrote for one to two of them goes
+    /// cold; [`activity::COOL_EVERY`] unless there is a reason.
+    pub cool_every: Duration,
     /// Unix time in nanoseconds.
     pub clock: fn() -> u64,
 }
@@ -258,7 +262,7 @@ impl Journal {
         let is_with = |source: &Source| medium.is_some_and(|medium| medium.holds(&*source.disk));
         let flushed_with = options.sources.iter().map(is_with).collect();
         let cursor = Arc::new(AppendLock::new(cursor));
-        let cooler = start_cooler(&options.sources, &ring, &activity)?;
+        let cooler = start_cooler(&options.sources, options.cool_every, &ring, &activity)?;
         let mut journal = Journal {
             group: options.group,
             dir,
@@ -459,6 +463,7 @@ fn open_spill(
 /// The activity map's thread, with descriptors of its own.
 fn start_cooler(
     sources: &[Source],
+    round: Duration,
     ring: &Arc<Ring>,
     activity: &Arc<Activity>,
 ) -> Result<JoinHandle<()>> {
@@ -472,7 +477,7 @@ fn start_cooler(
         .name("activity".into())
         .spawn(move || {
             durable::observe(observer);
-            activity.serve(&ring, &mut CoolerContext { sources: syncers });
+            activity.serve(&ring, &mut CoolerContext { sources: syncers, round });
         })
         .map_err(|e| Error::io("cannot start the activity map's thread", e))
 }

@@ -17,6 +17,7 @@ mod apply;
 mod clerk;
 mod counters;
 mod follow;
+mod handover;
 mod hello;
 pub mod marks;
 pub mod medium;

@@ -2,8 +2,11 @@
 
 mod extract;
 mod files;
+mod keys;
 mod manual;
 mod show;
+mod spilled;
+mod terminal;
 
 use crate::DISK_BYTES;
 use std::ffi::OsString;
@@ -49,6 +52,18 @@ fn journal(dir: &std::path::Path, command: &str, options: &[&str]) -> Vec<OsStri
     let mut all = args!["journal", command, dir];
     all.extend(options.iter().map(OsString::from));
     all
+}
+
+/// A copy of the ring of [`with_records`] with a flipped bit in the seventh write's payload.
+#[track_caller]
+fn damaged_ring(rig: &Rig) -> String {
+    let mut bytes = std::fs::read(ring_of(rig)).unwrap();
+    // It is the only place with a run of sevens.
+    let at = bytes.windows(4096).position(|window| window.iter().all(|byte| *byte == 7)).unwrap();
+    bytes[at + 100] ^= 1;
+    let copy = rig.path("damaged.ring");
+    std::fs::write(&copy, &bytes).unwrap();
+    copy.to_string_lossy().into_owned()
 }
 
 #[track_caller]

@@ -6,7 +6,7 @@ use crate::program::run;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -131,9 +131,12 @@ impl Machine {
             let left = deadline.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "it took more than {} s", PATIENCE.as_secs());
             self.control.set_read_timeout(Some(left))?;
-            match self.control.read(&mut piece)? {
-                0 => bail!("the guest is gone"),
-                count => bytes.extend_from_slice(&piece[..count]),
+            match self.control.read(&mut piece) {
+                Ok(0) => bail!("the guest is gone"),
+                Ok(count) => bytes.extend_from_slice(&piece[..count]),
+                // A stopped and continued test is no fault of the guest.
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(bytes)

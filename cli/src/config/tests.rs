@@ -48,6 +48,18 @@ fn a_wrong_key_in_a_file_is_a_usage_error_with_file_and_line() {
 }
 
 #[test]
+fn the_activity_maps_round_has_bounds() {
+    let with = |text: &str| {
+        let file = write(&PROXY.replace("ring =", &format!("cool_every = {text:?}\nring =")));
+        load::<ProxyConfig>(file.path()).and_then(|config| config.check().map(|()| config))
+    };
+    assert_eq!(with("90s").unwrap().cool_every, Some(Duration::from_secs(90)));
+    for bad in ["999ms", "2d", "soon", "0s"] {
+        assert!(with(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn two_disks_of_one_name_are_refused() {
     let file = write(&PROXY.replace("\"data\"", "\"system\""));
     let config: ProxyConfig = load(file.path()).unwrap();

@@ -6,6 +6,7 @@
 use super::{Place, volume_of};
 use crate::exit::{Exit, usage};
 use crate::output;
+use crate::table::count;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -104,12 +105,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         output::json(&report)?;
     } else {
         output::text_line(&format!(
-            "{} holds volume {} as of record {}: {} of base, {} records with {} on top",
+            "{} holds volume {} as of record {}: {} of base, {} with {} on top",
             args.out.display(),
             report.volume,
             report.to_seq,
             format_size(size_bytes),
-            applied.records,
+            count(applied.records, "record"),
             format_size(applied.bytes)
         ))?;
     }

@@ -4,7 +4,7 @@ use super::ladder::{self, LadderReport};
 use super::{Place, percent};
 use crate::exit::Exit;
 use crate::report::InspectReport;
-use crate::table::{self, Table};
+use crate::table::{self, Align, Columns, Table, count};
 use crate::when;
 use crate::{output, view};
 use serde::Serialize;
@@ -15,6 +15,8 @@ use towline_journal::inspect::{Bucket, GroupView, Mix};
 
 /// Control records that are told one by one, the newest; JSON has all.
 const CONTROLS_MAX: usize = 20;
+/// Volumes that are told one by one; JSON has all.
+const VOLUMES_MAX: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,13 +30,21 @@ struct Report {
     pinned: InspectReport,
     /// Why the ring cannot be read; `null` when it can.
     ring_error: Option<String>,
+    /// Of a ring that is lost: what the spill has of it; else `null`.
+    lone_spill: Option<LoneSpill>,
     /// The counters do not contradict each other.
     counters_sound: bool,
     fill: FillReport,
     ladder: LadderReport,
     history: History,
-    /// Of all records present, also those that the target has.
+    /// Of the records in the ring, also those that the target has.
     mix: MixReport,
+}
+
+#[derive(Serialize)]
+struct LoneSpill {
+    first_seq: u64,
+    last_seq: u64,
 }
 
 #[derive(Serialize)]
@@ -97,7 +107,8 @@ pub struct BucketLine {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let group = args.place.open()?;
+    let mut group = args.place.open()?;
+    group.look_into_spill();
     let report = report(&group);
     if args.place.json {
         output::json(&report)?;
@@ -110,7 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 fn report(group: &GroupView) -> Report {
     let fill = group.fill();
     let blocks = |counter| group.get(counter) * BLOCK_BYTES;
-    let controls = group.controls().into_iter().map(|(control, record)| {
+    let controls = group.controls(group.in_ring()).into_iter().map(|(control, record)| {
         let control = format!("{control:?}").to_uppercase();
         let attempt = (control == "SEAL").then_some(record.argument);
         ControlLine { seq: record.seq, control, time: when::format(record.unix_ns), attempt }
@@ -118,6 +129,9 @@ fn report(group: &GroupView) -> Report {
     Report {
         pinned: view::inspect(group),
         ring_error: group.ring_error.as_ref().map(ToString::to_string),
+        lone_spill: group
+            .lone_spill()
+            .map(|range| LoneSpill { first_seq: *range.start(), last_seq: *range.end() }),
         counters_sound: group.marks().sound,
         fill: FillReport {
             slots: fill.slots,
@@ -138,7 +152,7 @@ fn report(group: &GroupView) -> Report {
             mapped_bytes: group.get(Counter::MappedBytes),
             controls: controls.collect(),
         },
-        mix: mix_report(&group.mix(group.present())),
+        mix: mix_report(&group.mix(group.in_ring())),
     }
 }
 
@@ -180,6 +194,10 @@ fn describe(report: &Report) -> String {
     if let Some(error) = &report.ring_error {
         // Nothing that follows is known.
         lines.row("", format!("cannot be read: {error}"));
+        if let Some(spill) = &report.lone_spill {
+            let what = format!("records {} to {} of it", spill.first_seq, spill.last_seq);
+            lines.row("spill", format!("{what}; dump, verify and stat show them"));
+        }
         return format!("journal of group {}\n{}", pinned.group, lines.render(2));
     }
     lines.row(
@@ -209,13 +227,17 @@ fn describe(report: &Report) -> String {
             format_size(fill.suspect_bytes)
         ),
     );
-    for volume in &pinned.volumes {
+    for volume in pinned.volumes.iter().take(VOLUMES_MAX) {
         lines.row(format!("volume {}", volume.name), format_size(volume.size_bytes));
+    }
+    let volumes = pinned.volumes.len();
+    if let Some(more) = table::more(volumes, volumes.min(VOLUMES_MAX), "volume", "see --json") {
+        lines.row("", more);
     }
     let mut text = format!("journal of group {}\n{}", pinned.group, lines.render(2));
     text.push_str(&ladder::describe(&report.ladder));
     text.push_str(&describe_history(&report.history));
-    text.push_str(&describe_mix(&report.mix));
+    text.push_str(&describe_mix(&report.mix, "ring"));
     text
 }
 
@@ -237,7 +259,10 @@ fn describe_history(history: &History) -> String {
     lines.row("BREAKs", history.breaks.to_string());
     let earlier = history.controls.len().saturating_sub(CONTROLS_MAX);
     if earlier > 0 {
-        lines.row("", format!("{earlier} earlier control records: see --json"));
+        lines.row(
+            "",
+            format!("{} before these: see --json", count(earlier as u64, "control record")),
+        );
     }
     for control in history.controls.iter().skip(earlier) {
         let attempt = control.attempt.map_or_else(String::new, |n| format!(" of attempt {n}"));
@@ -249,20 +274,20 @@ fn describe_history(history: &History) -> String {
     format!("\nsince the ring was made\n{}", lines.render(2))
 }
 
-/// Kinds and sizes as lines for people.
-pub fn describe_mix(mix: &MixReport) -> String {
+/// Kinds and sizes as lines for people; `place` is where the records are.
+pub fn describe_mix(mix: &MixReport, place: &str) -> String {
     if mix.records == 0 {
-        return "\nthe ring shows no record".into();
+        return format!("\nthe {place} shows no record");
     }
     let mut lines = Table::default();
     for kind in &mix.kinds {
         let bytes =
             if kind.bytes > 0 { format!(", {}", format_size(kind.bytes)) } else { String::new() };
-        lines.row(kind.kind, format!("{}{bytes}", records(kind.records)));
+        lines.row(kind.kind, format!("{}{bytes}", count(kind.records, "record")));
     }
     let mut text = format!(
-        "\n{} in the ring, begun within {}\n{}",
-        records(mix.records),
+        "\n{} in the {place}, begun within {}\n{}",
+        count(mix.records, "record"),
         table::duration(mix.span_s),
         lines.render(2)
     );
@@ -270,27 +295,26 @@ pub fn describe_mix(mix: &MixReport) -> String {
     text
 }
 
-fn records(count: u64) -> String {
-    if count == 1 { "1 record".into() } else { format!("{count} records") }
-}
-
 /// Bars, one a bucket; nothing where there is none.
-pub fn histogram(title: &str, label: &str, buckets: &[BucketLine]) -> String {
+pub fn histogram(title: &str, label: &'static str, buckets: &[BucketLine]) -> String {
     if buckets.is_empty() {
         return String::new();
     }
     let all: u64 = buckets.iter().map(|b| b.records).sum();
-    let mut lines = Table::default();
+    let heads = [
+        (label, Align::Left),
+        ("", Align::Left),
+        ("records", Align::Right),
+        ("bytes", Align::Right),
+    ];
+    let mut lines = Columns::new(&heads);
     for bucket in buckets {
-        lines.row(
-            format!("{label} {}", format_size(bucket.bytes_upto)),
-            format!(
-                "{}  {}, {}",
-                table::bar(bucket.records, all),
-                records(bucket.records),
-                format_size(bucket.bytes)
-            ),
-        );
+        lines.row([
+            format_size(bucket.bytes_upto),
+            table::bar(bucket.records, all),
+            bucket.records.to_string(),
+            format_size(bucket.bytes),
+        ]);
     }
     format!("\n{title}\n{}", lines.render(2))
 }

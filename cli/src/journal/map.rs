@@ -2,7 +2,7 @@
 
 use super::{Place, percent, svg, volume_of};
 use crate::exit::Exit;
-use crate::output;
+use crate::{output, terminal};
 use serde::Serialize;
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -11,8 +11,13 @@ use towline_block::BLOCK_BYTES;
 use towline_block::size::format_size;
 use towline_journal::inspect::{Cell, GroupView, VolumeChanges};
 
-/// Cells of a line in the terminal, and lines of a volume unless told otherwise.
+/// Letters of a line for files, pipes and JSON.
 const COLUMNS: u64 = 64;
+/// A terminal's lines have a multiple of this, as many as fit.
+const COLUMNS_STEP: usize = 16;
+const COLUMNS_MAX: usize = 128;
+/// Before the letters of a line: the offset of the first.
+const OFFSET_COLUMNS: usize = 12;
 const ROWS_MAX: u64 = 200;
 
 #[derive(Debug, clap::Args)]
@@ -149,7 +154,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let changes = |cells: u64| -> Vec<VolumeChanges> {
         volumes.clone().map(|volume| view.changes(volume, cells)).collect()
     };
-    let maps = changes(COLUMNS * args.rows);
+    let shown = if args.place.json { None } else { terminal::columns() };
+    let columns = shown.map_or(COLUMNS, letters);
+    let maps = changes(columns * args.rows);
     if let Some(path) = &args.svg {
         svg::write(path, &svg::picture(view.state.group.as_str(), &changes(svg::CELLS_MAX)))?;
     }
@@ -163,12 +170,18 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         output::json(&report)?;
     } else {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        output::text_line(&describe(&view, &maps, colour))?;
+        output::text_line(&describe(&view, &maps, columns, colour))?;
         if let Some(path) = &args.svg {
             output::text_line(&format!("the picture is in {}", path.display()))?;
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Letters of a line on a terminal of so many columns.
+fn letters(columns: usize) -> u64 {
+    let fit = columns.saturating_sub(OFFSET_COLUMNS) / COLUMNS_STEP * COLUMNS_STEP;
+    fit.clamp(COLUMNS_STEP, COLUMNS_MAX) as u64
 }
 
 fn line(map: &VolumeChanges) -> VolumeLine {
@@ -191,7 +204,8 @@ fn line(map: &VolumeChanges) -> VolumeLine {
     }
 }
 
-fn describe(view: &GroupView, maps: &[VolumeChanges], colour: bool) -> String {
+fn describe(view: &GroupView, maps: &[VolumeChanges], columns: u64, colour: bool) -> String {
+    let wrapped = |line: &str, indent| terminal::wrapped(line, indent, terminal::columns());
     let mut text = format!("change map of group {}\n", view.state.group);
     for map in maps {
         let cell_bytes = map.cell_blocks * BLOCK_BYTES;
@@ -203,16 +217,15 @@ fn describe(view: &GroupView, maps: &[VolumeChanges], colour: bool) -> String {
             format_size(map.size_bytes),
             format_size(cell_bytes)
         );
-        for (index, row) in map.cells.chunks(COLUMNS as usize).enumerate() {
-            let offset = index as u64 * COLUMNS * cell_bytes;
+        for (index, row) in map.cells.chunks(columns as usize).enumerate() {
+            let offset = index as u64 * columns * cell_bytes;
             let _ = writeln!(text, "{:>10}  {}", format_size(offset), row_text(row, colour));
         }
         let blocks = map.total.blocks;
         let amount = |count: u64| {
             format!("{} ({})", format_size(count * BLOCK_BYTES), percent(count, blocks))
         };
-        let _ = writeln!(
-            text,
+        let sums = format!(
             "  the target lacks {}: journaled {}, dirty {}, claimed {}; suspect {}{}",
             amount(map.total.pending),
             amount(map.total.journaled),
@@ -225,12 +238,16 @@ fn describe(view: &GroupView, maps: &[VolumeChanges], colour: bool) -> String {
                 String::new()
             }
         );
+        let _ = writeln!(text, "{}", wrapped(&sums, 4));
     }
     text.push('\n');
     for shade in Shade::ALL {
         let whole = Cell { blocks: 1, pending: 1, ..Cell::default() };
-        let letter = painted(&shade.letter(&whole).to_string(), shade, colour);
-        let _ = writeln!(text, "  {letter}  {:<9}  {}", shade.name(), shade.meaning());
+        let letter = shade.letter(&whole).to_string();
+        let line = format!("  {letter}  {:<9}  {}", shade.name(), shade.meaning());
+        // The letter comes first: colours take no room.
+        let line = wrapped(&line, 16).replacen(&letter, &painted(&letter, shade, colour), 1);
+        let _ = writeln!(text, "{line}");
     }
     text.push_str("  small letters: only some of the blocks behind the letter");
     text
@@ -253,6 +270,11 @@ fn painted(text: &str, shade: Shade, colour: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_the_picture_fits_its_terminal() {
+        assert_eq!([40, 60, 76, 80, 120, 400].map(letters), [16, 48, 64, 64, 96, 128]);
+    }
 
     #[test]
     fn a_cell_shows_the_worst_of_its_blocks_and_whether_it_is_all_of_them() {

@@ -4,10 +4,13 @@ use super::Place;
 use super::inspect::{MixReport, describe_mix, histogram, mix_report};
 use crate::exit::Exit;
 use crate::output;
-use crate::table::Table;
+use crate::table::{self, Align, Columns};
 use serde::Serialize;
 use towline_block::size::format_size;
 use towline_journal::inspect::{GroupView, Hot, Interval, Stat, VolumeStat};
+
+/// Volumes that are told one by one; JSON has all.
+const VOLUMES_MAX: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -73,7 +76,7 @@ struct HotLine {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let view = args.place.open_ring()?;
+    let view = args.place.open_records()?;
     let range = if args.pending { view.pending() } else { view.present() };
     let stat = view.stat(range.clone(), args.hottest);
     let report = Report {
@@ -97,8 +100,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn volumes(view: &GroupView, stat: &Stat) -> Vec<VolumeLine> {
     let names = view.volume_names();
-    let line = |(name, v): (String, &VolumeStat)| VolumeLine {
-        name,
+    let line = |(name, v): (&String, &VolumeStat)| VolumeLine {
+        name: name.clone(),
         size_bytes: view.volume_size_bytes(v.volume),
         records: v.records,
         writes: v.writes,
@@ -108,7 +111,7 @@ fn volumes(view: &GroupView, stat: &Stat) -> Vec<VolumeLine> {
         map_bytes: v.map_bytes,
         overwrite_factor: v.overwrite_factor(),
     };
-    names.into_iter().zip(&stat.volumes).map(line).collect()
+    names.iter().zip(&stat.volumes).map(line).collect()
 }
 
 fn interval(of: &Interval) -> IntervalLine {
@@ -136,7 +139,7 @@ fn hottest(view: &GroupView, hottest: &[Hot]) -> Vec<HotLine> {
 
 fn describe(report: &Report) -> String {
     let mut text = format!("workload of group {}", report.group);
-    text.push_str(&describe_mix(&report.mix));
+    text.push_str(&describe_mix(&report.mix, "journal"));
     if report.mix.records == 0 {
         return text;
     }
@@ -150,16 +153,21 @@ fn describe(report: &Report) -> String {
         text.push_str(&describe_intervals(report));
     }
     if !report.hottest.is_empty() {
-        let mut lines = Table::default();
+        let mut lines = Columns::new(&[
+            ("volume", Align::Left),
+            ("offset", Align::Right),
+            ("length", Align::Right),
+            ("writes", Align::Right),
+            ("bytes", Align::Right),
+        ]);
         for hot in &report.hottest {
-            let value = format!(
-                "{:>14} +{}  {} writes, {}",
-                hot.offset,
-                hot.len,
-                hot.writes,
-                format_size(hot.bytes)
-            );
-            lines.row(hot.volume.clone(), value);
+            lines.row([
+                hot.volume.clone(),
+                hot.offset.to_string(),
+                hot.len.to_string(),
+                hot.writes.to_string(),
+                format_size(hot.bytes),
+            ]);
         }
         text.push_str(&format!("\nhottest blocks\n{}", lines.render(2)));
     }
@@ -167,41 +175,53 @@ fn describe(report: &Report) -> String {
 }
 
 fn describe_volumes(report: &Report) -> String {
-    let mut lines = Table::default();
-    for volume in &report.volumes {
-        let factor = volume
-            .overwrite_factor
-            .map_or_else(|| "no write".into(), |f| format!("written {f:.2} times over"));
-        lines.row(
+    let mut lines = Columns::new(&[
+        ("volume", Align::Left),
+        ("writes", Align::Right),
+        ("written", Align::Right),
+        ("unique", Align::Right),
+        ("factor", Align::Right),
+        ("in map", Align::Right),
+        ("trimmed", Align::Right),
+    ]);
+    for volume in report.volumes.iter().take(VOLUMES_MAX) {
+        lines.row([
             volume.name.clone(),
-            format!(
-                "{} written in {} writes to {} of blocks of {}: {factor}; {} of the change map's \
-                 blocks; {} trimmed",
-                format_size(volume.written_bytes),
-                volume.writes,
-                format_size(volume.unique_bytes),
-                format_size(report.unique_block_bytes),
-                format_size(volume.map_bytes),
-                format_size(volume.trimmed_bytes)
-            ),
-        );
+            volume.writes.to_string(),
+            format_size(volume.written_bytes),
+            format_size(volume.unique_bytes),
+            volume.overwrite_factor.map_or_else(|| "-".into(), |factor| format!("{factor:.2}")),
+            format_size(volume.map_bytes),
+            format_size(volume.trimmed_bytes),
+        ]);
     }
-    format!("\nvolumes\n{}", lines.render(2))
+    let volumes = report.volumes.len();
+    let more = table::more(volumes, volumes.min(VOLUMES_MAX), "volume", "see --json");
+    format!(
+        "\noverwriting, in blocks of {} (in map: {})\n{}{}",
+        format_size(report.unique_block_bytes),
+        format_size(report.map_block_bytes),
+        lines.render(2),
+        more.map_or_else(String::new, |more| format!("\n  {more}"))
+    )
 }
 
 fn describe_intervals(report: &Report) -> String {
-    let mut lines = Table::default();
+    let mut lines = Columns::new(&[
+        ("sent every", Align::Right),
+        ("on average", Align::Right),
+        ("at most", Align::Right),
+        ("in all", Align::Right),
+        ("instead of", Align::Right),
+    ]);
     for of in &report.intervals {
-        lines.row(
+        lines.row([
             format!("{} s", of.interval_s),
-            format!(
-                "{} on average, {} at most; {} in all instead of {}",
-                format_size(of.unique_bytes_mean),
-                format_size(of.unique_bytes_max),
-                format_size(of.unique_bytes),
-                format_size(of.written_bytes)
-            ),
-        );
+            format_size(of.unique_bytes_mean),
+            format_size(of.unique_bytes_max),
+            format_size(of.unique_bytes),
+            format_size(of.written_bytes),
+        ]);
     }
-    format!("\nunique bytes dirtied within\n{}", lines.render(2))
+    format!("\nunique bytes to send\n{}", lines.render(2))
 }

@@ -4,12 +4,13 @@
 //! nobody waits for it. Records that are drained and overwritten faster than they
 //! are shown are counted.
 
-use super::Place;
 use super::filter::{Filter, Selection};
 use super::lines::{Form, Lines, RecordLine};
+use super::{Payload, Place};
 use crate::exit::Exit;
 use crate::output;
 use crate::signals::{Again, Stop};
+use crate::table::count;
 use anyhow::bail;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -38,9 +39,8 @@ pub struct Args {
     /// How many of the newest records to begin with.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     last: u64,
-    /// Also the payload of each record, in hexadecimal.
-    #[arg(long)]
-    payload: bool,
+    #[command(flatten)]
+    payload: Payload,
 }
 
 #[derive(Serialize)]
@@ -55,9 +55,9 @@ struct Tail {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let view = args.place.open_ring()?;
+    let view = args.place.open_records()?;
     let filter = Filter::new(&view, &args.selection)?;
-    let form = Form { payload: args.payload, json: args.place.json };
+    let form = Form::new(&view, args.payload.bytes(), args.place.json);
     let mut follower = Follower {
         out: (!form.json).then(Lines::stdout),
         filter,
@@ -95,10 +95,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if form.json {
         output::json(&follower.tail)?;
     } else if follower.tail.lost > 0 {
-        eprintln!(
-            "towline: {} records were drained and overwritten before they could be shown",
-            follower.tail.lost
-        );
+        let lost = count(follower.tail.lost, "record");
+        eprintln!("towline: {lost} drained and overwritten before they could be shown");
     }
     Ok(Exit::Ok)
 }
@@ -166,7 +164,7 @@ impl Follower {
             let line = RecordLine::of(&self.view, &record, marks.acked, self.form);
             match &mut self.out {
                 Some(out) => {
-                    if !out.print(&line.text())? {
+                    if !out.print(&line.text(&self.form))? {
                         return Ok(false);
                     }
                 }
@@ -192,7 +190,7 @@ impl Follower {
             return Ok(true);
         }
         // The proxy is on its way: the ring is there a moment later.
-        let Ok(view) = place.open_ring() else { return Ok(true) };
+        let Ok(view) = place.open_records() else { return Ok(true) };
         self.view = view;
         self.tail.incarnation = self.view.ring_incarnation();
         self.next = *self.view.present().start();

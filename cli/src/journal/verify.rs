@@ -1,10 +1,10 @@
 //! `towline journal verify`: every check that a record can pass.
 
-use super::{Place, ring_trouble};
+use super::{Place, records_trouble, tell_of_lone_spill};
 use crate::exit::{Exit, exit_of, sentence};
 use crate::report::{VerifyError, VerifyReport};
-use crate::{output, table, view};
-use std::fmt::Write;
+use crate::terminal::{columns, wrapped};
+use crate::{output, table};
 use std::time::Instant;
 use towline_block::size::format_size;
 use towline_journal::inspect::{GroupView, Verification};
@@ -22,38 +22,42 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let group = args.place.open()?;
-    let trouble = ring_trouble(&group);
+    let mut group = args.place.open()?;
+    group.look_into_spill();
+    let trouble = records_trouble(&group);
     match trouble {
         Some(trouble) if exit_of(&trouble) == Exit::Unreachable => return Err(trouble),
         // A damaged ring is a finding, told in the report and in a sentence.
         Some(trouble) => eprintln!("towline: {}", sentence(&trouble)),
-        None => {}
+        None => tell_of_lone_spill(&group),
     }
     let begin = Instant::now();
-    let report = if args.all { report_of(&group.verify_all()) } else { view::verify(&group) };
+    let found = if args.all { group.verify_all() } else { group.verify() };
     let seconds = begin.elapsed().as_secs_f64();
+    let report = report_of(&group, &found);
     if args.place.json {
         output::json(&report)?;
     } else {
-        output::text_line(&describe(&group, &report, seconds))?;
+        output::text_line(&wrapped(&describe(&group, &report, seconds), 4, columns()))?;
     }
     Ok(if report.ok { Exit::Ok } else { Exit::Failed })
 }
 
-fn report_of(found: &Verification) -> VerifyReport {
+fn report_of(group: &GroupView, found: &Verification) -> VerifyReport {
     let error = |e: &towline_journal::inspect::Finding| VerifyError {
         kind: e.kind.into(),
         seq: e.seq,
         offset: e.offset,
     };
     VerifyReport {
+        group: group.state.group.to_string(),
         ok: found.errors.is_empty(),
         records: found.records,
         bytes: found.bytes,
         first_seq: found.first_seq,
         last_seq: found.last_seq,
         errors: found.errors.iter().map(error).collect(),
+        more_errors: found.more_errors,
     }
 }
 
@@ -64,34 +68,31 @@ fn describe(group: &GroupView, report: &VerifyReport, seconds: f64) -> String {
             group.state.group
         );
     }
-    let verdict = match report.errors.len() {
-        0 => "all whole".into(),
-        1 => "1 fault".into(),
-        count => format!("{count} faults"),
+    let faults = report.errors.len() as u64 + report.more_errors;
+    let verdict = if faults == 0 { "all whole".into() } else { table::count(faults, "fault") };
+    let mut text = if report.records == 0 {
+        format!("group {}: no record: {verdict}", group.state.group)
+    } else {
+        format!(
+            "group {}: {} ({} to {}), {} of payload, in {} ({}): {verdict}",
+            group.state.group,
+            table::count(report.records, "record"),
+            report.first_seq,
+            report.last_seq,
+            format_size(report.bytes),
+            table::duration(seconds),
+            table::rate(report.bytes as f64 / seconds.max(1e-9)),
+        )
     };
-    let mut text = format!(
-        "group {}: {} records ({} to {}), {} of payload, in {} ({}): {verdict}",
-        group.state.group,
-        report.records,
-        report.first_seq,
-        report.last_seq,
-        format_size(report.bytes),
-        table::duration(seconds),
-        table::rate(report.bytes as f64 / seconds.max(1e-9)),
-    );
     for error in report.errors.iter().take(LINES_MAX) {
-        let _ = match error.seq {
-            0 => write!(text, "\n  {}", explain(&error.kind)),
-            seq => write!(
-                text,
-                "\n  record {seq}: {} (volume offset {})",
-                explain(&error.kind),
-                error.offset
-            ),
-        };
+        text.push_str(&match error.seq {
+            0 => format!("\n  {}", explain(&error.kind)),
+            seq => format!("\n  record {seq}: {}{}", explain(&error.kind), place(error)),
+        });
     }
-    if report.errors.len() > LINES_MAX {
-        let _ = write!(text, "\n  and {} more: see --json", report.errors.len() - LINES_MAX);
+    let shown = report.errors.len().min(LINES_MAX);
+    if let Some(more) = table::more(faults as usize, shown, "fault", "--json lists up to 1000") {
+        text.push_str(&format!("\n  {more}"));
     }
     if !report.ok && group.has_ring() {
         text.push_str(
@@ -99,6 +100,16 @@ fn describe(group: &GroupView, report: &VerifyReport, seconds: f64) -> String {
         );
     }
     text
+}
+
+/// Where in its volume, for kinds of faults that leave the header readable.
+fn place(error: &VerifyError) -> String {
+    match error.kind.as_str() {
+        "payload_checksum" | "incarnation" | "order" => {
+            format!(" (volume offset {})", error.offset)
+        }
+        _ => String::new(),
+    }
 }
 
 fn explain(kind: &str) -> String {

@@ -5,17 +5,20 @@
 //! the start of that round is durable at the target, no block of it is dirty or
 //! claimed, and a source sync that began after all that has succeeded (R7).
 
-use super::{Activity, Base, Bits, EXTENT_BYTES, ROUND};
+use super::{Activity, Base, Bits, EXTENT_BYTES};
 use crate::format::Counter;
 use crate::map::VolumeMap;
 use crate::ring::Ring;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 use towline_block::{BlockRange, ErrorKind, Extent, Syncer, VolumeId};
 
 /// What the cooler looks at, besides the map.
 pub(crate) struct CoolerContext {
     /// Flushes each source on the map's own account.
     pub sources: Vec<Syncer>,
+    /// Length of a round.
+    pub round: Duration,
 }
 
 /// What was true when the last round began.
@@ -35,7 +38,7 @@ impl Activity {
                 let desk = self.desk();
                 let (mut desk, timeout) = self
                     .changed
-                    .wait_timeout_while(desk, ROUND, |desk| {
+                    .wait_timeout_while(desk, context.round, |desk| {
                         desk.wanted.is_empty() && !desk.cool && !desk.stop
                     })
                     .expect("no holder of the desk panics");

@@ -338,7 +338,7 @@ fn load(
     }
 }
 
-pub(super) fn parse(
+pub(crate) fn parse(
     bytes: &[u8],
     group_uuid: [u8; 16],
     incarnation: u32,

@@ -52,7 +52,7 @@ impl GroupView {
     /// The map of a volume in at most `cells_max` cells.
     pub fn changes(&self, volume: usize, cells_max: u64) -> VolumeChanges {
         let mut result = VolumeChanges {
-            name: self.volume_names().into_iter().nth(volume).unwrap_or_default(),
+            name: self.volume_names().get(volume).cloned().unwrap_or_default(),
             size_bytes: self.volume_size_bytes(volume),
             ..VolumeChanges::default()
         };

@@ -41,11 +41,15 @@ impl GroupView {
             Err(e) if e.kind() == ErrorKind::Damaged => None,
             other => other?,
         };
-        let spill = ring.as_ref().map(|ring| {
-            let (uuid, id) = (ring.superblock.group_uuid, ring.superblock.ring_id);
-            RefCell::new(SpillReader::new(Store::of(dir, Some(&state)), uuid, id))
-        });
-        Ok(GroupView { dir: dir.clone(), state, ring, spill, ring_error, progress })
+        let (uuid, id) = (state.group_uuid.0, state.ring.id.0);
+        let spill = SpillReader::new(Store::of(dir, Some(&state)), uuid, id);
+        let spill = RefCell::new(spill);
+        let names = match &ring {
+            Some(ring) => ring.volumes.iter().map(|v| crate::format::name_of(&v.name)).collect(),
+            None => state.volumes.iter().map(|v| v.name.to_string()).collect(),
+        };
+        let dir = dir.clone();
+        Ok(GroupView { dir, state, ring, names, spill, lone: None, ring_error, progress })
     }
 }
 

@@ -143,7 +143,7 @@ impl GroupView {
     /// control record before it, else by the first one from it on.
     fn whole_before(&self, seq: u64) -> bool {
         let mut whole = None;
-        for (control, record) in self.controls() {
+        for (control, record) in self.controls(self.present()) {
             let before = record.seq < seq;
             match control {
                 Control::Heal if before => whole = Some(true),

@@ -136,7 +136,12 @@ fn identity() -> serde_json::Value {
 
 /// Everything a tool asks of a group; must end, whatever the files hold.
 fn ask_everything(view: &GroupView) {
-    let _ = (view.fill(), view.controls(), view.mix(view.present()), view.stat(view.present(), 5));
+    let _ = (
+        view.fill(),
+        view.controls(view.present()),
+        view.mix(view.present()),
+        view.stat(view.present(), 5),
+    );
     let found = view.verify_all();
     assert!(found.errors.len() <= FINDINGS_MAX);
     let _ = (view.verify(), view.ring_used_bytes(), view.marks());

@@ -4,6 +4,7 @@ use super::{GroupView, SlotFault};
 use crate::format::{Control, Counter, PAYLOAD_ALIGN, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
+use std::ops::RangeInclusive;
 
 /// Findings kept; the rest is counted. A ring that is all noise has one a slot.
 pub const FINDINGS_MAX: usize = 1000;
@@ -62,7 +63,10 @@ impl GroupView {
     fn verify_records(&self, all: bool) -> Verification {
         let mut result = Verification::default();
         let Some(ring) = &self.ring else {
-            result.add(Finding { kind: "ring", seq: 0, offset: 0 });
+            match &self.lone {
+                Some(range) => self.verify_lone(range.clone(), &mut result),
+                None => result.add(Finding { kind: "ring", seq: 0, offset: 0 }),
+            }
             return result;
         };
         let marks = self.marks();
@@ -104,6 +108,21 @@ impl GroupView {
             }
         }
         result
+    }
+}
+
+impl GroupView {
+    /// What the spill has of a lost ring: every record sound.
+    fn verify_lone(&self, range: RangeInclusive<u64>, result: &mut Verification) {
+        for seq in range {
+            match self.spilled(seq) {
+                Some((record, payload)) => {
+                    result.see(&record);
+                    result.bytes += payload.len() as u64;
+                }
+                None => result.add(Finding { kind: "spill", seq, offset: 0 }),
+            }
+        }
     }
 }
 

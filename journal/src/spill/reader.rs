@@ -47,17 +47,7 @@ impl SpillReader {
     /// [`ErrorKind::Missing`] when no span holds it, [`ErrorKind::Damaged`] when one
     /// does and it fails a check.
     pub fn read(&mut self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
-        if !self.span.as_ref().is_some_and(|span| span.holds(seq)) {
-            self.find(seq)?;
-        }
-        let span = self.span.as_ref().ok_or_else(|| missing(seq))?;
-        let entry = span
-            .entries
-            .iter()
-            .find(|entry| entry.seq == seq)
-            .ok_or_else(|| damaged(seq, "its header fails its checksum"))?;
-        let record =
-            record_at(&span.bytes, entry.slot_at, seq).ok_or_else(|| damaged(seq, "no header"))?;
+        let (span, entry, record) = self.look(seq)?;
         if record.state == SlotState::Done && record.has_payload() {
             let end = entry.payload_at + record.extent.len as usize;
             let bytes = span
@@ -70,6 +60,29 @@ impl SpillReader {
             payload.extend_from_slice(bytes);
         }
         Ok(record)
+    }
+
+    /// Record `seq`, its payload unread and unchecked.
+    ///
+    /// # Errors
+    /// As [`SpillReader::read`].
+    pub fn header(&mut self, seq: u64) -> Result<Record> {
+        self.look(seq).map(|(.., record)| record)
+    }
+
+    fn look(&mut self, seq: u64) -> Result<(&OpenSpan, &Entry, Record)> {
+        if !self.span.as_ref().is_some_and(|span| span.holds(seq)) {
+            self.find(seq)?;
+        }
+        let span = self.span.as_ref().ok_or_else(|| missing(seq))?;
+        let at = span.entries.binary_search_by_key(&seq, |entry| entry.seq);
+        let entry = at
+            .ok()
+            .and_then(|at| span.entries.get(at))
+            .ok_or_else(|| damaged(seq, "its header fails its checksum"))?;
+        let record =
+            record_at(&span.bytes, entry.slot_at, seq).ok_or_else(|| damaged(seq, "no header"))?;
+        Ok((span, entry, record))
     }
 
     /// Makes the span that holds `seq` the open one.

@@ -206,6 +206,7 @@ impl SpanHead {
             && span <= SPAN_BYTES_MAX
             && span.is_multiple_of(SPAN_ALIGN)
             && records > 0
+            && records * SLOT_BYTES <= u64::from(body)
             && header.first_seq.get().checked_add(records - 1) == Some(header.last_seq.get());
         if !sound {
             return Err(SpanFault::Damaged);

@@ -107,6 +107,7 @@ impl Lab {
             sources,
             attach: self.attach,
             spill: self.spill.clone(),
+            cool_every: towline_journal::activity::COOL_EVERY,
             clock: unix_now_ns,
         }
     }

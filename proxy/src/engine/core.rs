@@ -1,6 +1,7 @@
 //! What a volume's thread has beside its connections, and how a connection and the
 //! kernel hand buffers to each other.
 
+use super::alone::Alone;
 use super::buffers::LargeMemory;
 use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
@@ -59,6 +60,7 @@ pub(super) struct Core {
     /// When the last fdatasync was issued, and what it took once it has ended.
     pub sync_begun: Instant,
     pub sync_took: Duration,
+    pub alone: Alone,
     pub waits: Waits,
     pub pending: Pending,
     /// Of an asynchronous source.
@@ -105,6 +107,7 @@ impl Core {
             barrier: None,
             sync_begun: now,
             sync_took: Duration::ZERO,
+            alone: Alone::default(),
             waits: Waits::default(),
             pending: Pending::default(),
             rules,
@@ -121,12 +124,9 @@ impl Core {
         self.driver.push(Purpose::Wake.token(), Op::Recv(inbox.ear.clone(), window))
     }
 
-    /// Issues an fdatasync if one is wanted and none is in flight. The barrier takes
-    /// its place in the journal before.
-    pub fn start_sync(&mut self) -> io::Result<()> {
-        if !self.syncs.start() {
-            return Ok(());
-        }
+    /// Issues the fdatasync that [`Syncs::start`] asked for. The barrier takes its place
+    /// in the journal before.
+    pub fn begin_sync(&mut self) -> io::Result<()> {
         self.barrier = self.volume.begin_barrier();
         self.waits.needed = self.volume.persist_before(self.barrier.as_ref());
         match self.hold_sync() {

@@ -13,6 +13,7 @@
 //! state; bounded memory per connection and per volume; a late completion of a
 //! closed connection reaches nobody.
 
+mod alone;
 mod asynchronous;
 mod buffers;
 mod command;

@@ -125,7 +125,7 @@ impl Engine {
             self.resume(Pause::Memory);
         }
         self.core.issue()?;
-        self.core.start_sync()?;
+        self.start_sync()?;
         self.answer_upstream()?;
         self.core.send_upstream()?;
         self.answer_holds();
@@ -146,7 +146,7 @@ impl Engine {
             self.flush_due = false;
             self.stop_by = Some(self.core.now + STOP_WAIT);
             self.core.syncs.join(Waiter::End);
-            self.core.start_sync()?;
+            self.start_sync()?;
             self.core.send_upstream()?;
             return Ok(false);
         }

@@ -366,7 +366,7 @@ impl Engine {
             }
             // What waited for them may run, and flushes may follow.
             self.core.issue()?;
-            self.core.start_sync()?;
+            self.start_sync()?;
         }
     }
 }

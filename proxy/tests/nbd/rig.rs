@@ -111,6 +111,7 @@ impl Rig {
                 sources: sources.clone(),
                 spill,
                 attach: AttachPolicy::Auto,
+                cool_every: towline_journal::activity::COOL_EVERY,
                 clock: unix_now_ns,
             })
             .unwrap();

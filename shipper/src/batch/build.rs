@@ -2,7 +2,7 @@
 
 use super::coalesce::{Piece, Span, survivors};
 use super::encode::{Encoder, Sealed};
-use super::layout::{self, HEADER_BYTES, OpEntry};
+use super::layout::{self, HEADER_BYTES, OP_BYTES, OpEntry};
 use super::{Control, DATA_BYTES_MAX, DIGEST_BYTES, Kind, NOTE_BYTES_MAX, OPS_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, SessionId};
@@ -86,6 +86,13 @@ impl BatchBuilder {
         memory.extend_from_slice(&self.buf);
         self.buf = memory;
         self
+    }
+
+    /// Room for this many operations and bytes that will come: memory that grows piece by
+    /// piece is copied each time.
+    pub fn expect(&mut self, ops: usize, data_bytes: usize) {
+        self.buf.reserve(data_bytes.min(DATA_BYTES_MAX) + ops.min(OPS_MAX) * OP_BYTES);
+        self.table.reserve(ops.min(OPS_MAX));
     }
 
     /// Whether one more operation with this much payload has room.

@@ -1,6 +1,10 @@
 //! The thread that applies. Woken by the clerk, it applies until nothing durable
 //! is left, and tells the clerk how far it is. A failing target is tried again;
 //! staging holds what waits.
+//!
+//! A flush of all targets costs much more than what a small batch writes, so small
+//! batches are applied together: there is a pause between two groups, unless somebody
+//! waits for the applied state or much has come.
 
 use super::apply::Apply;
 use super::clerk::{Inbox, Order};
@@ -8,14 +12,19 @@ use super::counters::{Counters, add};
 use super::state::Books;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pause before a failed group is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Pause between two groups, while nothing is urgent.
+const SPACING: Duration = Duration::from_millis(100);
+
 #[derive(Default)]
 struct Wish {
     work: bool,
+    /// No pause before the next group.
+    urgent: bool,
     halt: bool,
     stop: bool,
 }
@@ -62,9 +71,12 @@ impl Applier {
         Applier { shared, apply, thread }
     }
 
-    /// Something new is durable.
-    pub fn wake(&self) {
-        self.shared.lock().work = true;
+    /// Something new is durable, or, if it is urgent, to be applied at once.
+    pub fn wake(&self, urgent: bool) {
+        let mut wish = self.shared.lock();
+        wish.work = true;
+        wish.urgent |= urgent;
+        drop(wish);
         self.shared.changed.notify_all();
     }
 
@@ -77,7 +89,7 @@ impl Applier {
 
     pub fn resume(&self) {
         self.shared.lock().halt = false;
-        self.wake();
+        self.wake(true);
     }
 
     pub fn stop(&mut self) {
@@ -101,14 +113,16 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
-        let mut failed = false;
-        while self.wait(failed) {
+        let (mut failed, mut ended) = (false, None);
+        while self.wait(failed, ended) {
             failed = self.step();
+            ended = Some(Instant::now());
         }
     }
 
-    /// Waits for work; false to end.
-    fn wait(&self, failed: bool) -> bool {
+    /// Waits for work, and until its time has come after the group that ended then;
+    /// false to end.
+    fn wait(&self, failed: bool, ended: Option<Instant>) -> bool {
         let mut wish = self.shared.lock();
         if failed && !wish.stop {
             let waited = self.shared.changed.wait_timeout_while(wish, RETRY, |wish| !wish.stop);
@@ -118,7 +132,10 @@ impl Worker {
         while !wish.stop && (wish.halt || !wish.work) {
             wish = self.shared.changed.wait(wish).unwrap_or_else(PoisonError::into_inner);
         }
-        !wish.stop
+        let rest = ended.map_or(Duration::ZERO, |at| SPACING.saturating_sub(at.elapsed()));
+        let pause = |wish: &mut Wish| !wish.stop && !wish.urgent && !wish.halt;
+        let waited = self.shared.changed.wait_timeout_while(wish, rest, pause);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
     /// One group; true when it failed.
@@ -130,7 +147,7 @@ impl Worker {
             if wish.halt {
                 return false;
             }
-            wish.work = false;
+            (wish.work, wish.urgent) = (false, false);
         }
         let before = apply.applied().number;
         match apply.step() {

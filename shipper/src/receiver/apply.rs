@@ -1,10 +1,12 @@
-//! Applying durable batches to the targets, in order, a group at a time:
+//! Applying batches to the targets, in order, a group at a time:
 //! pre-images durable (while there is a mark) -> all targets written -> all targets
 //! flushed -> `applied` durable -> spent staging removed.
 //!
-//! A crash anywhere before `applied` is durable repeats the whole group from
-//! staging: writes in order are idempotent.
+//! A crash anywhere before `applied` is durable repeats the whole group, from staging,
+//! or, before the first point, from the shipper, who was not told that it is here:
+//! writes in order are idempotent.
 
+use super::handover::{Handover, Ready};
 use super::marks::{Mark, MarkKind, Marks, unix_ns};
 use super::medium::{Medium, Target};
 use super::staging::Reader;
@@ -14,32 +16,26 @@ use crate::batch::{Batch, BatchView, Keyring, Op};
 use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
 use std::sync::Arc;
-use towline_block::{MarkName, VolumeId};
+use towline_block::VolumeId;
 
 /// Batches applied under one flush of all targets: enough to make flushing
 /// cheap, little enough to hold in memory while a failing disk is retried.
 pub const GROUP_BYTES_MAX: usize = 32 << 20;
-
-/// A batch from staging and the stream after it.
-struct Next {
-    batch: Batch,
-    after: Stream,
-    /// A mark that was asked for at its end, where the group is whole.
-    mark: Option<MarkName>,
-}
 
 pub struct Apply {
     pub targets: Vec<Target>,
     pub marks: Marks,
     books: Arc<Books>,
     reader: Reader,
+    /// What the clerk has opened already.
+    pub handover: Handover,
     medium: Medium,
     keys: Keyring,
     applied: Stream,
-    /// Read from staging, not yet applied: kept over failures.
-    group: Vec<Next>,
-    /// Read from staging, belongs to the group after.
-    peeked: Option<Next>,
+    /// Not yet applied: kept over failures.
+    group: Vec<Ready>,
+    /// Belongs to the group after.
+    peeked: Option<Ready>,
     /// Verdicts of the group that was applied last.
     compared: Vec<Compared>,
 }
@@ -56,12 +52,36 @@ impl Apply {
         let applied = books.get().applied;
         let (group, peeked) = (Vec::new(), None);
         let compared = Vec::new();
-        Apply { targets, marks, books, reader, medium, keys, applied, group, peeked, compared }
+        let handover = Handover::default();
+        Apply {
+            targets,
+            marks,
+            books,
+            reader,
+            handover,
+            medium,
+            keys,
+            applied,
+            group,
+            peeked,
+            compared,
+        }
     }
 
     /// What the targets hold.
     pub fn applied(&self) -> &Stream {
         &self.applied
+    }
+
+    /// Forgets what was admitted and is neither applied nor staged: its sender is gone.
+    /// What of it was written stays, and comes again: before the first point nobody
+    /// may look at the targets yet.
+    pub fn drop_unstaged(&mut self) {
+        self.handover.clear();
+        if self.group.iter().chain(&self.peeked).any(|ready| !ready.is_staged) {
+            self.group.clear();
+            self.peeked = None;
+        }
     }
 
     /// Verdicts on what was compared in the last step. Worth telling only once that
@@ -132,19 +152,24 @@ impl Apply {
         Ok(())
     }
 
-    fn peek(&mut self) -> Result<Option<Next>> {
+    fn peek(&mut self) -> Result<Option<Ready>> {
         if let Some(next) = self.peeked.take() {
             return Ok(Some(next));
         }
-        let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let before = self.group.last().map_or(&self.applied, |last| &last.after);
+        if let Some(ready) = self.handover.take(before.number + 1) {
+            if ready.is_staged {
+                self.reader.pass(ready.batch.bytes().len() as u64);
+            }
+            return Ok(Some(ready));
+        }
+        let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let batch = Batch::open(bytes, &self.keys)?;
         let view = batch.view();
         let after = before.follow(view.group(), &view).map_err(|refusal| {
             Error::damaged(format!("staging is out of order: {}", refusal.message))
         })?;
-        let mark = if after.whole { mark_of(&view) } else { None };
-        Ok(Some(Next { batch, after, mark }))
+        Ok(Some(Ready::staged(batch, after)))
     }
 
     /// While the group is broken and has a point, or becomes so or whole again in
@@ -207,12 +232,6 @@ impl Apply {
             Error::damaged(format!("a batch names volume {volume}, the group has fewer"))
         })
     }
-}
-
-/// The name of the mark that ends a batch. A label that is no name marks nothing.
-fn mark_of(batch: &BatchView<'_>) -> Option<MarkName> {
-    let Some(Op::Mark { label }) = batch.ops().last().map(|entry| entry.op) else { return None };
-    std::str::from_utf8(label).ok()?.parse().ok()
 }
 
 /// Whether every operation lies inside the volumes of these sizes.

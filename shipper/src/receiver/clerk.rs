@@ -3,10 +3,18 @@
 //!
 //! What waits in its inbox is handled in one go; all batches among it share one
 //! fdatasync and are acknowledged together.
+//!
+//! | | staged | direct |
+//! |---|---|---|
+//! | when | there is or was a point, a mark is kept, or something is staged | else: the baseline, from the start of the receiver on |
+//! | durable once | fdatasync of staging | written to the targets, these flushed, `applied` in `state.json` |
+//! | to the applier | by staging, and opened where there is room | opened, always; without room it waits at the clerk |
+//! | next | for good | staged, once all up to the first point is applied |
 
 use super::applier::Applier;
 use super::apply::check_bounds;
 use super::counters::{Counters, add};
+use super::handover::{Handover, Ready};
 use super::medium::Medium;
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
@@ -20,6 +28,7 @@ use crate::ids::SessionId;
 use crate::wire::{
     Abort, Ack, Compared, Hello, Message, Promote as PromoteRequest, Refusal, RefusalCode,
 };
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -30,6 +39,9 @@ pub type Outbox = mpsc::UnboundedSender<Message>;
 
 /// Orders handled before the batches among them are made durable.
 const ORDERS_MAX: usize = 1024;
+
+/// Durable and not applied, at which the applier does not pause: half a group.
+const APPLY_AT_BYTES: u64 = super::apply::GROUP_BYTES_MAX as u64 / 2;
 
 pub enum Order {
     Hello {
@@ -116,6 +128,13 @@ pub struct Bound {
     received: Stream,
     pub durable: Stream,
     pub applied: Stream,
+    /// Applied without being staged, see the table above.
+    is_direct: bool,
+    handover: Handover,
+    /// Opened batches to be handed over once staging is synced.
+    fresh: Vec<Ready>,
+    /// Not admitted yet, for lack of room or until staging may begin.
+    waiting: VecDeque<(Vec<u8>, OwnedSemaphorePermit)>,
     pub stalled: bool,
     /// Batches of an older one are refused.
     pub epoch: Epoch,
@@ -149,9 +168,13 @@ impl Clerk {
         let state = store.books.get();
         let (inbox, counters) = (self.desk.inbox.clone(), Arc::clone(&self.desk.counters));
         let applied = store.apply.applied().clone();
+        let handover = store.apply.handover.clone();
+        let is_direct = store.durable.point.is_none()
+            && store.durable.number == applied.number
+            && !store.apply.marks.is_recording();
         let applier = Applier::start(store.apply, inbox, Arc::clone(&store.books), counters);
         if state.promoted.is_none() {
-            applier.wake();
+            applier.wake(true);
         }
         self.bound = Some(Bound {
             books: store.books,
@@ -160,6 +183,10 @@ impl Clerk {
             received: store.durable.clone(),
             durable: store.durable,
             applied,
+            is_direct,
+            handover,
+            fresh: Vec::new(),
+            waiting: VecDeque::new(),
             stalled: false,
             epoch: state.epoch,
             sizes: state.volumes.iter().map(|volume| volume.size_bytes).collect(),
@@ -189,9 +216,8 @@ impl Clerk {
         match order {
             Order::Hello { connection, hello, outbox } => self.hello(connection, *hello, outbox),
             Order::Batch { connection, bytes, memory } => {
-                self.memory.push(memory);
                 if self.speaks(connection)
-                    && let Err(refusal) = self.admit(bytes)
+                    && let Err(refusal) = self.take(bytes, memory)
                 {
                     self.refuse(refusal);
                 }
@@ -213,14 +239,14 @@ impl Clerk {
             Order::Gone { connection } => {
                 if self.speaks(connection) {
                     self.current = None;
+                    self.forget_waiting();
                 }
             }
             Order::Applied { applied, stalled } => {
-                if let Some(bound) = &mut self.bound {
-                    bound.applied = *applied;
-                    bound.stalled = stalled;
+                self.applied(*applied, stalled);
+                if let Err(refusal) = self.admit_waiting() {
+                    self.refuse(refusal);
                 }
-                self.publish();
             }
             Order::Compared(verdict) => {
                 if let Some(current) = &self.current {
@@ -239,13 +265,55 @@ impl Clerk {
     /// Ends the current session with a sentence.
     fn refuse(&mut self, refusal: Refusal) {
         add(&self.desk.counters.refused, 1);
+        self.forget_waiting();
         if let Some(current) = self.current.take() {
             tracing::warn!(session = %current.session, code = ?refusal.code, "{}", refusal.message);
             let _ = current.outbox.send(Message::Error(refusal));
         }
     }
 
-    fn admit(&mut self, bytes: Vec<u8>) -> Result<(), Refusal> {
+    fn forget_waiting(&mut self) {
+        if let Some(bound) = &mut self.bound {
+            bound.waiting.clear();
+        }
+    }
+
+    fn applied(&mut self, applied: Stream, stalled: bool) {
+        let Some(bound) = &mut self.bound else { return };
+        if applied.number > bound.durable.number {
+            count_durable(&self.desk.counters, &bound.durable, &applied);
+            bound.durable = applied.clone();
+        }
+        bound.applied = applied;
+        bound.stalled = stalled;
+        self.publish();
+    }
+
+    /// A batch of the current session: admitted now, or when its turn comes.
+    fn take(&mut self, bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Result<(), Refusal> {
+        if self.pending.is_some() {
+            let what = "a batch came while the takeover was being decided";
+            return Err(Refusal::new(RefusalCode::Protocol, what));
+        }
+        let Some(bound) = &mut self.bound else { return Ok(()) };
+        if bound.waiting.is_empty() && bound.may_admit() {
+            return self.admit(bytes, memory);
+        }
+        bound.waiting.push_back((bytes, memory));
+        Ok(())
+    }
+
+    fn admit_waiting(&mut self) -> Result<(), Refusal> {
+        while let Some(bound) = &mut self.bound
+            && bound.may_admit()
+            && let Some((bytes, memory)) = bound.waiting.pop_front()
+        {
+            self.admit(bytes, memory)?;
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Result<(), Refusal> {
         let (Some(bound), Some(current)) = (&mut self.bound, &self.current) else { return Ok(()) };
         if let Some(takeover) = &bound.promoted {
             let what = format!(
@@ -253,10 +321,6 @@ impl Clerk {
                 takeover.epoch.0
             );
             return Err(Refusal::new(RefusalCode::AlreadyPromoted, what));
-        }
-        if self.pending.is_some() {
-            let what = "a batch came while the takeover was being decided";
-            return Err(Refusal::new(RefusalCode::Protocol, what));
         }
         let damaged = |error: Error| {
             if error.kind() == ErrorKind::NotAuthorised {
@@ -285,10 +349,17 @@ impl Clerk {
         }
         let after = bound.received.follow(bound.books.group_uuid(), &batch)?;
         check_bounds(&batch, &bound.sizes).map_err(damaged)?;
+        if bound.is_direct {
+            bound.received = after.clone();
+            bound.handover.put(Ready::direct(opened, after, memory));
+            return Ok(());
+        }
         if let Err(error) = bound.staging.append(batch.number(), opened.bytes()) {
             return Err(self.staging_failed(&error));
         }
-        bound.received = after;
+        self.memory.push(memory);
+        bound.received = after.clone();
+        bound.fresh.push(Ready::staged(opened, after));
         Ok(())
     }
 
@@ -299,16 +370,26 @@ impl Clerk {
         if bound.received.number == bound.durable.number {
             return;
         }
+        if bound.is_direct {
+            return bound.applier.wake(true);
+        }
         if let Err(error) = bound.staging.sync() {
             let refusal = self.staging_failed(&error);
             return self.refuse(refusal);
         }
         let counters = &self.desk.counters;
         add(&counters.stage_syncs, 1);
-        add(&counters.batches, bound.received.number - bound.durable.number);
-        add(&counters.batch_bytes, bound.received.stream_bytes - bound.durable.stream_bytes);
+        count_durable(counters, &bound.durable, &bound.received);
         bound.durable = bound.received.clone();
-        bound.applier.wake();
+        for ready in bound.fresh.drain(..) {
+            // Without room it is read from staging, later.
+            if bound.handover.has_room() {
+                bound.handover.put(ready);
+            }
+        }
+        let backlog = bound.durable.stream_bytes - bound.applied.stream_bytes;
+        let urgent = backlog >= APPLY_AT_BYTES || bound.durable.sealed.is_some();
+        bound.applier.wake(urgent);
         self.publish();
     }
 
@@ -317,6 +398,7 @@ impl Clerk {
         add(&self.desk.counters.storage_errors, 1);
         if let Some(bound) = &mut self.bound {
             bound.staging.give_up();
+            bound.fresh.clear();
             bound.received = bound.durable.clone();
         }
         refusal_of(error)
@@ -330,6 +412,47 @@ impl Clerk {
             backlog_bytes: bound.durable.stream_bytes.saturating_sub(bound.applied.stream_bytes),
         });
     }
+}
+
+impl Bound {
+    /// Whether the next batch can be admitted now. Staging begins once all that was
+    /// handed over directly is applied, so that no durable batch has a gap before it.
+    fn may_admit(&mut self) -> bool {
+        if !self.is_direct {
+            return true;
+        }
+        if self.received.point.is_none() {
+            return self.handover.has_room();
+        }
+        self.is_direct = self.received.number != self.durable.number;
+        !self.is_direct
+    }
+
+    /// Everything that was received is durable.
+    pub fn is_settled(&self) -> bool {
+        self.waiting.is_empty() && self.received.number == self.durable.number
+    }
+
+    /// The sender of what is neither applied nor staged is gone: back to what is durable.
+    /// Waits for the group in work.
+    pub fn settle(&mut self) {
+        self.waiting.clear();
+        if self.is_settled() {
+            return;
+        }
+        let mut apply = self.applier.halt();
+        apply.drop_unstaged();
+        self.applied = apply.applied().clone();
+        drop(apply);
+        self.applier.resume();
+        self.durable = self.applied.clone();
+        self.received = self.durable.clone();
+    }
+}
+
+fn count_durable(counters: &Counters, before: &Stream, after: &Stream) {
+    add(&counters.batches, after.number - before.number);
+    add(&counters.batch_bytes, after.stream_bytes - before.stream_bytes);
 }
 
 /// The outside failed on the receiver's side.

@@ -60,6 +60,7 @@ impl Clerk {
             check_epoch(hello, bound, &state)?;
             check_volumes(hello, &state)?;
         }
+        bound.settle();
         let durable = &bound.durable;
         Ok(Welcome {
             version: PROTOCOL,

@@ -31,6 +31,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use towline_block::{Extent, MarkName, VolumeId};
 
+/// The mark whose file this is, when header and every entry are whole; `None` when the header
+/// is not. `sizes`: of the volumes, by id. Nothing is written.
+///
+/// # Errors
+/// When an entry is damaged or the file cannot be read.
+pub fn check_file(path: &Path, group: GroupUuid, sizes: &[u64]) -> Result<Option<Mark>> {
+    let Some(segment) = Segment::open(Medium::default().open(path)?, group)? else {
+        return Ok(None);
+    };
+    segment.check(sizes)?;
+    Ok(Some(segment.mark))
+}
+
 /// Which marks are made and how long they are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MarkPolicy {

@@ -147,6 +147,9 @@ impl Clerk {
     /// Goes on with a PROMOTE that waits, when it can.
     pub fn advance_promotion(&mut self) {
         let (Some(pending), Some(bound)) = (&self.pending, &self.bound) else { return };
+        if !bound.is_settled() {
+            return; // what came before it is being applied
+        }
         let request = pending.request.clone();
         let apply = bound.applier.halt();
         let undo_point = apply.marks.point(apply.applied()).map(|point| point.position);

@@ -182,6 +182,13 @@ impl Reader {
         Ok(Some(bytes))
     }
 
+    /// The next durable batch, of `len` bytes, is known already.
+    pub fn pass(&mut self, len: u64) {
+        if let Some((segment, offset)) = self.locate() {
+            self.cursor = Cursor { segment: segment.first, offset: offset + len };
+        }
+    }
+
     fn locate(&self) -> Option<(Segment, u64)> {
         let shelf = self.shelf.lock();
         let at = |segment: &Segment| {

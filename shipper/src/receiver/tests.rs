@@ -6,6 +6,7 @@
 //! in [`history`].
 
 mod crash;
+mod direct;
 mod disk;
 mod history;
 mod logs;

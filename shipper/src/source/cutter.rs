@@ -11,6 +11,9 @@ use towline_journal::{Kind, Record, RingReader, SlotState};
 /// a sync, small enough that a target is seldom a second behind on a slow link.
 pub(crate) const RECORDS_BATCH_BYTES: usize = 2 << 20;
 
+/// A guest's most frequent write, to take memory for as many at once.
+const USUAL_BYTES: usize = 4096;
+
 /// What one call cut.
 pub(crate) struct Cut {
     pub batch: BatchBuilder,
@@ -43,6 +46,9 @@ pub(crate) fn cut(
     }
     let position = Position::new(Epoch(epoch), Incarnation(incarnation), Seq(first));
     let batch = BatchBuilder::records(position, claims_upto).reusing(memory);
+    let (mut batch, count) = (batch, (last - first + 1) as usize);
+    let count = count.min(RECORDS_BATCH_BYTES / USUAL_BYTES);
+    batch.expect(count, count * USUAL_BYTES);
     let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
     for seq in first..=last {
         let (record, payload) = cut.batch.fill(|batch| read(seq, batch));

@@ -14,9 +14,10 @@ use towline_journal::progress::{Figure, Progress};
 /// Batches whose times are kept; more in flight are not timed.
 const TIMED_MAX: usize = 4096;
 /// Buffers kept for batches to come: as many as are usually cut while one is sent.
-const SPARE_MAX: usize = 4;
-/// Batches that may be unapplied when a cutover begins: the pause pays for them.
-const NEARLY_BATCHES: u64 = 2;
+const SPARE_MAX: usize = 8;
+/// How old the oldest batch that is not applied may be when a cutover begins: the pause
+/// pays for what it takes. A target writes small batches together, ten times a second.
+const NEARLY_APPLIED: Duration = Duration::from_millis(250);
 
 /// What the session tells the drain.
 #[derive(Debug)]
@@ -169,11 +170,12 @@ impl Stream {
         self.lock().window.is_empty()
     }
 
-    /// The target has written all but the last few batches to its disks.
+    /// The target has written all but the last moment's batches to its disks.
     pub fn is_nearly_applied(&self) -> bool {
         let inner = self.lock();
         let cut = inner.window.back().map_or(inner.ack.number, |newest| newest.number);
-        cut - inner.ack.applied.min(cut) <= NEARLY_BATCHES
+        let oldest = inner.cut_at.iter().find(|(number, _)| *number > inner.ack.applied);
+        cut <= inner.ack.applied || oldest.is_some_and(|(_, at)| at.elapsed() < NEARLY_APPLIED)
     }
 
     /// From the cut of a batch to its durable acknowledgement, as of late.

@@ -138,6 +138,9 @@ impl Walker {
             self.current = None;
         }
         let contents = source.read(&mut self.reader, &data)?;
+        if !claim.compare {
+            chunk.batch.expect(data.len(), data.iter().map(|extent| extent.len as usize).sum());
+        }
         let mut compared = 0;
         for (extent, content) in data.iter().zip(&contents) {
             let bytes = content.as_slice();

@@ -1,6 +1,10 @@
 //! Only the right certificate writes a group.
 
 use crate::lab::{Lab, Sender, group, hello};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+    date_time_ymd,
+};
 use std::os::unix::fs::PermissionsExt;
 use towline_shipper::ErrorKind;
 use towline_shipper::pki;
@@ -77,6 +81,73 @@ async fn a_groups_certificate_is_no_receivers() {
     let address = receiver.address().unwrap().to_string();
     let error = connect(&lab.security, &address, &group("erp")).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
+    receiver.stop();
+}
+
+/// Replaces a certificate by one of the same CA and names that has ended.
+fn expire(
+    dir: &std::path::Path,
+    files: &pki::Files,
+    dns_name: &str,
+    usage: ExtendedKeyUsagePurpose,
+) {
+    let ca_key = KeyPair::from_pem(&std::fs::read_to_string(pki::ca_files(dir).key).unwrap());
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name = DistinguishedName::new();
+    ca.distinguished_name.push(DnType::CommonName, "Towline CA");
+    let issuer = Issuer::new(ca, ca_key.unwrap());
+    let mut params = CertificateParams::new(vec![dns_name.to_owned()]).unwrap();
+    params.extended_key_usages = vec![usage];
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    std::fs::write(&files.certificate, certificate.pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+}
+
+/// What a shipper gets to hear after HELLO, if anything.
+async fn welcomed(lab: &Lab, address: &str) -> bool {
+    let heard = async {
+        let mut stream = connect(&lab.security, address, &group("erp")).await?;
+        write_message(&mut stream, &Message::Hello(hello())).await?;
+        read_message(&mut stream).await
+    };
+    matches!(heard.await, Ok(Some(Message::Welcome(_))))
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
+    let lab = lab_with_pki();
+    let Security::Pki(dir) = &lab.security else { panic!() };
+    let receiver = lab.start();
+    let address = receiver.address().to_string();
+    assert!(welcomed(&lab, &address).await);
+    let (files, name) = (pki::group_files(dir, &group("erp")), pki::group_dns_name(&group("erp")));
+    expire(dir, &files, &name, ExtendedKeyUsagePurpose::ClientAuth);
+    assert!(!welcomed(&lab, &address).await, "the shipper's has ended");
+    receiver.stop();
+
+    let lab = lab_with_pki();
+    let Security::Pki(dir) = &lab.security else { panic!() };
+    let files = pki::receiver_files(dir);
+    expire(dir, &files, pki::RECEIVER_NAME, ExtendedKeyUsagePurpose::ServerAuth);
+    let receiver = lab.start();
+    let error = connect(&lab.security, &receiver.address().to_string(), &group("erp")).await.err();
+    assert_eq!(error.unwrap().kind(), ErrorKind::NotAuthorised, "the receiver's has ended");
+    receiver.stop();
+}
+
+#[tokio::test]
+async fn a_receivers_certificate_is_no_shippers() {
+    let lab = lab_with_pki();
+    let Security::Pki(dir) = &lab.security else { panic!() };
+    let receiver = lab.start();
+    let address = receiver.address().to_string();
+    let (real, stolen) = (pki::receiver_files(dir), pki::group_files(dir, &group("erp")));
+    std::fs::copy(real.certificate, stolen.certificate).unwrap();
+    std::fs::copy(real.key, stolen.key).unwrap();
+    assert!(!welcomed(&lab, &address).await);
     receiver.stop();
 }
 

@@ -47,7 +47,7 @@ async fn a_full_staging_disk_ends_the_session_with_a_sentence_and_loses_nothing(
         let lab = Lab::new();
         let (receiver, faults) = start_faulty(&lab);
         let mut sender = Sender::connect(&lab, &receiver).await;
-        sender.ship(&[(0, 0, b"before")], &[]).await;
+        sender.ship(&[(0, 0, b"before")], &[Control::Heal]).await;
         sender.applied(1).await;
         faults.set(lab.state_dir().join("receive/stage"), errno);
         sender.ship(&[(0, 0, b"during")], &[]).await;
@@ -72,10 +72,12 @@ async fn a_failing_target_stops_applying_only_and_goes_on_by_itself() {
     let lab = Lab::new();
     let (receiver, faults) = start_faulty(&lab);
     let mut sender = Sender::connect(&lab, &receiver).await;
+    sender.ship(&[], &[Control::Heal]).await;
+    sender.applied(1).await;
     faults.set(lab.target(1), 5);
     sender.ship(&[(0, 0, b"both"), (1, 0, b"both")], &[]).await;
     sender.ship(&[(0, 0, b"next")], &[]).await;
-    assert_eq!(sender.acked(2).await.applied, 0);
+    assert_eq!(sender.acked(3).await.applied, 1);
     let said =
         || ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap().state.last_error;
     while said().is_none() {
@@ -83,7 +85,7 @@ async fn a_failing_target_stops_applying_only_and_goes_on_by_itself() {
     }
     assert!(said().unwrap().contains("disk1.img"), "{:?}", said());
     faults.clear();
-    sender.applied(2).await;
+    sender.applied(3).await;
     assert_eq!((&lab.contents(0)[..4], &lab.contents(1)[..4]), (&b"next"[..], &b"both"[..]));
     assert_eq!(said(), None);
 }

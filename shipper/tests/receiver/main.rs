@@ -1,7 +1,9 @@
 //! The receiver over real loopback sockets, driven by a small sender.
 
 mod certificates;
+mod direct;
 mod faults;
+mod hostile;
 mod kill;
 mod lab;
 mod sealing;

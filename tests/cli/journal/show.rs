@@ -194,7 +194,7 @@ fn stat_tells_the_figures_of_a_known_workload() {
     assert!(longest["unique_bytes"].as_u64() >= Some(u64::from(unique)), "{stat}");
     assert_eq!(longest["written_bytes"], written, "{stat}");
     let text = rig.towline(journal(&dir(&rig), "stat", &[])).ok();
-    assert!(text.contains("hottest") && text.contains("times over"), "{text}");
+    assert!(text.contains("hottest") && text.contains("overwriting"), "{text}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One group, from its first start through its power cuts.
 
 use super::judge;
-use super::outcome::{Outcome, Recovery};
+use super::outcome::{Outcome, Recovery, Spent};
 use super::plan::{Cut, Durability, Phase};
 use super::site::{Site, View};
 use super::target::Target;
@@ -23,22 +23,25 @@ use towline_bench::stamp::{
 
 const GROUP: &str = "cut";
 const VOLUMES: usize = 2;
-/// Two extents of the activity map.
-const VOLUME_BYTES: u64 = 32 << 20;
+/// Two extents of the activity map, the second a short one.
+const VOLUME_BYTES: u64 = 20 << 20;
 /// Where the client writes: within the first extent, so that the second can go cold.
 const WRITTEN_BYTES: u64 = 12 << 20;
 /// Where the second extent begins, which stays cold once it is.
 const UNTOUCHED_FROM: u64 = 16 << 20;
-/// Sources, state, and a few segments of spill.
-const DISK_BYTES: u64 = 512 << 20;
+/// Sources, state, and three segments of spill.
+const DISK_BYTES: u64 = 320 << 20;
 /// So that the first copy takes longer than a cut's delay.
 const BASELINE_RATE: &str = "--rate 2M";
 /// A first copy, a compare or a catch-up at an emulated processor's pace.
 const WHOLE_WITHIN: Duration = Duration::from_secs(300);
 /// Acknowledged before extents are waited for to go cold: every volume has its share.
 const WARM_ACKS: u64 = 64;
-/// Several rounds of what makes extents cold, of a minute each.
-const COOL_WITHIN: Duration = Duration::from_secs(400);
+/// Several rounds of what makes extents cold, and what lies between them on a busy machine.
+const COOL_WITHIN: Duration = Duration::from_secs(120);
+
+/// Between two looks at the activity map.
+const COOL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A group, its disks and its receiver, between the cuts.
 pub struct Life {
@@ -108,7 +111,9 @@ impl Life {
     /// Boots, recovers from the cut before (what that shows is added to `last`), lets the
     /// client write, cuts, and judges what is left.
     pub fn cut(&mut self, cut: &Cut, last: Option<&mut Outcome>) -> Result<Outcome> {
+        let from = Instant::now();
         let mut boot = self.boot(cut, cut.phase.begins_whole(), last)?;
+        let worked_from = Instant::now();
         let guest = self.client(cut, &boot.site)?;
         let worked = self.work(cut, &mut boot, &guest);
         let caught_up = boot.caught_up;
@@ -117,6 +122,7 @@ impl Life {
         let progress = guest.progress();
         let history = guest.stop();
         let view = worked?;
+        let judged_from = Instant::now();
 
         let mut outcome = Outcome {
             life: self.number,
@@ -128,6 +134,7 @@ impl Life {
             unflushed_lost: 0,
             target: "not judged".into(),
             hot_bytes: 0,
+            spent: Spent::default(),
             total_bytes: VOLUMES as u64 * VOLUME_BYTES,
             recovery: None,
             findings: Vec::new(),
@@ -136,6 +143,11 @@ impl Life {
             outcome.findings.push(format!("the client saw errors: {progress:?}"));
         }
         self.judge(&mut outcome, caught_up, history)?;
+        outcome.spent = Spent {
+            boot_s: (worked_from - from).as_secs_f64(),
+            work_s: (judged_from - worked_from).as_secs_f64(),
+            judge_s: judged_from.elapsed().as_secs_f64(),
+        };
         Ok(outcome)
     }
 
@@ -159,7 +171,9 @@ impl Life {
         self.boots += 1;
         let place = self.dir.join(format!("boot{}", self.boots));
         std::fs::create_dir_all(&place)?;
+        let from = Instant::now();
         let mut site = Site::boot(&self.initrd, self.disk.socket(), GROUP, &place)?;
+        let mounted_s = from.elapsed().as_secs_f64();
         let spill = match (cut.phase, cut.durability) {
             (Phase::Map, Durability::Process) => "0",
             (Phase::Map, _) => "64M",
@@ -172,6 +186,7 @@ impl Life {
         let options = if cut.phase == Phase::Baseline && !whole { BASELINE_RATE } else { "" };
         site.start_ship(self.target.port, options)?;
         let mut recovery = Recovery {
+            mounted_s,
             serving_s,
             map_bytes: view.number("map_set_bytes"),
             compare_bytes: view.number("map_suspect_bytes"),
@@ -286,7 +301,7 @@ impl Life {
         while hot::hot_bytes(&site.activity_map()?, &sizes, UNTOUCHED_FROM)? > 0 {
             ensure!(Instant::now() < deadline, "no extent goes cold: {}", site.status()?.0);
             // A file's content: there is nothing to wait on.
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(COOL_INTERVAL);
         }
         // What is cold may be hot on disk for long: that costs a comparison, nothing else.
         site.sync()

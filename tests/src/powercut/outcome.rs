@@ -22,14 +22,28 @@ pub struct Outcome {
     /// Of the volumes, in hot extents when the power went.
     pub hot_bytes: u64,
     pub total_bytes: u64,
+    pub spent: Spent,
     pub recovery: Option<Recovery>,
     /// What should not be. Empty: all promises held.
     pub findings: Vec<String>,
 }
 
+/// Where a cut's time went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Until the client began: boot, recovery, catching up.
+    pub boot_s: f64,
+    /// Until the power went.
+    pub work_s: f64,
+    /// Looking at the disk and the target.
+    pub judge_s: f64,
+}
+
 /// The boot after a cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recovery {
+    /// From the emulator's start to a mounted disk.
+    pub mounted_s: f64,
     /// From the proxy's start to its first answer.
     pub serving_s: f64,
     /// What it set out to compare or send again.
@@ -58,6 +72,7 @@ impl Outcome {
             target: "not judged".into(),
             hot_bytes: 0,
             total_bytes: 0,
+            spent: Spent::default(),
             recovery: None,
             findings: vec![finding],
         }
@@ -69,8 +84,9 @@ impl Outcome {
         let recovery = match &self.recovery {
             None => "cut again or not reached".to_owned(),
             Some(recovery) => format!(
-                "serving {:.1} s, {} of {} MiB to compare ({} hot), history {} KiB, whole {}, \
+                "mounted {:.1} s, serving {:.1} s, {} of {} MiB to compare ({} hot), history {} KiB, whole {}, \
                  sent {} KiB",
+                recovery.mounted_s,
                 recovery.serving_s,
                 recovery.compare_bytes >> 20,
                 self.total_bytes >> 20,
@@ -82,7 +98,7 @@ impl Outcome {
         };
         format!(
             "cut {number:2} life {} {:8} {:7} in {:8}: {} writes, {} flushes; disk lost {} of {} blocks, \
-             {} unflushed writes; target {}; {recovery}; {verdict}",
+             {} unflushed writes; target {}; {recovery}; boot {:.0} s, work {:.0} s, judge {:.0} s; {verdict}",
             self.life,
             cut.phase.name(),
             cut.durability.name(),
@@ -93,13 +109,16 @@ impl Outcome {
             self.disk.atoms,
             self.unflushed_lost,
             self.target,
+            self.spent.boot_s,
+            self.spent.work_s,
+            self.spent.judge_s,
         )
     }
 
     pub fn json(&self) -> Value {
         let recovery = self.recovery.map(|recovery| {
             json!({
-                "serving_s": recovery.serving_s, "map_bytes": recovery.map_bytes,
+                "mounted_s": recovery.mounted_s, "serving_s": recovery.serving_s, "map_bytes": recovery.map_bytes,
                 "compare_bytes": recovery.compare_bytes, "history_bytes": recovery.history_bytes,
                 "whole_s": recovery.whole_s, "sent_bytes": recovery.sent_bytes,
             })
@@ -111,6 +130,10 @@ impl Outcome {
             "flushes": self.flushes, "disk_blocks_cached": self.disk.atoms,
             "disk_blocks_lost": self.disk.lost, "unflushed_writes_lost": self.unflushed_lost,
             "target": self.target, "hot_bytes": self.hot_bytes, "total_bytes": self.total_bytes,
+            "spent": {
+                "boot_s": self.spent.boot_s, "work_s": self.spent.work_s,
+                "judge_s": self.spent.judge_s,
+            },
             "recovery": recovery, "findings": self.findings,
         })
     }

@@ -3,9 +3,13 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::time::Duration;
+use towline_journal::activity::COOL_EVERY;
 
 /// Cuts of one group before the next one begins: each life has one baseline.
 const CUTS_OF_A_LIFE: usize = 5;
+
+/// A round that passes several times while one cut is made.
+const COOL_SOON: Duration = Duration::from_secs(2);
 
 /// As `towline proxy --durability` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,8 @@ pub struct Cut {
     /// Writes acknowledged in the phase before the cut, and time after them.
     pub acks: u64,
     pub delay: Duration,
+    /// Round of the activity map: one that a cut outlasts, or one that it does not.
+    pub cool_every: Duration,
     /// Writes between the client's flushes.
     pub flush_every: u32,
     /// Share of what the disk's cache held that survives.
@@ -98,6 +104,10 @@ impl Cut {
             seed: rng.random(),
             acks,
             delay: Duration::from_millis(rng.random_range(0..400)),
+            cool_every: match phase {
+                Phase::Cool => COOL_SOON,
+                _ => [COOL_SOON, COOL_EVERY][rng.random_range(0..2)],
+            },
             flush_every: rng.random_range(8..96),
             survival: [0.0, 0.3, 0.7, 0.95][rng.random_range(0..4)],
             ships_again: rng.random(),

@@ -16,8 +16,11 @@ const GUEST_NBD_PORT: u16 = 10809;
 const RING: &str = "4M";
 const WINDOW: &str = "2M";
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A status costs the emulated processor as much as many writes.
+/// Least time between two looks at the status.
 const STATUS_INTERVAL: Duration = Duration::from_millis(300);
+/// A status costs the emulated processor as much as many writes: between two of them so many
+/// times what the last one took, so that what is waited for has the processor.
+const STATUS_REST: u32 = 4;
 
 /// A booted guest with its disk mounted.
 pub struct Site {
@@ -68,9 +71,10 @@ impl Site {
             volumes.iter().map(|name| format!(" --source {name}=/mnt/{name}.img")).collect();
         let line = format!(
             "towline proxy --group {} --state /mnt/state{sources} --nbd 0.0.0.0:{GUEST_NBD_PORT} \
-             --ring {RING} --spill {spill} --durability {}",
+             --ring {RING} --spill {spill} --durability {} --cool-every {}s",
             self.group,
-            cut.durability.name()
+            cut.durability.name(),
+            cut.cool_every.as_secs()
         );
         let from = Instant::now();
         self.start(&line)?;
@@ -135,7 +139,9 @@ impl Site {
     ) -> Result<View> {
         let deadline = Instant::now() + timeout;
         loop {
+            let from = Instant::now();
             let view = self.status()?;
+            let rest = from.elapsed() * STATUS_REST;
             if wanted(&view) {
                 return Ok(view);
             }
@@ -147,7 +153,7 @@ impl Site {
                 self.machine.last_words()
             );
             // A status is a file's content: there is nothing to wait on.
-            std::thread::sleep(STATUS_INTERVAL);
+            std::thread::sleep(rest.max(STATUS_INTERVAL));
         }
     }
 

@@ -123,6 +123,8 @@ fn after_a_failed_flush_no_flush_succeeds_and_writes_go_on() {
 fn a_flush_answered_after_its_connection_closed_reaches_nobody() {
     let mut bench = bench();
     let key = bench.engine.connections.keys().next().unwrap();
+    // With a second client a worker flushes.
+    let _other = client(&mut bench.engine, &[]);
     bench.client.write_all(&request(command::WRITE, command_flag::FUA, 1, 512)).unwrap();
     while bench.engine.core.syncs.is_idle() {
         bench.engine.round(&mut Vec::new()).unwrap();
@@ -141,7 +143,7 @@ fn a_flush_answered_after_its_connection_closed_reaches_nobody() {
     let timing = flush_timing();
     bench.engine.core.syncs.join(Waiter::Reply { key, cookie: 1, timing });
     while !bench.engine.core.syncs.is_idle() {
-        bench.engine.core.start_sync().unwrap();
+        bench.engine.start_sync().unwrap();
         bench.engine.round(&mut Vec::new()).unwrap();
     }
     client.write_all(&request(command::FLUSH, 0, 9, 0)).unwrap();
@@ -190,7 +192,7 @@ fn every_request_is_timed_once_and_a_flush_without_its_fdatasync() {
     let timing = Timing::new(Kind::Flush, 0, Instant::now() - long, Duration::ZERO);
     bench.engine.core.syncs.join(Waiter::Reply { key, cookie: 9, timing });
     bench.engine.connections.get_mut(key).unwrap().syncs = 1;
-    bench.engine.core.start_sync().unwrap();
+    bench.engine.start_sync().unwrap();
     bench.engine.core.sync_begun = timing.received();
     bench.replies(16);
     let flushes = bench.engine.core.shadow.total(&[Kind::Flush]);
@@ -219,4 +221,25 @@ fn a_reader_is_answered_between_two_pieces_of_a_large_write() {
     assert!(progress > 0 && progress < 1 << 20, "{progress} bytes were written first");
     assert_eq!(bench.replies(16), simple(1, None));
     assert!(std::fs::read(bench._dir.path().join("d")).unwrap() == [7; 1 << 20]);
+}
+
+#[test]
+fn the_flush_of_a_client_alone_needs_no_worker_and_that_of_two_does() {
+    let mut bench = bench();
+    bench.client.write_all(&request(command::WRITE, 0, 1, 512)).unwrap();
+    assert_eq!(bench.replies(16), simple(1, None));
+    bench.client.write_all(&request(command::FLUSH, 0, 2, 0)).unwrap();
+    // The round that takes the request ends with its flush made.
+    while bench.engine.core.counters.syncs.get() == 0 {
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    assert!(bench.engine.core.syncs.is_idle());
+    assert_eq!(bench.replies(16), simple(2, None));
+    let _second = client(&mut bench.engine, &[]);
+    bench.client.write_all(&request(command::FLUSH, 0, 3, 0)).unwrap();
+    while bench.engine.core.counters.syncs.get() == 1 {
+        bench.engine.round(&mut Vec::new()).unwrap();
+    }
+    assert!(!bench.engine.core.syncs.is_idle());
+    assert_eq!(bench.replies(16), simple(3, None));
 }
