@@ -121,7 +121,7 @@ async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
     let lab = lab_with_pki();
     let Security::Pki(dir) = &lab.security else { panic!() };
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     assert!(welcomed(&lab, &address).await);
     let (files, name) = (pki::group_files(dir, &group("erp")), pki::group_dns_name(&group("erp")));
     expire(dir, &files, &name, ExtendedKeyUsagePurpose::ClientAuth);
@@ -133,7 +133,7 @@ async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
     let files = pki::receiver_files(dir);
     expire(dir, &files, pki::RECEIVER_NAME, ExtendedKeyUsagePurpose::ServerAuth);
     let receiver = lab.start();
-    let error = connect(&lab.security, &receiver.address().to_string(), &group("erp")).await.err();
+    let error = connect(&lab.security, &receiver.address().unwrap().to_string(), &group("erp")).await.err();
     assert_eq!(error.unwrap().kind(), ErrorKind::NotAuthorised, "the receiver's has ended");
     receiver.stop();
 }
@@ -143,7 +143,7 @@ async fn a_receivers_certificate_is_no_shippers() {
     let lab = lab_with_pki();
     let Security::Pki(dir) = &lab.security else { panic!() };
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let (real, stolen) = (pki::receiver_files(dir), pki::group_files(dir, &group("erp")));
     std::fs::copy(real.certificate, stolen.certificate).unwrap();
     std::fs::copy(real.key, stolen.key).unwrap();
