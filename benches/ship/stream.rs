@@ -50,7 +50,8 @@ fn group() -> GroupName {
 fn measure(name: &str, dir: &std::path::Path, security: Security) {
     let volume: VolumeName = "disk".parse().expect("a name");
     let receiver = Receiver::start(ReceiveConfig {
-        listen: "127.0.0.1:0".into(),
+        listen: Some("127.0.0.1:0".into()),
+        from: None,
         state_dir: dir.join("state"),
         group: None,
         targets: vec![(volume.clone(), dir.join("disk.img"))],
@@ -62,7 +63,7 @@ fn measure(name: &str, dir: &std::path::Path, security: Security) {
     .expect("a receiver");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let address = receiver.address().to_string();
+    let address = receiver.address().expect("it listens").to_string();
     let found = runtime.block_on(async {
         let mut stream = connect(&security, &address, &group()).await.expect("it answers");
         let chain = chain();

@@ -21,6 +21,7 @@ use towline_journal::activity::COOL_EVERY_RANGE;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 use towline_shipper::batch::{Keyring, keyfile};
+use towline_shipper::store::StoreUrl;
 
 /// Volume ids are 16 bits in every format.
 const VOLUMES_MAX: usize = 1 << 16;
@@ -73,7 +74,9 @@ pub enum SpillPlace {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReceiveConfig {
-    pub listen: String,
+    pub listen: Option<String>,
+    /// A store to hydrate from and to follow.
+    pub from: Option<String>,
     pub state: PathBuf,
     pub group: Option<GroupName>,
     #[serde(rename = "target")]
@@ -101,7 +104,7 @@ pub struct ReceiveConfig {
 pub struct ShipConfig {
     pub group: GroupName,
     pub state: PathBuf,
-    /// HOST:PORT, looked up anew at every connection attempt.
+    /// HOST:PORT, looked up anew at every connection attempt, or the URL of a store.
     pub to: String,
     pub pki: Option<PathBuf>,
     #[serde(default)]
@@ -305,7 +308,20 @@ impl ReceiveConfig {
             )));
         }
         check_listens(&self.nbd)?;
-        check_security(self.pki.as_ref(), self.insecure_loopback)
+        if let Some(from) = &self.from {
+            from.parse::<StoreUrl>()?;
+            if self.group.is_none() {
+                return Err(usage(format!("which group of {from} is wanted? give --group G")));
+            }
+        }
+        match (&self.listen, &self.from) {
+            (Some(_), _) => check_security(self.pki.as_ref(), self.insecure_loopback),
+            (None, Some(_)) => check_no_security(self.pki.as_ref(), self.insecure_loopback),
+            (None, None) => Err(usage(
+                "nothing to receive from: give --listen HOST:PORT for shippers, or --from \
+                 STORE-URL, or both",
+            )),
+        }
     }
 }
 
@@ -324,11 +340,9 @@ impl ShipConfig {
     }
 
     pub fn check(&self) -> anyhow::Result<()> {
-        if self.to.contains("://") {
-            return Err(usage(format!(
-                "--to {} is not usable: this version ships to a receiver, give its HOST:PORT",
-                self.to
-            )));
+        if StoreUrl::is_meant(&self.to) {
+            self.to.parse::<StoreUrl>()?;
+            return check_no_security(self.pki.as_ref(), self.insecure_loopback);
         }
         if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
             return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
@@ -371,6 +385,17 @@ fn check_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::Res
         (None, false) => Err(usage(
             "no certificates are given: make them by `towline pki init` and `towline pki issue` \
              and give the folder as --pki DIR (or --insecure-loopback for a trial on one machine)",
+        )),
+    }
+}
+
+/// A store has no certificates: what protects a group there is its key.
+fn check_no_security(pki: Option<&PathBuf>, insecure_loopback: bool) -> anyhow::Result<()> {
+    match pki.is_none() && !insecure_loopback {
+        true => Ok(()),
+        false => Err(usage(
+            "pki and insecure-loopback are for the network between shipper and receiver; towards a \
+             store batches are protected by sealing: give --key FILE instead",
         )),
     }
 }

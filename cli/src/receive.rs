@@ -14,14 +14,17 @@ use std::time::Duration;
 use towline_block::{FileDisk, GroupName, VolumeName};
 use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
 use towline_shipper::receiver::marks::KEEP_DEFAULT;
-use towline_shipper::receiver::{self, Counters, Limits, MarkPolicy, Promote, Receiver};
+use towline_shipper::receiver::{self, Counters, Follow, Limits, MarkPolicy, Promote, Receiver};
 use towline_shipper::{Error, ErrorKind};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where shippers connect.
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
+    #[arg(long, value_name = "HOST:PORT", required_unless_present_any = ["config", "from"])]
     listen: Option<String>,
+    /// Hydrate from a store and follow it: file:///DIR or s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "STORE-URL", requires = "group")]
+    from: Option<String>,
     /// State directory of this receiver, with room for staging.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     state: Option<PathBuf>,
@@ -62,10 +65,11 @@ pub struct Args {
 
 impl Args {
     fn into_config(self) -> anyhow::Result<ReceiveConfig> {
-        let config = match (self.config, self.listen, self.state) {
-            (Some(file), ..) => config::load(&file)?,
-            (None, Some(listen), Some(state)) => ReceiveConfig {
-                listen,
+        let config = match (self.config, self.state) {
+            (Some(file), _) => config::load(&file)?,
+            (None, Some(state)) => ReceiveConfig {
+                listen: self.listen,
+                from: self.from,
                 state,
                 group: self.group,
                 targets: self.targets,
@@ -78,7 +82,7 @@ impl Args {
                 marks_bytes: self.marks_bytes,
                 metrics: self.metrics,
             },
-            _ => return Err(crate::exit::usage("give --listen and --state, or --config FILE")),
+            (None, None) => return Err(crate::exit::usage("give --state, or --config FILE")),
         };
         config.check()?;
         Ok(config)
@@ -97,8 +101,14 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let limits = Limits { marks, ..Limits::default() };
     let keys = config::keys(config.key.as_deref(), &config.state)?;
     let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
+    let from = match (config.from, &config.group) {
+        (Some(url), Some(group)) => Some(Follow { url: url.parse()?, group: group.clone() }),
+        _ => None,
+    };
+    let followed = from.as_ref().map(|from| format!("following {}", from.url));
     let receiver = Receiver::start(receiver::ReceiveConfig {
         listen: config.listen,
+        from,
         state_dir: config.state,
         group: config.group,
         targets: config.targets.into_iter().map(|t| (t.name, t.path)).collect(),
@@ -111,7 +121,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));
         metrics::serve(address, move || samples(&counters, &place))?;
     }
-    daemon.ready(&format!("listening on {}", receiver.address()));
+    let listening = receiver.address().map(|address| format!("listening on {address}"));
+    let doing: Vec<String> = listening.into_iter().chain(followed).collect();
+    daemon.ready(&doing.join(", "));
     daemon.wait();
     // Clients first: what they wrote is flushed before the receiver lets go.
     if let Some(server) = place.take() {

@@ -1,4 +1,4 @@
-//! `towline ship`: drains a group's journal to its receiver.
+//! `towline ship`: drains a group's journal to its receiver or into a store.
 
 use crate::config::{self, Compress, ShipConfig};
 use crate::daemon::Daemon;
@@ -19,6 +19,7 @@ use towline_shipper::batch::Method;
 use towline_shipper::pki;
 use towline_shipper::security::Security;
 use towline_shipper::source::{self, Compression, Link, Shipper, WINDOW_BYTES_DEFAULT};
+use towline_shipper::store::{self, StoreUrl};
 
 /// A saturated host serves its guests first: ten steps are a tenth of a guest's share.
 pub const NICE_DEFAULT: u8 = 10;
@@ -34,8 +35,8 @@ pub struct Args {
     /// State directory, the same as the proxy's.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     state: Option<PathBuf>,
-    /// The receiver.
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = "config")]
+    /// The receiver, or a store: file:///DIR or s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "HOST:PORT|STORE-URL", required_unless_present = "config")]
     to: Option<String>,
     /// Folder with the certificates of `towline pki`.
     #[arg(long, value_name = "DIR")]
@@ -118,7 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         state_dir: config.state.clone(),
         to: config.to.clone(),
         security: security(config.pki, config.insecure_loopback),
-        window_bytes: config.window.unwrap_or(WINDOW_BYTES_DEFAULT),
+        window_bytes: config.window.unwrap_or(window(&config.to)),
         rate,
         link: Link::new(link_plan, &config.state),
         compression: compression(config.compress),
@@ -145,9 +146,19 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
+fn window(to: &str) -> u64 {
+    match StoreUrl::is_meant(to) {
+        true => store::WINDOW_BYTES_DEFAULT,
+        false => WINDOW_BYTES_DEFAULT,
+    }
+}
+
 /// What no retry would cure is told at once: a missing certificate, an address that
 /// must not be spoken to without one. A name that is not in DNS yet may come.
 fn check_identity(config: &ShipConfig) -> anyhow::Result<()> {
+    if StoreUrl::is_meant(&config.to) {
+        return Ok(());
+    }
     let Some(dir) = &config.pki else {
         let beyond = config.to.to_socket_addrs().ok().into_iter().flatten();
         return match beyond.into_iter().find(|address| !address.ip().is_loopback()) {
@@ -173,7 +184,8 @@ fn check_identity(config: &ShipConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// [`config::ShipConfig::check`] has seen to it that exactly one is given.
+/// [`config::ShipConfig::check`] has seen to it that exactly one is given, or none for a
+/// store, where it is not looked at.
 pub fn security(pki: Option<PathBuf>, _insecure_loopback: bool) -> Security {
     pki.map_or(Security::InsecureLoopback, Security::Pki)
 }

@@ -3,7 +3,8 @@
 //! [`batch`] and [`wire`] are the formats both sides share, [`security`] and
 //! [`pki`] decide who may speak, [`receiver`] is the whole target side: staging,
 //! applying, points, promotion. The source side (cutting, walking, the ship
-//! session) reads the journal and writes these formats.
+//! session) reads the journal and writes these formats. [`store`] is the way between the
+//! two that needs no receiver: batches as objects of a bucket.
 //!
 //! Nothing here writes a source disk or a ring.
 
@@ -14,6 +15,7 @@ pub mod pki;
 pub mod receiver;
 pub mod security;
 pub mod source;
+pub mod store;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};

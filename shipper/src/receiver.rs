@@ -16,6 +16,7 @@ mod applier;
 mod apply;
 mod clerk;
 mod counters;
+mod follow;
 mod handover;
 mod hello;
 pub mod marks;
@@ -33,6 +34,7 @@ mod stream;
 mod tests;
 
 pub use counters::Counters;
+pub use follow::Follow;
 pub use marks::{ListedMark, Mark, MarkHeader, MarkKind, MarkPolicy, PreImage};
 pub use promote::Promote;
 pub use recovery::recover;
@@ -50,8 +52,10 @@ use towline_block::{GroupName, VolumeName};
 
 /// What a receiver is told at start.
 pub struct ReceiveConfig {
-    /// `HOST:PORT`; port 0 takes a free one.
-    pub listen: String,
+    /// `HOST:PORT` for shippers; port 0 takes a free one. `None`: a store alone is followed.
+    pub listen: Option<String>,
+    /// A store to hydrate from and to follow.
+    pub from: Option<Follow>,
     pub state_dir: PathBuf,
     /// The one group to take. Without it, the first that is authorised.
     pub group: Option<GroupName>,

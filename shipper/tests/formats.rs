@@ -5,7 +5,8 @@ use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_shipper::batch::{
     Batch, BatchBuilder, BatchView, Chain, GroupKey, Header, KeyId, Keyring, Op, OpEntry,
 };
-use towline_shipper::receiver::{MarkHeader, PreImage};
+use towline_shipper::receiver::{MarkHeader, Point, PreImage, Stream};
+use towline_shipper::store::{At, ObjectHeader, ObjectKind};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
 use zerocopy::IntoBytes;
@@ -197,4 +198,37 @@ fn frame_lengths_are_bounded_by_their_kind() {
         assert!(FrameHeader::new(kind, max).check().is_ok());
         assert!(FrameHeader::new(kind, max + 1).check().is_err(), "{kind:?}");
     }
+}
+
+const STORE_DOC: &str = include_str!("../../docs/formats/store.md");
+
+#[test]
+fn the_store_document_names_every_field_where_it_lies() {
+    let header = layout!(ObjectHeader: magic, version, kind, flags, batch_count, group_uuid, owner,
+        session, index, first_number, body_bytes, number, hash, epoch, incarnation, seq,
+        claims_upto, stream_bytes, point_number, point_epoch, point_incarnation, point_seq,
+        reserved, header_crc32c);
+    assert_eq!(table(STORE_DOC, "Object"), header);
+}
+
+#[test]
+fn the_store_document_shows_these_bytes() {
+    let position = Position::new(Epoch(1), Incarnation(1), Seq(9));
+    let after = Stream {
+        number: 2,
+        hash: BatchHash([0x33; 32]),
+        position,
+        claims_upto: 4,
+        stream_bytes: 1000,
+        whole: true,
+        point: Some(Point { number: 2, position }),
+        sealed: None,
+    };
+    let at =
+        At { group: GroupUuid([0x11; 16]), owner: SessionId([0x22; 16]), session: 1, index: 3 };
+    let end = ObjectHeader::end(at, &after);
+    let dump = dump(end.as_bytes());
+    assert!(STORE_DOC.contains(&dump), "the document should show:\n{dump}");
+    let read = ObjectHeader::read(end.as_bytes(), GroupUuid([0x11; 16]), 1, 3).unwrap();
+    assert_eq!((read.kind(), read.after()), (ObjectKind::End, after));
 }

@@ -6,6 +6,7 @@ mod forms;
 mod journal;
 mod marks;
 mod status;
+mod store;
 mod throttle;
 
 const DISK_BYTES: u64 = 16 << 20;

@@ -27,7 +27,14 @@ impl Daemon {
     /// Starts `towline` with `args`; does not wait.
     #[track_caller]
     pub fn start(args: &[OsString]) -> Daemon {
+        Daemon::start_in(args, &[])
+    }
+
+    /// As [`Daemon::start`], with these in its environment.
+    #[track_caller]
+    pub fn start_in(args: &[OsString], environment: &[(&str, String)]) -> Daemon {
         let mut command = Command::new(crate::towline());
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let text = words(&command);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start `{text}`: {e}"));

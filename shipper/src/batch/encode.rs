@@ -34,6 +34,11 @@ pub struct Sealed {
     pub op_count: u32,
     /// Sum of the sizes of all batches, this one included.
     pub stream_bytes: u64,
+    /// What it says of the group's wholeness: whole after a HEAL, broken after a BREAK or
+    /// RESYNC; `None`: as before.
+    pub whole: Option<bool>,
+    /// Its last operation is the SEAL at its position.
+    pub ends_in_seal: bool,
     pub gains: Gains,
 }
 
@@ -102,6 +107,7 @@ impl Encoder {
         let mut parts = batch.into_parts();
         let mut header = header(&parts, chain, created_unix_ns);
         let units = self.pack(&mut parts, &mut header)?;
+        let (whole, ends_in_seal) = (wholeness(&parts), ends_in_seal(&parts));
         header.table_crc32c = crc32c_of(&[units.as_bytes(), parts.table.as_bytes()]).into();
         let mut bytes = parts.buf;
         bytes.extend_from_slice(units.as_bytes());
@@ -118,6 +124,8 @@ impl Encoder {
             claims_upto: parts.claims_upto,
             op_count: parts.table.len() as u32,
             stream_bytes: bytes_after(chain.stream_bytes, bytes.len()),
+            whole,
+            ends_in_seal,
             gains: Gains { payload_bytes, coalesced_bytes, stored_bytes },
             bytes,
         })
@@ -145,6 +153,19 @@ impl Encoder {
         self.recycle(std::mem::replace(&mut parts.buf, packed));
         Ok(units)
     }
+}
+
+fn wholeness(parts: &Parts) -> Option<bool> {
+    parts.table.iter().rev().find_map(|op| match op.kind {
+        layout::OP_HEAL => Some(true),
+        layout::OP_BREAK | layout::OP_RESYNC => Some(false),
+        _ => None,
+    })
+}
+
+fn ends_in_seal(parts: &Parts) -> bool {
+    let last = parts.table.last();
+    last.is_some_and(|op| op.kind == layout::OP_SEAL && op.seq.get() == parts.position.seq.0)
 }
 
 fn header(parts: &Parts, chain: &Chain, created_unix_ns: u64) -> Header {

@@ -2,12 +2,13 @@
 
 use super::clerk::{Clerk, Desk, Inbox, Order, Progress};
 use super::counters::Counters;
+use super::follow::{self, Seat};
 use super::medium::Medium;
 use super::session::{self, Hall};
 use super::state::{State, load};
 use super::{Layout, ReceiveConfig, recovery};
 use crate::error::{Error, ErrorKind, Result};
-use crate::security::Acceptor;
+use crate::security::{Acceptor, Security};
 use std::fs::{File, TryLockError};
 use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// A running receiver; it ends when dropped.
 pub struct Receiver {
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     counters: Arc<Counters>,
     inbox: Inbox,
     closing: watch::Sender<bool>,
@@ -49,16 +50,14 @@ impl Receiver {
     /// As [`Receiver::start`], with its own way to the disk: tests observe it.
     pub fn start_on(config: ReceiveConfig, medium: Medium) -> Result<Receiver> {
         let layout = Layout::of(&config.state_dir);
-        let acceptor = Acceptor::new(&config.security)?;
         for dir in [&layout.stage, &layout.marks] {
             std::fs::create_dir_all(dir)
                 .map_err(|e| Error::storage(format!("cannot create {}", dir.display()), e))?;
         }
         let lock = lock(&layout)?;
-        let listener = listen(&config.listen, &acceptor)?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::caused(ErrorKind::Unreachable, "a listening socket", e))?;
+        let door = config.listen.as_deref().map(|at| Door::open(at, &config.security));
+        let door = door.transpose()?;
+        let address = door.as_ref().map(|door| door.address);
         if let Some(state) = load(&layout.state)? {
             check_config(&config, &state)?;
         }
@@ -88,25 +87,40 @@ impl Receiver {
         if promoted {
             clerk.serve()?;
         }
-        let hall = Hall {
-            acceptor,
-            inbox: inbox.clone(),
-            progress: watcher,
-            memory: session::memory(),
-            limits: config.limits,
-            counters: Arc::clone(&counters),
-        };
+        let memory = session::memory();
         let (closing, closed) = watch::channel(false);
-        let threads = vec![
-            spawn("towline-clerk", move || clerk.run(orders))?,
-            spawn("towline-receive", move || serve(listener, hall, closed))?,
-        ];
-        tracing::info!(%address, "receiving");
+        let mut threads = vec![spawn("towline-clerk", move || clerk.run(orders))?];
+        if let Some(follow) = config.from {
+            let seat = Seat {
+                inbox: inbox.clone(),
+                progress: watcher.clone(),
+                memory: Arc::clone(&memory),
+                limits: config.limits,
+            };
+            let closed = closed.clone();
+            threads.push(spawn("towline-follow", move || {
+                on_runtime(follow::run(follow, seat, closed));
+            })?);
+        }
+        if let Some(Door { listener, acceptor, address }) = door {
+            let hall = Hall {
+                acceptor,
+                inbox: inbox.clone(),
+                progress: watcher,
+                memory,
+                limits: config.limits,
+                counters: Arc::clone(&counters),
+            };
+            threads.push(spawn("towline-receive", move || {
+                on_runtime(accept_all(listener, hall, closed));
+            })?);
+            tracing::info!(%address, "receiving");
+        }
         Ok(Receiver { address, counters, inbox, closing, threads, _lock: lock })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// Where it listens, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
@@ -187,24 +201,35 @@ pub fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-fn listen(listen: &str, acceptor: &Acceptor) -> Result<StdListener> {
-    let failed = |e| {
-        let what = format!("cannot listen on {listen}: give HOST:PORT of this machine");
-        Error::caused(ErrorKind::InvalidInput, what, e)
-    };
-    let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(failed)?.collect();
-    addresses.iter().try_for_each(|address| acceptor.check_listen(*address))?;
-    let listener = StdListener::bind(addresses.as_slice()).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+/// Where shippers connect.
+struct Door {
+    listener: StdListener,
+    acceptor: Acceptor,
+    address: SocketAddr,
 }
 
-/// The runtime's thread: all connections.
-fn serve(listener: StdListener, hall: Hall, closed: watch::Receiver<bool>) {
+impl Door {
+    fn open(listen: &str, security: &Security) -> Result<Door> {
+        let acceptor = Acceptor::new(security)?;
+        let failed = |e| {
+            let what = format!("cannot listen on {listen}: give HOST:PORT of this machine");
+            Error::caused(ErrorKind::InvalidInput, what, e)
+        };
+        let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(failed)?.collect();
+        addresses.iter().try_for_each(|address| acceptor.check_listen(*address))?;
+        let listener = StdListener::bind(addresses.as_slice()).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Door { listener, acceptor, address })
+    }
+}
+
+/// A thread's own runtime, to the end of what it runs.
+fn on_runtime(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(accept_all(listener, hall, closed)),
-        Err(error) => tracing::error!(%error, "cannot start the receiver's runtime"),
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => tracing::error!(%error, "cannot start a runtime of the receiver"),
     }
 }
 

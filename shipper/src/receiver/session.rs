@@ -44,6 +44,11 @@ pub fn memory() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(MEMORY_BYTES_MAX.div_ceil(MEMORY_UNIT)))
 }
 
+/// Permits for a message of so many bytes.
+pub fn memory_units(bytes: usize) -> u32 {
+    bytes.div_ceil(MEMORY_UNIT) as u32
+}
+
 /// What all sessions share.
 #[derive(Clone)]
 pub struct Hall {
@@ -166,7 +171,7 @@ async fn forward(
         Message::Batch(bytes) => bytes.len(),
         _ => JSON_BYTES_MAX,
     };
-    let units = bytes.div_ceil(MEMORY_UNIT) as u32;
+    let units = memory_units(bytes);
     let Ok(memory) = Arc::clone(&hall.memory).acquire_many_owned(units).await else {
         return Ok(false);
     };

@@ -4,7 +4,7 @@
 //! applied; recovery recomputes the later ones from the earlier by folding the
 //! staged batches (docs/formats/receiver.md).
 
-use crate::batch::{BatchView, Control, Kind, Op};
+use crate::batch::{BatchView, Control, Kind, Op, Sealed};
 use crate::ids::{BatchHash, GroupUuid};
 use crate::wire::{Refusal, RefusalCode};
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,22 @@ impl Stream {
             whole,
             point: if whole { Some(point) } else { self.point },
             sealed,
+        }
+    }
+
+    /// The stream after a batch of one's own making: it follows, and may be sealed.
+    pub fn then(&self, sealed: &Sealed) -> Stream {
+        let whole = sealed.whole.unwrap_or(self.whole);
+        let point = Point { number: sealed.number, position: sealed.position };
+        Stream {
+            number: sealed.number,
+            hash: sealed.hash,
+            position: sealed.position,
+            claims_upto: sealed.claims_upto,
+            stream_bytes: sealed.stream_bytes,
+            whole,
+            point: if whole { Some(point) } else { self.point },
+            sealed: sealed.ends_in_seal.then_some(sealed.position),
         }
     }
 

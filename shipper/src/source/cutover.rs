@@ -94,6 +94,10 @@ impl Driver {
             Some("another cutover of the group is on its way")
         } else if self.promoted {
             Some("the group was cut over already")
+        } else if stream.is_store() {
+            Some(
+                "the group is shipped to a store, which cannot take over: ship it to a receiver first",
+            )
         } else if !stream.connected() {
             Some("the target cannot be reached")
         } else {

@@ -26,7 +26,7 @@ use towline_journal::format::Counter;
 use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
 use towline_journal::progress::Figure;
 use towline_journal::spill::Store;
-use towline_journal::{Durable, GroupDir, RingReader, unix_now_ns};
+use towline_journal::{Claim, Durable, GroupDir, RingReader, unix_now_ns};
 
 /// Pause between two looks at the ring: while there was something lately, and later.
 const POLL_BUSY: Duration = Duration::from_millis(2);
@@ -414,7 +414,13 @@ impl Feed {
                 return Ok(false);
             };
             match self.ask(&Request::Claim { volume, from_block, blocks_max })? {
-                Reply::Claimed(claim) => self.walker.granted(claim),
+                // A store answers no question: it gets the blocks.
+                Reply::Claimed(claim) => {
+                    self.walker.granted(claim.map(|claim| Claim {
+                        compare: claim.compare && !stream.is_store(),
+                        ..claim
+                    }))
+                }
                 other => return Err(unexpected(&other)),
             }
         }

@@ -17,7 +17,7 @@ mod drain;
 mod history;
 mod pace;
 mod session;
-mod stream;
+pub(crate) mod stream;
 pub mod throttle;
 mod walker;
 
@@ -27,6 +27,7 @@ pub use pace::Link;
 use crate::batch::Keyring;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Security;
+use crate::store::StoreUrl;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -45,7 +46,7 @@ pub struct ShipConfig {
     pub group: GroupName,
     /// The `--state` directory, shared with the proxy.
     pub state_dir: PathBuf,
-    /// HOST:PORT of the receiver.
+    /// HOST:PORT of the receiver, or the URL of a store.
     pub to: String,
     pub security: Security,
     pub window_bytes: u64,
@@ -74,6 +75,10 @@ impl Shipper {
     /// # Errors
     /// [`ErrorKind::Busy`] when another shipper runs for the group.
     pub fn start(config: ShipConfig) -> Result<Shipper> {
+        let store = match StoreUrl::is_meant(&config.to) {
+            true => Some(config.to.parse::<StoreUrl>()?),
+            false => None,
+        };
         let dir = GroupDir::of(&config.state_dir, &config.group);
         dir.create().map_err(from_journal)?;
         let lock = dir.lock("ship.lock", "shipper").map_err(from_journal)?;
@@ -84,11 +89,12 @@ impl Shipper {
         progress.set(Figure::WindowBytes, config.window_bytes.max(WINDOW_BYTES_MIN));
         progress.set_error("");
         let own = throttle::Throttle::new(config.rate.clone(), throttle::group_file(&dir));
-        let stream = Arc::new(stream::Stream::new(
+        let stream = stream::Stream::new(
             config.window_bytes.max(WINDOW_BYTES_MIN),
             progress.clone(),
             pace::Pace::new(own, config.link.clone()),
-        ));
+        );
+        let stream = Arc::new(if store.is_some() { stream.into_store() } else { stream });
         let control = dir.ship_socket();
         let (orders, incoming) = std::sync::mpsc::channel();
         let listener = control::listen(&control)?;
@@ -99,8 +105,9 @@ impl Shipper {
         })?);
         let (for_session, session_config, session_dir) =
             (stream.clone(), config.clone(), dir.clone());
-        threads.push(spawn("ship-session", move || {
-            session::run(&for_session, &session_config, &session_dir);
+        threads.push(spawn("ship-session", move || match &store {
+            Some(url) => crate::store::run(&for_session, url, &session_config, &session_dir),
+            None => session::run(&for_session, &session_config, &session_dir),
         })?);
         let for_drain = stream.clone();
         threads.push(spawn("ship-drain", move || {

@@ -71,6 +71,7 @@ pub(crate) struct Stream {
     progress: Arc<Progress>,
     pace: Pace,
     session: SessionId,
+    is_store: bool,
 }
 
 /// What the session sends next.
@@ -89,7 +90,17 @@ impl Stream {
             progress,
             pace,
             session: SessionId::random(),
+            is_store: false,
         }
+    }
+
+    /// A stream into a store, which keeps what it gets and can neither compare nor decide.
+    pub fn into_store(self) -> Stream {
+        Stream { is_store: true, ..self }
+    }
+
+    pub fn is_store(&self) -> bool {
+        self.is_store
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -38,7 +38,7 @@ async fn the_right_ca_is_not_yet_the_right_to_write_another_group() {
     let Security::Pki(dir) = &lab.security else { panic!() };
     pki::issue_group(dir, &group("crm"), false).unwrap();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let stream = connect(&lab.security, &address, &group("crm")).await.unwrap();
     let refusal = Sender::introduce(stream, hello()).await.err().unwrap();
     assert_eq!(refusal.code, RefusalCode::NotAuthorised);
@@ -52,7 +52,7 @@ async fn another_cas_certificate_is_refused_on_both_sides() {
     let lab = lab_with_pki();
     let other = lab_with_pki();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let error = connect(&other.security, &address, &group("erp")).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
 
@@ -78,7 +78,7 @@ async fn a_groups_certificate_is_no_receivers() {
     std::fs::copy(false_one.certificate, real.certificate).unwrap();
     std::fs::copy(false_one.key, real.key).unwrap();
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let error = connect(&lab.security, &address, &group("erp")).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
     receiver.stop();
@@ -121,7 +121,7 @@ async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
     let lab = lab_with_pki();
     let Security::Pki(dir) = &lab.security else { panic!() };
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     assert!(welcomed(&lab, &address).await);
     let (files, name) = (pki::group_files(dir, &group("erp")), pki::group_dns_name(&group("erp")));
     expire(dir, &files, &name, ExtendedKeyUsagePurpose::ClientAuth);
@@ -133,7 +133,7 @@ async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
     let files = pki::receiver_files(dir);
     expire(dir, &files, pki::RECEIVER_NAME, ExtendedKeyUsagePurpose::ServerAuth);
     let receiver = lab.start();
-    let error = connect(&lab.security, &receiver.address().to_string(), &group("erp")).await.err();
+    let error = connect(&lab.security, &receiver.address().unwrap().to_string(), &group("erp")).await.err();
     assert_eq!(error.unwrap().kind(), ErrorKind::NotAuthorised, "the receiver's has ended");
     receiver.stop();
 }
@@ -143,7 +143,7 @@ async fn a_receivers_certificate_is_no_shippers() {
     let lab = lab_with_pki();
     let Security::Pki(dir) = &lab.security else { panic!() };
     let receiver = lab.start();
-    let address = receiver.address().to_string();
+    let address = receiver.address().unwrap().to_string();
     let (real, stolen) = (pki::receiver_files(dir), pki::group_files(dir, &group("erp")));
     std::fs::copy(real.certificate, stolen.certificate).unwrap();
     std::fs::copy(real.key, stolen.key).unwrap();

@@ -18,7 +18,7 @@ const SLOT: u64 = 4096;
 fn child() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let receiver = Receiver::start(Lab::at(dir.into()).config()).unwrap();
-    println!("\naddress {}", receiver.address());
+    println!("\naddress {}", receiver.address().unwrap());
     // Until it is killed, or its parent is gone.
     let _ = std::io::stdin().lines().count();
 }

@@ -99,7 +99,8 @@ impl Lab {
 
     pub fn config(&self) -> ReceiveConfig {
         ReceiveConfig {
-            listen: "127.0.0.1:0".into(),
+            listen: Some("127.0.0.1:0".into()),
+            from: None,
             state_dir: self.state_dir(),
             group: self.group.clone(),
             targets: vec![(name("disk0"), self.target(0)), (name("disk1"), self.target(1))],
@@ -160,7 +161,7 @@ pub struct Sender {
 }
 
 pub async fn dial(lab: &Lab, receiver: &Receiver) -> BoxedConnection {
-    connect(&lab.security, &receiver.address().to_string(), &group("erp")).await.unwrap()
+    connect(&lab.security, &receiver.address().unwrap().to_string(), &group("erp")).await.unwrap()
 }
 
 pub async fn receive(stream: &mut BoxedConnection) -> Option<Message> {

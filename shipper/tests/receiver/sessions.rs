@@ -407,7 +407,7 @@ fn a_state_of_a_newer_version_is_refused_and_left_alone() {
 fn insecure_receivers_listen_on_loopback_only() {
     let lab = Lab::new();
     let mut config = lab.config();
-    config.listen = "0.0.0.0:0".into();
+    config.listen = Some("0.0.0.0:0".into());
     let error = Receiver::start(config).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised);
     assert!(error.to_string().contains("--pki"), "{error}");

@@ -1,0 +1,221 @@
+//! Follows a store in place of a shipper's connection: batches pass the clerk exactly as
+//! from the network, so everything that is checked there is checked here.
+//!
+//! A shipper that connects takes over, as from any other session; following then ends.
+//! Before that one feeds what the store has, because the chain is the same.
+
+use super::Limits;
+use super::clerk::{Inbox, Order, Progress};
+use crate::batch::{HEADER_BYTES, Header};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{KeyId, SessionId};
+use crate::store::{Bucket, Found, GroupFile, Reader, StoreUrl};
+use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, Welcome};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::sleep;
+use towline_block::{Epoch, GroupName};
+use zerocopy::FromBytes;
+
+/// How often a store that has nothing new is looked at.
+const POLL: Duration = Duration::from_millis(500);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(2);
+/// Connections of the network count up from 1.
+const CONNECTION: u64 = u64::MAX;
+
+/// What is followed.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    pub url: StoreUrl,
+    pub group: GroupName,
+}
+
+/// What a follower shares with the sessions.
+pub(super) struct Seat {
+    pub inbox: Inbox,
+    pub progress: watch::Receiver<Progress>,
+    pub memory: Arc<Semaphore>,
+    pub limits: Limits,
+}
+
+/// Follows until `closed`, or until somebody else ships.
+pub(super) async fn run(follow: Follow, seat: Seat, mut closed: watch::Receiver<bool>) {
+    let mut follower = Follower { follow, seat, session: None, letters: None };
+    tokio::select! {
+        _ = closed.wait_for(|closed| *closed) => {}
+        () = follower.run() => {}
+    }
+}
+
+struct Follower {
+    follow: Follow,
+    seat: Seat,
+    /// Whose batches the clerk takes on our connection.
+    session: Option<SessionId>,
+    letters: Option<mpsc::UnboundedReceiver<Message>>,
+}
+
+/// Why following pauses or ends.
+enum Halt {
+    /// Somebody else ships now, or the clerk is gone.
+    Over(String),
+    /// Worth trying again.
+    Failed(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Halt {
+        Halt::Failed(error)
+    }
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        let mut told = String::new();
+        loop {
+            match self.follow().await {
+                Ok(never) => match never {},
+                Err(Halt::Over(why)) => {
+                    tracing::info!(from = %self.follow.url, "the store is not followed any more: {why}");
+                    return;
+                }
+                Err(Halt::Failed(error)) => {
+                    let text = error.to_string();
+                    if text != told {
+                        tracing::warn!(from = %self.follow.url, "{text}; trying again");
+                        told = text;
+                    }
+                }
+            }
+            self.leave();
+            sleep(RETRY).await;
+        }
+    }
+
+    /// The clerk forgets us, so that the next hello begins from what is durable.
+    fn leave(&mut self) {
+        if self.session.take().is_some() {
+            let _ = self.seat.inbox.send(Order::Gone { connection: CONNECTION });
+        }
+        self.letters = None;
+    }
+
+    async fn follow(&mut self) -> std::result::Result<std::convert::Infallible, Halt> {
+        let bucket = self.follow.url.open(&self.follow.group, false)?;
+        let file = self.group(&bucket).await?;
+        let next = self.seat.progress.borrow().durable.number + 1;
+        let mut reader = Reader::open(bucket, file.group_uuid, next).await?;
+        tracing::info!(from = %self.follow.url, batch = next, "following the store");
+        loop {
+            match reader.next().await? {
+                Found::Batches(batches) => {
+                    for batch in batches {
+                        self.feed(&file, batch).await?;
+                    }
+                }
+                Found::Nothing => self.idle().await?,
+            }
+        }
+    }
+
+    async fn group(&self, bucket: &Arc<dyn Bucket>) -> Result<GroupFile> {
+        GroupFile::load(&**bucket, &self.follow.group).await?.ok_or_else(|| {
+            let (url, group) = (&self.follow.url, &self.follow.group);
+            let what = format!("nothing of group {group} was ever shipped to {url}");
+            Error::new(ErrorKind::Unreachable, what)
+        })
+    }
+
+    /// Gives the clerk one batch.
+    async fn feed(&mut self, file: &GroupFile, batch: Bytes) -> std::result::Result<(), Halt> {
+        let header = batch.get(..HEADER_BYTES).and_then(|head| Header::read_from_bytes(head).ok());
+        let header = header.ok_or_else(|| Error::damaged("a batch in the store is cut off"))?;
+        let session = SessionId(header.session);
+        if self.session != Some(session) {
+            self.hello(file, &header).await?;
+        }
+        let limit = self.seat.limits.staging_bytes_max.max(1);
+        let room = self.seat.progress.wait_for(|progress| progress.backlog_bytes < limit);
+        if room.await.is_err() {
+            return Err(Halt::Over("the receiver ends".into()));
+        }
+        let units = super::session::memory_units(batch.len());
+        let memory = Arc::clone(&self.seat.memory).acquire_many_owned(units).await;
+        let memory = memory.map_err(|_| Halt::Over("the receiver ends".into()))?;
+        let order = Order::Batch { connection: CONNECTION, bytes: batch.to_vec(), memory };
+        if self.seat.inbox.send(order).is_err() {
+            return Err(Halt::Over("the receiver ends".into()));
+        }
+        self.hear()
+    }
+
+    /// Takes the place of the shipper whose batch comes next.
+    async fn hello(&mut self, file: &GroupFile, header: &Header) -> std::result::Result<(), Halt> {
+        let (outbox, mut letters) = mpsc::unbounded_channel();
+        let key = KeyId(header.key_id);
+        let hello = Hello {
+            version: PROTOCOL,
+            group: file.group.clone(),
+            group_uuid: file.group_uuid,
+            session: SessionId(header.session),
+            epoch: Epoch(header.epoch.get()),
+            key: (key != KeyId::default()).then_some(key),
+            volumes: file.volumes.clone(),
+        };
+        let order = Order::Hello { connection: CONNECTION, hello: Box::new(hello), outbox };
+        if self.seat.inbox.send(order).is_err() {
+            return Err(Halt::Over("the receiver ends".into()));
+        }
+        let welcome = loop {
+            match letters.recv().await {
+                Some(Message::Welcome(welcome)) => break welcome,
+                Some(Message::Error(refusal)) => return Err(halt(refusal.code, refusal.message)),
+                Some(_) => {}
+                None => return Err(Halt::Over("the receiver ends".into())),
+            }
+        };
+        self.session = Some(SessionId(header.session));
+        self.letters = Some(letters);
+        check_welcome(&welcome, header)
+    }
+
+    /// What the clerk says meanwhile.
+    fn hear(&mut self) -> std::result::Result<(), Halt> {
+        let Some(letters) = &mut self.letters else { return Ok(()) };
+        while let Ok(letter) = letters.try_recv() {
+            if let Message::Error(refusal) = letter {
+                return Err(halt(refusal.code, refusal.message));
+            }
+        }
+        Ok(())
+    }
+
+    async fn idle(&mut self) -> std::result::Result<(), Halt> {
+        self.hear()?;
+        sleep(POLL).await;
+        self.hear()
+    }
+}
+
+/// The clerk may stand elsewhere than where reading began: then it begins anew.
+fn check_welcome(welcome: &Welcome, header: &Header) -> std::result::Result<(), Halt> {
+    if welcome.promoted.is_some() {
+        return Err(Halt::Over("the target has taken over".into()));
+    }
+    if welcome.number + 1 == header.number.get() {
+        return Ok(());
+    }
+    let (has, number) = (welcome.number, header.number);
+    let what = format!("the receiver has {has} batches, the store goes on with batch {number}");
+    Err(Halt::Failed(Error::new(ErrorKind::Protocol, what)))
+}
+
+fn halt(code: RefusalCode, message: String) -> Halt {
+    match code {
+        RefusalCode::Superseded | RefusalCode::AlreadyPromoted => Halt::Over(message),
+        _ => Halt::Failed(Error::new(ErrorKind::Refused, message)),
+    }
+}

@@ -1,0 +1,105 @@
+//! What is asked of a store: create if absent, and read. All of it is here, so that tests
+//! can stand between.
+
+use crate::error::{Error, ErrorKind, Result};
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, PutMode, PutOptions, PutPayload};
+use std::pin::Pin;
+use std::sync::Arc;
+use towline_block::GroupName;
+
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is durable, and ours.
+    Yes,
+    /// Something has that name already. It may be ours: an answer may have been lost.
+    Exists,
+}
+
+/// One group's objects. A name is a path below the group's own prefix.
+pub trait Bucket: Send + Sync {
+    /// Durable once answered. An error says nothing about whether it happened, or will.
+    fn create<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, Created>;
+
+    /// The object, or at most its first `first` bytes; `None` when there is none. An
+    /// object of more than `max` bytes is an error.
+    fn read<'a>(&'a self, name: &'a str, first: Option<u64>, max: u64)
+    -> Answer<'a, Option<Bytes>>;
+}
+
+/// A group's prefix in a real store.
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+}
+
+impl Objects {
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: &str, group: &GroupName) -> Objects {
+        let prefix = match prefix {
+            "" => group.to_string(),
+            prefix => format!("{prefix}/{group}"),
+        };
+        Objects { store, prefix }
+    }
+
+    fn path(&self, name: &str) -> Path {
+        Path::from(format!("{}/{name}", self.prefix))
+    }
+}
+
+impl Bucket for Objects {
+    fn create<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, Created> {
+        Box::pin(async move {
+            let path = self.path(name);
+            let options = PutOptions::from(PutMode::Create);
+            match self.store.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
+                Ok(_) => Ok(Created::Yes),
+                Err(
+                    object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. },
+                ) => Ok(Created::Exists),
+                Err(e) => Err(failed("write", &path, e)),
+            }
+        })
+    }
+
+    fn read<'a>(
+        &'a self,
+        name: &'a str,
+        first: Option<u64>,
+        max: u64,
+    ) -> Answer<'a, Option<Bytes>> {
+        Box::pin(async move {
+            let path = self.path(name);
+            let range = first.map(|bytes| GetRange::Bounded(0..bytes));
+            let options = GetOptions { range, ..GetOptions::default() };
+            let found = match self.store.get_opts(&path, options).await {
+                Ok(found) => found,
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                Err(e) => return Err(failed("read", &path, e)),
+            };
+            // Whoever writes there may write anything.
+            if found.meta.size > max {
+                let size = found.meta.size;
+                return Err(Error::damaged(format!(
+                    "{path} has {size} bytes, at most {max} belong there"
+                )));
+            }
+            found.bytes().await.map(Some).map_err(|e| failed("read", &path, e))
+        })
+    }
+}
+
+fn failed(verb: &str, path: &Path, error: object_store::Error) -> Error {
+    use object_store::Error as Store;
+    let kind = match &error {
+        Store::NotSupported { .. } | Store::NotImplemented { .. } | Store::InvalidPath { .. } => {
+            ErrorKind::InvalidInput
+        }
+        _ => ErrorKind::Unreachable,
+    };
+    Error::caused(kind, format!("cannot {verb} {path} in the store"), error)
+}

@@ -1,0 +1,292 @@
+//! The shipper's session with a store: takes batches of the stream in order, makes
+//! objects of them, and acknowledges what is durable.
+
+use super::bucket::Bucket;
+use super::writer::{Made, Writer, put};
+use super::{GroupFile, LINGER, PUTS_MAX, StoreUrl};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::GroupUuid;
+use crate::receiver::Stream as Stand;
+use crate::source::ShipConfig;
+use crate::source::stream::{News, Next, Stream};
+use crate::wire::{Ack, PROTOCOL, VolumeSize, Welcome};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use towline_block::Epoch;
+use towline_journal::GroupDir;
+use towline_journal::progress::Figure;
+
+/// First and longest pause between two attempts.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// How often a missing group, and the wish to stop, is looked for.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(stream: &Arc<Stream>, url: &StoreUrl, config: &ShipConfig, dir: &GroupDir) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                ended = ship(stream, url, config, dir) => {
+                    if let Err(error) = ended {
+                        tracing::error!("shipping stopped: {error}");
+                        stream.progress().set_error(&error.to_string());
+                        stream.progress().set(Figure::Connected, 0);
+                        stream.end();
+                    }
+                }
+                () = stop_asked(stream) => {}
+            }
+        }),
+        Err(e) => {
+            tracing::error!("cannot start the runtime of the store: {e}");
+            stream.end();
+        }
+    }
+}
+
+async fn stop_asked(stream: &Stream) {
+    while !stream.stopping() {
+        sleep(POLL).await;
+    }
+}
+
+/// What no other attempt cures.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Refused | ErrorKind::InvalidInput | ErrorKind::Damaged | ErrorKind::TooNew
+    )
+}
+
+/// Pauses between attempts, and what is shown of them.
+struct Attempts<'a> {
+    stream: &'a Stream,
+    backoff: Duration,
+}
+
+impl Attempts<'_> {
+    fn of(stream: &Stream) -> Attempts<'_> {
+        Attempts { stream, backoff: BACKOFF_FIRST }
+    }
+
+    /// What an attempt came to: `None` after a pause when another one may succeed.
+    async fn judge<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
+        let progress = self.stream.progress();
+        let error = match outcome {
+            Ok(done) => {
+                if self.backoff != BACKOFF_FIRST {
+                    progress.set_error("");
+                    progress.set(Figure::Connected, 1);
+                }
+                return Ok(Some(done));
+            }
+            Err(error) if is_final(error.kind()) => return Err(error),
+            Err(error) => error,
+        };
+        tracing::warn!("{error}; trying again");
+        progress.set_error(&error.to_string());
+        progress.set(Figure::Connected, 0);
+        sleep(self.backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+        self.backoff = (self.backoff * 2).min(BACKOFF_LAST);
+        Ok(None)
+    }
+}
+
+async fn ship(
+    stream: &Arc<Stream>,
+    url: &StoreUrl,
+    config: &ShipConfig,
+    dir: &GroupDir,
+) -> Result<()> {
+    let own = own_group(stream, dir).await?;
+    let mut attempts = Attempts::of(stream);
+    let (bucket, writer) = loop {
+        let attempt = async {
+            let bucket = url.open(&config.group, true)?;
+            let writer = Writer::take_over(&bucket, &own).await?;
+            Ok((bucket, writer))
+        };
+        if let Some(done) = attempts.judge(attempt.await).await? {
+            break done;
+        }
+    };
+    tracing::info!(
+        to = %url, session = writer.session(), number = writer.after().number,
+        "the store has everything up to here"
+    );
+    stream.progress().set_error("");
+    stream.welcome(welcome(writer.after()));
+    Sink::new(stream, bucket, writer).run().await
+}
+
+async fn own_group(stream: &Stream, dir: &GroupDir) -> Result<GroupFile> {
+    loop {
+        if let Some(state) = dir.load().map_err(crate::source::from_journal)? {
+            let size = |v: towline_journal::state::VolumeState| VolumeSize {
+                name: v.name,
+                size_bytes: v.size_bytes,
+            };
+            return Ok(GroupFile {
+                version: super::group::STORE_VERSION,
+                group: state.group,
+                group_uuid: GroupUuid(state.group_uuid.0),
+                epoch: Epoch(state.epoch),
+                volumes: state.volumes.into_iter().map(size).collect(),
+                session: stream.session(),
+            });
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn welcome(durable: &Stand) -> Welcome {
+    Welcome {
+        version: PROTOCOL,
+        batch_format: crate::batch::VERSION,
+        number: durable.number,
+        hash: durable.hash,
+        position: durable.position,
+        claims_upto: durable.claims_upto,
+        stream_bytes: durable.stream_bytes,
+        point: durable.point.map(|point| point.position),
+        broken: !durable.whole,
+        promoted: None,
+    }
+}
+
+/// A store applies nothing: what it durably has counts as applied.
+fn ack(durable: &Stand) -> Ack {
+    Ack {
+        number: durable.number,
+        position: durable.position,
+        claims_upto: durable.claims_upto,
+        applied: durable.number,
+        stream_bytes: durable.stream_bytes,
+        point: durable.point.map(|point| point.position),
+        broken: !durable.whole,
+    }
+}
+
+struct Sink<'a> {
+    stream: &'a Arc<Stream>,
+    bucket: Arc<dyn Bucket>,
+    writer: Writer,
+    /// Objects on their way, in order; true once one is there.
+    on_way: VecDeque<(u64, Stand, bool)>,
+    puts: JoinSet<Result<u64>>,
+    /// Number of objects begun, names them here.
+    begun: u64,
+    /// When the draft got its first batch.
+    drafted_at: Instant,
+}
+
+impl<'a> Sink<'a> {
+    fn new(stream: &'a Arc<Stream>, bucket: Arc<dyn Bucket>, writer: Writer) -> Sink<'a> {
+        Sink {
+            stream,
+            bucket,
+            writer,
+            on_way: VecDeque::new(),
+            puts: JoinSet::new(),
+            begun: 0,
+            drafted_at: Instant::now(),
+        }
+    }
+
+    async fn run(mut self) -> Result<()> {
+        loop {
+            self.draft().await?;
+            let due = self.due_at();
+            tokio::select! {
+                Some(done) = self.puts.join_next() => {
+                    let done = done.map_err(|e| {
+                        Error::caused(ErrorKind::Storage, "writing to the store ended by a panic", e)
+                    })?;
+                    self.arrived(done?);
+                }
+                () = self.stream.wait_ready(), if !self.writer.is_full() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// When the draft is to be sent, if anything but a finished object can make it due.
+    fn due_at(&self) -> Option<Instant> {
+        let may_go = !self.writer.is_empty() && self.puts.len() < PUTS_MAX;
+        match may_go {
+            true if self.writer.is_full() => Some(self.drafted_at),
+            true if self.puts.is_empty() => Some(self.drafted_at + LINGER),
+            _ => None,
+        }
+    }
+
+    /// Takes what waits, and sends what is due.
+    async fn draft(&mut self) -> Result<()> {
+        loop {
+            if self.due_at().is_some_and(|due| due <= Instant::now()) {
+                self.send()?;
+            }
+            if self.writer.is_full() {
+                return Ok(());
+            }
+            match self.stream.next() {
+                Some(Next::Batch(sealed)) => {
+                    if self.writer.is_empty() {
+                        self.drafted_at = Instant::now();
+                    }
+                    self.writer.push(&sealed);
+                }
+                // Of a cutover that was under way when the group was shipped elsewhere.
+                Some(Next::Message(_)) => {
+                    let what = "the group is shipped to a store, which cannot take over";
+                    self.stream.tell(News::NotReady(what.into()));
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn send(&mut self) -> Result<()> {
+        let made = self.writer.make()?;
+        self.stream.progress().set(Figure::SentStreamBytes, made.after.stream_bytes);
+        self.begun += 1;
+        self.on_way.push_back((self.begun, made.after.clone(), false));
+        let (bucket, stream, id) = (self.bucket.clone(), self.stream.clone(), self.begun);
+        self.puts.spawn(async move { deliver(&stream, &*bucket, &made).await.map(|()| id) });
+        Ok(())
+    }
+
+    fn arrived(&mut self, id: u64) {
+        for (begun, _, is_there) in &mut self.on_way {
+            *is_there |= *begun == id;
+        }
+        while self.on_way.front().is_some_and(|(_, _, is_there)| *is_there) {
+            if let Some((_, durable, _)) = self.on_way.pop_front() {
+                self.stream.acked(ack(&durable));
+            }
+        }
+    }
+}
+
+/// The same bytes to the same place until it is known how that went. A limit holds an
+/// object back as a whole: a request cannot be slowed down.
+async fn deliver(stream: &Stream, bucket: &dyn Bucket, made: &Made) -> Result<()> {
+    let pace = stream.pace();
+    let (mut rest, mut ops) = (made.len(), made.op_count);
+    while rest > 0 {
+        let piece = pace.piece_bytes().min(rest);
+        pace.pass(piece as u64, std::mem::take(&mut ops)).await;
+        rest -= piece;
+    }
+    let mut attempts = Attempts::of(stream);
+    loop {
+        let outcome = put(bucket, made).await;
+        if attempts.judge(outcome).await?.is_some() {
+            return Ok(());
+        }
+    }
+}

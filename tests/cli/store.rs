@@ -1,0 +1,226 @@
+//! `towline ship --to URL`, `towline receive --from URL`: a store between the two.
+
+use crate::DISK_BYTES;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use towline_tests::relay::free_port;
+use towline_tests::rig::Process;
+use towline_tests::{Daemon, PATIENCE, Rig, args, require};
+
+const VOLUME: &str = "disk0";
+
+/// A store, and what of it is in the environment.
+struct Store {
+    url: String,
+    environment: Vec<(&'static str, String)>,
+}
+
+fn folder(rig: &Rig) -> Store {
+    Store { url: format!("file://{}", rig.path("store").display()), environment: vec![] }
+}
+
+fn ship_args(rig: &Rig, store: &Store) -> Vec<OsString> {
+    args!["ship", "--group", &rig.group, "--state", rig.state(), "--to", &store.url]
+}
+
+fn started(args: &[OsString], store: &Store) -> Option<Daemon> {
+    let mut daemon = Daemon::start_in(args, &store.environment);
+    daemon.wait_ready();
+    Some(daemon)
+}
+
+fn ship_to(rig: &mut Rig, store: &Store) {
+    rig.ship = started(&ship_args(rig, store), store);
+}
+
+/// A receiver that follows the store; `and` adds to its command line.
+fn receive_from(rig: &mut Rig, store: &Store, and: Vec<OsString>) {
+    let mut all = args!["receive", "--from", &store.url, "--group", &rig.group];
+    all.extend(args!["--state", rig.path("target-state")]);
+    all.extend(args!["--nbd", format!("unix:{}", rig.path("receive.nbd").display())]);
+    for volume in &rig.volumes {
+        all.extend(args!["--target", format!("{volume}={}", rig.target(volume).display())]);
+    }
+    all.extend(and);
+    rig.receive = started(&all, store);
+}
+
+fn wait_same(rig: &Rig) {
+    let same = || {
+        rig.volumes.iter().all(|volume| {
+            std::fs::read(rig.source(volume)).unwrap() == std::fs::read(rig.target(volume)).unwrap()
+        })
+    };
+    rig.wait_status("the same at the target", |_| same());
+}
+
+fn write(rig: &Rig, volume: &str, offset: u64, byte: u8) {
+    let mut client = rig.client(volume);
+    client.write(offset, &[byte; 65536]).unwrap();
+    client.flush().unwrap();
+}
+
+/// Baseline, changes, a receiver that starts from what lies there, and a shipper that is
+/// killed and goes on.
+fn hydrate_and_follow(rig: &mut Rig, store: &Store) {
+    rig.prefill();
+    rig.start_proxy();
+    ship_to(rig, store);
+    rig.wait_drained();
+    write(rig, "disk0", 4096, 1);
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    receive_from(rig, store, vec![]);
+    wait_same(rig);
+
+    ship_to(rig, store);
+    write(rig, "disk1", 1 << 20, 2);
+    rig.wait_drained();
+    rig.kill(Process::Ship);
+    write(rig, "disk0", 1 << 20, 3);
+    ship_to(rig, store);
+    rig.wait_drained();
+    wait_same(rig);
+}
+
+#[test]
+fn a_target_hydrates_from_a_folder_follows_it_and_goes_on_over_the_network() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    let store = folder(&rig);
+    hydrate_and_follow(&mut rig, &store);
+    rig.terminate(Process::Ship);
+    rig.terminate(Process::Receive);
+
+    let listen = rig.receiver_address.to_string();
+    receive_from(&mut rig, &store, args!["--listen", listen, "--insecure-loopback"]);
+    write(&rig, "disk0", 2 << 20, 4);
+    let before = rig.relay.forwarded_bytes();
+    rig.start_ship();
+    rig.wait_drained();
+    wait_same(&rig);
+    let sent = rig.relay.forwarded_bytes() - before;
+    assert!(sent < DISK_BYTES / 16, "{sent} bytes for a change of 64 KiB: it began anew");
+}
+
+#[test]
+fn a_target_hydrates_from_a_bucket_and_follows_it() {
+    require!("moto_server");
+    let moto = Moto::start();
+    let mut rig = Rig::new(2, DISK_BYTES);
+    hydrate_and_follow(&mut rig, &moto.store());
+}
+
+/// A server of S3's interface, from PyPI.
+struct Moto {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Moto {
+    fn start() -> Moto {
+        let port = free_port();
+        let mut command = std::process::Command::new("moto_server");
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start moto_server: {e}"));
+        let moto = Moto { child, port };
+        let deadline = Instant::now() + PATIENCE;
+        while moto.make_bucket().is_err() {
+            assert!(Instant::now() < deadline, "moto_server does not answer");
+            // It says nothing that could be waited for.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        moto
+    }
+
+    fn make_bucket(&self) -> std::io::Result<()> {
+        let mut server = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
+        let request = "PUT /towline HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        server.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        server.read_to_string(&mut answer)?;
+        let made = answer.split_whitespace().nth(1) == Some("200");
+        if made { Ok(()) } else { Err(std::io::Error::other(answer)) }
+    }
+
+    fn store(&self) -> Store {
+        let environment = [
+            ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_ACCESS_KEY_ID", "test".into()),
+            ("AWS_SECRET_ACCESS_KEY", "test".into()),
+            ("AWS_REGION", "us-east-1".into()),
+        ];
+        Store { url: "s3://towline/some/prefix".into(), environment: environment.into() }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_sealed_store_shows_nothing_and_opens_only_with_its_key() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let (store, key) = (folder(&rig), rig.path("erp.key"));
+    assert_eq!(rig.towline(args!["pki", "key", &key]).code(), 0);
+    rig.start_proxy();
+    let args = [ship_args(&rig, &store), args!["--key", &key]].concat();
+    rig.ship = started(&args, &store);
+    write(&rig, VOLUME, 4096, b'#');
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    let marker = [b'#'; 64];
+    for file in walk(&rig.path("store")) {
+        let bytes = std::fs::read(&file).unwrap();
+        let shows = bytes.windows(64).any(|window| window == marker);
+        assert!(!shows, "{} shows what the guest wrote", file.display());
+    }
+
+    receive_from(&mut rig, &store, vec![]);
+    let receive = rig.receive.as_mut().unwrap();
+    receive.wait_for_line(|line| line.contains("which is not here: give the key file"));
+    rig.terminate(Process::Receive);
+    receive_from(&mut rig, &store, args!["--key", &key]);
+    wait_same(&rig);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_cutover_needs_a_receiver_not_a_store() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_proxy();
+    let store = folder(&rig);
+    ship_to(&mut rig, &store);
+    rig.wait_live();
+    let finished = rig.towline(args!["cutover", &rig.group, "--state", rig.state(), "--json"]);
+    assert_eq!(finished.code(), 1, "{finished}");
+    let reason = finished.json()["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(reason.contains("a store, which cannot take over"), "{reason}");
+    write(&rig, VOLUME, 0, 1);
+    rig.wait_drained();
+}
+
+#[test]
+fn what_cannot_be_a_store_is_refused_before_anything_is_begun() {
+    let rig = Rig::new(1, DISK_BYTES);
+    for to in ["gs://bucket", "file://relative", "s3://b/../x"] {
+        let mut all = args!["ship", "--group", &rig.group, "--state", rig.state()];
+        all.extend(args!["--to", to]);
+        let finished = rig.towline(all);
+        assert_eq!(finished.code(), 64, "{finished}");
+        assert!(finished.stderr.contains("s3://BUCKET/PREFIX"), "{finished}");
+    }
+    let finished =
+        rig.towline([ship_args(&rig, &folder(&rig)), args!["--insecure-loopback"]].concat());
+    assert_eq!(finished.code(), 64, "{finished}");
+}
