@@ -133,7 +133,8 @@ async fn a_certificate_that_has_ended_opens_nothing_on_either_side() {
     let files = pki::receiver_files(dir);
     expire(dir, &files, pki::RECEIVER_NAME, ExtendedKeyUsagePurpose::ServerAuth);
     let receiver = lab.start();
-    let error = connect(&lab.security, &receiver.address().unwrap().to_string(), &group("erp")).await.err();
+    let error =
+        connect(&lab.security, &receiver.address().unwrap().to_string(), &group("erp")).await.err();
     assert_eq!(error.unwrap().kind(), ErrorKind::NotAuthorised, "the receiver's has ended");
     receiver.stop();
 }
