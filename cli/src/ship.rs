@@ -21,8 +21,9 @@ use towline_shipper::security::Security;
 use towline_shipper::source::{self, Compression, Link, Shipper, WINDOW_BYTES_DEFAULT};
 use towline_shipper::store::{self, StoreUrl};
 
-/// A saturated host serves its guests first: ten steps are a tenth of a guest's share.
-pub const NICE_DEFAULT: u8 = 10;
+/// A saturated host serves its guests first: five steps are a third of a guest's share. With
+/// ten, a tenth, a shipper on one full processor did not even get its connection up.
+pub const NICE_DEFAULT: u8 = 5;
 
 /// How often the baseline's progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

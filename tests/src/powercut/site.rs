@@ -99,7 +99,7 @@ impl Site {
     /// `options` are added to the command line.
     pub fn start_ship(&mut self, port: u16, options: &str) -> Result<()> {
         let pid = self.start(&format!(
-            "towline ship --group {} --state /mnt/state --to {HOST_FROM_GUEST}:{port} --pki /pki \
+            "towline ship --nice 0 --group {} --state /mnt/state --to {HOST_FROM_GUEST}:{port} --pki /pki \
              --window {WINDOW} {options}",
             self.group
         ))?;
