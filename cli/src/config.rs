@@ -340,12 +340,12 @@ impl ShipConfig {
     }
 
     pub fn check(&self) -> anyhow::Result<()> {
+        if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
+            return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
+        }
         if StoreUrl::is_meant(&self.to) {
             self.to.parse::<StoreUrl>()?;
             return check_no_security(self.pki.as_ref(), self.insecure_loopback);
-        }
-        if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
-            return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
         }
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }

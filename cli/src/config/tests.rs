@@ -76,10 +76,15 @@ fn a_receiver_without_certificates_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_store_url_is_refused_until_it_exists() {
-    let text = "group = \"g\"\nstate = \"s\"\nto = \"s3://bucket/x\"\npki = \"p\"\n";
-    let config: ShipConfig = load(write(text).path()).unwrap();
-    assert!(config.check().unwrap_err().to_string().contains("HOST:PORT"));
+fn a_store_takes_no_certificates_and_nice_has_a_range() {
+    let text = "group = \"g\"\nstate = \"s\"\nto = \"s3://bucket/x\"\n";
+    let check = |more: &str| {
+        let config: ShipConfig = load(write(&format!("{text}{more}\n")).path()).unwrap();
+        config.check().map_err(|error| error.to_string())
+    };
+    assert_eq!(check("nice = 19"), Ok(()));
+    assert!(check("pki = \"p\"").is_err());
+    assert!(check("nice = 20").unwrap_err().contains("0 to 19"));
 }
 
 #[test]
