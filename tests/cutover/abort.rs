@@ -13,12 +13,7 @@ fn assert_goes_on(rig: &mut Rig, guest: Guest) {
     assert_eq!((progress.io_errors, progress.bad_reads), (0, 0), "{progress:?}");
     assert_eq!(guest.cutover_pause(), None, "nothing may be written at the target");
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    rig.assert_acknowledged(&history, Side::Source);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    rig.assert_ends_equal(&history);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_bench::stamp::Plan;
 use towline_tests::rig::Process;
-use towline_tests::{PATIENCE, Rig, Side, args, require};
+use towline_tests::{PATIENCE, Rig, args, require};
 
 struct Peer(Child);
 
@@ -74,12 +74,7 @@ fn a_killed_nbdkit_loses_no_acknowledged_write_and_the_target_becomes_equal() {
     let progress = guest.progress();
     assert_eq!((progress.io_errors, progress.bad_reads), (0, 0), "{progress:?}");
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    rig.assert_acknowledged(&history, Side::Source);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    rig.assert_ends_equal(&history);
     drop(server);
 }
 
@@ -98,12 +93,7 @@ fn a_slow_nbdkit_is_asked_many_things_at_once_and_killed_with_them_in_flight() {
     let progress = guest.progress();
     assert_eq!((progress.io_errors, progress.bad_reads), (0, 0), "{progress:?}");
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    rig.assert_acknowledged(&history, Side::Source);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    rig.assert_ends_equal(&history);
     drop(server);
 }
 
@@ -144,11 +134,6 @@ fn qemu_nbd_is_a_source_too() {
     rig.wait_live();
     assert!(guest.wait_for_acks(500, PATIENCE), "{:?}", guest.progress());
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    rig.assert_acknowledged(&history, Side::Source);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    rig.assert_ends_equal(&history);
     drop(server);
 }

@@ -1,6 +1,7 @@
 //! Verdicts over a rig's images, as assertions that say what they found.
 
 use crate::Rig;
+use crate::rig::Process;
 use std::path::{Path, PathBuf};
 use towline_bench::check::{self, Prefix, Report};
 use towline_bench::stamp::History;
@@ -13,6 +14,18 @@ pub enum Side {
 }
 
 impl Rig {
+    /// The end of a run that loses nothing: all is shipped and applied, the proxy ends in
+    /// order, both sides have every acknowledged write, and they are the same.
+    #[track_caller]
+    pub fn assert_ends_equal(&mut self, history: &History) {
+        self.wait_drained();
+        self.settle_target();
+        self.terminate(Process::Proxy);
+        self.assert_acknowledged(history, Side::Source);
+        self.assert_acknowledged(history, Side::Target);
+        self.assert_identical();
+    }
+
     /// Source and target read the same, byte by byte.
     #[track_caller]
     pub fn assert_identical(&self) {

@@ -7,7 +7,6 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tempfile::TempDir;
 use towline_block::upstream::{Address, ExportReader};
 use towline_block::{Access, BLOCK_BYTES, Extent, FileDisk, NbdUri, VolumeId};
@@ -270,21 +269,25 @@ fn many_clients_of_a_server_that_is_killed_and_started_again_lose_nothing() {
     let dir = TempDir::new().unwrap();
     let mut server = Some(server_in(dir.path()));
     let rig = Rig::over(&[uri_in(dir.path())]);
+    let (written, writes) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4u64)
             .map(|number| {
                 let mut client: Client = rig.simple();
+                let written = written.clone();
                 scope.spawn(move || {
                     for round in 0..100u64 {
                         let at = (number * 64 + round % 64) * 4096;
                         assert_eq!(client.write(0, at, &[round as u8 + 1; 4096]), 0);
+                        written.send(()).unwrap();
                         assert_eq!(client.read(at, 4096).unwrap(), [round as u8 + 1; 4096]);
                     }
                 })
             })
             .collect();
         for _ in 0..3 {
-            std::thread::sleep(Duration::from_millis(20));
+            // Of 400 writes 100 before each end: every one is in the middle of them.
+            (0..100).for_each(|_| writes.recv().unwrap());
             // A server's end takes its connections with it.
             server.take().unwrap().stop().unwrap();
             server = Some(server_in(dir.path()));
