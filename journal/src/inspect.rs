@@ -18,7 +18,7 @@ use crate::format::{Control, Counter, Kind};
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::ring::Ring;
-use crate::spill::{SpillReader, Store};
+use crate::spill::{Headers, SpillReader, Store, Walk};
 use crate::state::{GroupDir, GroupState};
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -101,7 +101,7 @@ impl GroupView {
     /// records. What of it the target has is not known then. Reads every span's header.
     pub fn look_into_spill(&mut self) {
         if self.ring_error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Missing) {
-            let store = Store::folder(self.dir.spill_path());
+            let store = Store::of(&self.dir, Some(&self.state));
             let scanned = crate::spill::scan(&store, &self.state.group_uuid.0);
             let newest = scanned.runs(&self.state.ring.id.0).pop().filter(|run| run.first > 0);
             self.lone = newest.map(|run| run.first..=run.last);
@@ -245,9 +245,25 @@ impl GroupView {
         Some(in_ring.or_else(|fault| self.spilled_header(seq).ok_or(fault)))
     }
 
-    /// The records of a range that the ring shows, in order.
+    /// The records of a range that ring and spill show, in order.
     pub fn records(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = Record> + '_ {
-        range.filter_map(|seq| self.record(seq))
+        let spilled = self.lone.as_ref().map_or(self.get(Counter::Spilled), |lone| *lone.end());
+        let upto = spilled.min(*range.end());
+        let mut headers = None;
+        range.filter_map(move |seq| {
+            let in_ring = self.ring.as_ref().and_then(|ring| ring.record(seq).ok());
+            if in_ring.is_some() || seq > upto {
+                return in_ring.or_else(|| self.spilled_header(seq));
+            }
+            let headers = headers.get_or_insert_with(|| Headers::new(self.walk(&(seq..=upto))));
+            headers.get(seq).filter(|record| self.is_spilled(seq) && self.is_within(record))
+        })
+    }
+
+    /// The spill's records of a range, one after the other.
+    fn walk(&self, range: &RangeInclusive<u64>) -> Walk {
+        let store = Store::of(&self.dir, Some(&self.state));
+        Walk::new(store, self.state.group_uuid.0, self.state.ring.id.0, range)
     }
 
     /// The payload of a record, when it passes its checksum.
@@ -274,10 +290,8 @@ impl GroupView {
         }
     }
 
-    /// Whether a record of the spill lies inside the volume that it names.
     fn is_within(&self, record: &Record) -> bool {
-        let changes = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim);
-        !changes || record.extent.within(self.volume_size_bytes(record.volume.index()))
+        is_within(record, |volume| self.volume_size_bytes(volume))
     }
 
     /// Record `seq` with its payload, where the spill holds it.
@@ -333,6 +347,12 @@ impl GroupView {
     fn volume_blocks(&self, volume: usize) -> BlockRange {
         BlockRange::of_volume(self.volume_size_bytes(volume))
     }
+}
+
+/// Whether a record of the spill lies inside the volume that it names.
+fn is_within(record: &Record, size_bytes: impl Fn(usize) -> u64) -> bool {
+    let changes = matches!(record.kind, Kind::Write | Kind::Zero | Kind::Trim);
+    !changes || record.extent.within(size_bytes(record.volume.index()))
 }
 
 impl Ring {

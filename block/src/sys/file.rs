@@ -1,12 +1,13 @@
 //! File system calls that std does not offer.
 //!
 //! Invariant 1: every call takes a descriptor borrowed for its whole duration.
-//! Invariant 2: the one call that passes memory to the kernel passes a buffer borrowed
-//! for its whole duration, with its own length; the others pass none.
+//! Invariant 2: the calls that pass memory to the kernel pass a buffer borrowed for
+//! their whole duration, with its own length; the others pass none.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 fn offset_arg(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
@@ -81,6 +82,35 @@ pub fn read_cached(file: &File, into: &mut [u8], offset: u64) -> io::Result<Opti
             _ => return Err(error),
         }
     }
+}
+
+/// Reads as `pread(2)` does and leaves the page cache as it was: what it has is taken from
+/// there, what had to be read for it is dropped behind. Maybe less than asked.
+///
+/// # Errors
+/// As pread(2).
+pub fn read_passing(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
+    let iov = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let (fd, at) = (file.as_raw_fd(), offset_arg(offset)?);
+    loop {
+        // SAFETY: invariants 1 and 2.
+        let read = unsafe { libc::preadv2(fd, &raw const iov, 1, at, libc::RWF_DONTCACHE) };
+        if let Ok(bytes) = usize::try_from(read) {
+            return Ok(bytes);
+        }
+        let error = io::Error::last_os_error();
+        match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::Interrupted, _) => {}
+            // A file system, or a kernel before 6.14, that does not know the flag.
+            (_, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)) => break,
+            _ => return Err(error),
+        }
+    }
+    let read = file.read_at(into, offset)?;
+    let len = offset_arg(read as u64)?;
+    // SAFETY: invariant 1. Advice only, so no result.
+    unsafe { libc::posix_fadvise(fd, at, len, libc::POSIX_FADV_DONTNEED) };
+    Ok(read)
 }
 
 /// No readahead: a page cache filled in large folios makes later 4 KiB writes an

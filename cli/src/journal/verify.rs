@@ -3,10 +3,12 @@
 use super::{Place, records_trouble, tell_of_lone_spill};
 use crate::exit::{Exit, exit_of, sentence};
 use crate::report::{VerifyError, VerifyReport};
+use crate::ship::NICE_DEFAULT;
 use crate::terminal::{columns, wrapped};
 use crate::{output, table};
 use std::time::Instant;
 use towline_block::size::format_size;
+use towline_block::sys::give_way;
 use towline_journal::inspect::{GroupView, Verification};
 
 /// Findings that are told one by one; JSON has more.
@@ -30,6 +32,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         // A damaged ring is a finding, told in the report and in a sentence.
         Some(trouble) => eprintln!("towline: {}", sentence(&trouble)),
         None => tell_of_lone_spill(&group),
+    }
+    // It takes every core: beside guests only what they leave.
+    if group.proxy_runs()
+        && let Err(error) = give_way(NICE_DEFAULT.into())
+    {
+        tracing::warn!(%error, "verify runs at the priority of everything else");
     }
     let begin = Instant::now();
     let found = if args.all { group.verify_all() } else { group.verify() };

@@ -1,9 +1,11 @@
-//! Checking what the ring holds: counters, numbers, headers, payloads, order.
+//! Checking what ring and spill hold: counters, numbers, headers, payloads, order.
 
-use super::{GroupView, SlotFault};
+use super::{GroupView, Marks, SlotFault, is_within};
 use crate::format::{Control, Counter, PAYLOAD_ALIGN, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
+use crate::spill::{CHECK_THREADS_MAX, Sound};
+use std::num::NonZero;
 use std::ops::RangeInclusive;
 
 /// Findings kept; the rest is counted. A ring that is all noise has one a slot.
@@ -31,12 +33,17 @@ pub struct Finding {
 }
 
 impl Verification {
-    fn see(&mut self, record: &Record) {
-        self.records += 1;
-        if self.first_seq == 0 {
-            self.first_seq = record.seq;
+    fn see(&mut self, seq: u64, bytes: usize) {
+        self.see_run(&Sound { first: seq, last: seq, bytes: bytes as u64 });
+    }
+
+    fn see_run(&mut self, run: &Sound) {
+        if self.records == 0 {
+            self.first_seq = run.first;
         }
-        self.last_seq = record.seq;
+        self.last_seq = run.last;
+        self.records += run.last - run.first + 1;
+        self.bytes += run.bytes;
     }
 
     fn add(&mut self, finding: Finding) {
@@ -49,22 +56,26 @@ impl Verification {
 }
 
 impl GroupView {
-    /// Checks every record the target lacks: number, header, payload, order.
+    /// Checks every record the target lacks: number, header, payload, order. What lies in the
+    /// spill alone is read by as many threads as there are cores, [`CHECK_THREADS_MAX`] at most.
     pub fn verify(&self) -> Verification {
-        self.verify_records(false)
+        self.verify_records(false, threads())
     }
 
     /// As [`GroupView::verify`], and also the records that the target has, as far as
     /// the ring still holds them.
     pub fn verify_all(&self) -> Verification {
-        self.verify_records(true)
+        self.verify_records(true, threads())
     }
 
-    fn verify_records(&self, all: bool) -> Verification {
+    pub(super) fn verify_records(&self, all: bool, threads: usize) -> Verification {
         let mut result = Verification::default();
         let Some(ring) = &self.ring else {
+            let no_ring = |seq, result: &mut Verification| {
+                result.add(Finding { kind: "spill", seq, offset: 0 });
+            };
             match &self.lone {
-                Some(range) => self.verify_lone(range.clone(), &mut result),
+                Some(range) => self.verify_spill(range, threads, &mut result, no_ring),
                 None => result.add(Finding { kind: "ring", seq: 0, offset: 0 }),
             }
             return result;
@@ -75,61 +86,66 @@ impl GroupView {
         }
         // Without sound counters nobody knows what the target lacks.
         let range = if all || !marks.sound { self.present() } else { marks.acked + 1..=marks.head };
-        let mut check = Check { view: self, ring, payload: Vec::new(), payload_end: 0 };
-        for seq in range {
-            let needed = marks.sound && seq > marks.acked;
-            let finding = match ring.record(seq) {
-                Ok(record) => {
-                    result.see(&record);
-                    let found = check.record(&record, needed);
-                    result.bytes += check.payload.len() as u64;
-                    found.map(|kind| (kind, record.extent.offset))
-                }
-                Err(SlotFault::OtherRecord { .. }) if !needed => None,
-                Err(SlotFault::OtherRecord { .. }) => Some(("missing", 0)),
-                Err(SlotFault::HeaderChecksum) => Some(("header_checksum", 0)),
-                Err(SlotFault::Field(_)) => Some(("header_field", 0)),
-            };
-            let Some((mut kind, offset)) = finding else { continue };
-            if needed && seq <= marks.spilled {
-                if let Some((record, payload)) = self.spilled(seq) {
-                    result.see(&record);
-                    result.bytes += payload.len() as u64;
-                    continue;
-                }
-                kind = "spill";
-            }
-            // On a live group the slot may have been freed and reused meanwhile, or
-            // be on its way to its commit word: neither is a fault.
-            let freed = needed && seq <= ring.get(Counter::Acked);
-            let open = kind == "missing" && seq > ring.get(Counter::Done);
-            if !freed && !open {
-                result.add(Finding { kind, seq, offset });
-            }
+        let mut check = Check { view: self, ring, marks, payload: Vec::new(), payload_end: 0 };
+        let mut next = *range.start();
+        if let Some(spilled) = self.in_spill_alone(ring, &marks) {
+            (next..*spilled.start()).for_each(|seq| check.look(seq, true, &mut result));
+            next = spilled.end() + 1;
+            self.verify_spill(&spilled, threads, &mut result, |seq, result| {
+                check.look(seq, false, result);
+            });
         }
+        (next..=*range.end()).for_each(|seq| check.look(seq, true, &mut result));
         result
+    }
+
+    /// The records that the target lacks and whose room in the ring was given away. On a live
+    /// group there are more by the time that they are read.
+    fn in_spill_alone(&self, ring: &Ring, marks: &Marks) -> Option<RangeInclusive<u64>> {
+        let is_there = |seq: &u64| {
+            ring.record(*seq).is_ok_and(|r| r.payload_position.is_some() && self.still_holds(&r))
+        };
+        let first = marks.acked + 1;
+        let oldest_slot = first.max((marks.head + 1).saturating_sub(ring.slots()));
+        let in_ring = (oldest_slot..=marks.spilled).find(is_there).unwrap_or(marks.spilled + 1);
+        (marks.sound && first < in_ring).then(|| first..=in_ring - 1)
+    }
+
+    /// Checks what the spill has of a range, in order; `unsound` gets the rest.
+    fn verify_spill(
+        &self,
+        range: &RangeInclusive<u64>,
+        threads: usize,
+        result: &mut Verification,
+        mut unsound: impl FnMut(u64, &mut Verification),
+    ) {
+        let sizes: Vec<u64> =
+            (0..self.names.len()).map(|volume| self.volume_size_bytes(volume)).collect();
+        let size_bytes = |volume: usize| sizes.get(volume).copied().unwrap_or(0);
+        let mut next = *range.start();
+        let walk = self.walk(range);
+        walk.check(
+            threads,
+            |record| is_within(record, size_bytes),
+            |sound| {
+                (next..sound.first).for_each(|seq| unsound(seq, result));
+                result.see_run(&sound);
+                next = sound.last + 1;
+            },
+        );
+        (next..=*range.end()).for_each(|seq| unsound(seq, result));
     }
 }
 
-impl GroupView {
-    /// What the spill has of a lost ring: every record sound.
-    fn verify_lone(&self, range: RangeInclusive<u64>, result: &mut Verification) {
-        for seq in range {
-            match self.spilled(seq) {
-                Some((record, payload)) => {
-                    result.see(&record);
-                    result.bytes += payload.len() as u64;
-                }
-                None => result.add(Finding { kind: "spill", seq, offset: 0 }),
-            }
-        }
-    }
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(CHECK_THREADS_MAX)
 }
 
 /// What is known of the records before the one that is checked.
 struct Check<'a> {
     view: &'a GroupView,
     ring: &'a Ring,
+    marks: Marks,
     /// The payload checked last, empty if it had none.
     payload: Vec<u8>,
     /// Where the payload before it ended.
@@ -137,6 +153,39 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    /// Checks record `seq`, in the ring or else, with `in_spill`, in the spill.
+    fn look(&mut self, seq: u64, in_spill: bool, result: &mut Verification) {
+        let needed = self.marks.sound && seq > self.marks.acked;
+        let in_ring = self.ring.record(seq);
+        let (mut kind, offset) = match &in_ring {
+            Ok(record) => match self.record(record, needed) {
+                None => return result.see(seq, self.payload.len()),
+                Some(kind) => (kind, record.extent.offset),
+            },
+            Err(SlotFault::OtherRecord { .. }) if !needed => return,
+            Err(SlotFault::OtherRecord { .. }) => ("missing", 0),
+            Err(SlotFault::HeaderChecksum) => ("header_checksum", 0),
+            Err(SlotFault::Field(_)) => ("header_field", 0),
+        };
+        if needed && seq <= self.marks.spilled {
+            let found = if in_spill { self.view.spilled(seq) } else { None };
+            if let Some((_, payload)) = found {
+                return result.see(seq, payload.len());
+            }
+            kind = "spill";
+        }
+        if in_ring.is_ok() {
+            result.see(seq, 0);
+        }
+        // On a live group the slot may have been freed and reused meanwhile, or
+        // be on its way to its commit word: neither is a fault.
+        let freed = needed && seq <= self.ring.get(Counter::Acked);
+        let open = kind == "missing" && seq > self.ring.get(Counter::Done);
+        if !freed && !open {
+            result.add(Finding { kind, seq, offset });
+        }
+    }
+
     fn record(&mut self, record: &Record, needed: bool) -> Option<&'static str> {
         self.payload.clear();
         let placed = self.follows(record);

@@ -24,6 +24,7 @@ mod steps;
 mod store;
 mod touched;
 mod trailer;
+mod walk;
 
 pub(crate) use index::{Place, Segments, Spill};
 pub use ladder::{
@@ -38,6 +39,7 @@ pub use service::Damage;
 pub use steps::{STEPS_MAX, Step, load as load_steps};
 pub use store::Store;
 pub use touched::Touched;
+pub(crate) use walk::{CHECK_THREADS_MAX, Headers, Sound, Walk};
 
 use crate::sys::shm_free_bytes;
 use std::path::{Path, PathBuf};

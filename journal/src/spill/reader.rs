@@ -1,18 +1,18 @@
-//! Reads records back from the spill: the shipper, and tools. Read only.
+//! Reads records back from the spill: the shipper, and tools that ask for single ones
+//! (`walk.rs` is for all of them). Read only.
 //!
 //! Reads a span at a time, asynchronously and past the page cache, as all background
 //! reads ([`towline_block::DirectReader`]); records are asked for in order.
 
 use super::layout::SEGMENT_BYTES;
 use super::scan;
-use super::span::{Entry, SpanHead, entries, record_at};
+use super::span::{self, Entry, SpanHead, record_at};
 use super::store::{OpenedSegment, Store};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::SlotState;
 use crate::record::Record;
 use std::sync::Arc;
 use towline_block::sys::uring::Fd;
-use towline_block::{BLOCK_BYTES, DirectReader, Extent, crc32c};
+use towline_block::{BLOCK_BYTES, DirectReader, Extent};
 
 pub struct SpillReader {
     store: Store,
@@ -48,17 +48,9 @@ impl SpillReader {
     /// does and it fails a check.
     pub fn read(&mut self, seq: u64, payload: &mut Vec<u8>) -> Result<Record> {
         let (span, entry, record) = self.look(seq)?;
-        if record.state == SlotState::Done && record.has_payload() {
-            let end = entry.payload_at + record.extent.len as usize;
-            let bytes = span
-                .bytes
-                .get(entry.payload_at..end)
-                .ok_or_else(|| damaged(seq, "its payload is cut off"))?;
-            if crc32c(bytes) != record.payload_crc {
-                return Err(damaged(seq, "its payload fails its checksum"));
-            }
-            payload.extend_from_slice(bytes);
-        }
+        let bytes =
+            span::payload(&span.bytes, entry, &record).map_err(|what| damaged(seq, what))?;
+        payload.extend_from_slice(bytes);
         Ok(record)
     }
 
@@ -142,7 +134,7 @@ fn load(fd: &Fd, extent: Extent, head: SpanHead) -> Result<OpenSpan> {
     let read = direct.read(fd, &pieces).map_err(|e| unreadable(&e))?;
     let mut bytes = Vec::with_capacity(extent.len as usize);
     read.iter().for_each(|piece| bytes.extend_from_slice(piece.as_slice()));
-    let entries = entries(&bytes, &head.header);
+    let entries = span::records(&bytes, &head.header).map(|(entry, _)| entry).collect();
     Ok(OpenSpan { head, bytes, entries })
 }
 

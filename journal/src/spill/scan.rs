@@ -122,6 +122,14 @@ impl Scanned {
         segments.flat_map(|segment| segment.touched.ranges().iter().copied()).collect()
     }
 
+    /// The segments of ring `ring_id`: the first record, serial and number of each.
+    pub(super) fn begun(&self, ring_id: &[u8; 16]) -> Vec<(u64, u64, u32)> {
+        let of_ring = self.files.iter().filter(|found| found.ring_id == *ring_id);
+        let begun =
+            |found: &FileFound| Some((found.segment.as_ref()?.first_seq, found.serial, found.file));
+        of_ring.filter_map(begun).collect()
+    }
+
     /// The newest segment of ring `ring_id` that begins at or before `seq`: its number and
     /// serial.
     pub(super) fn newest_before(&self, ring_id: &[u8; 16], seq: u64) -> Option<(u32, u64)> {

@@ -2,8 +2,9 @@
 
 use super::layout::*;
 use super::touched::{self, Touched};
-use crate::format::{PAGE_BYTES, SLOT_BYTES, Slot, commit_parts};
+use crate::format::{PAGE_BYTES, SLOT_BYTES, Slot, SlotState, commit_parts};
 use crate::record::Record;
+use towline_block::crc32c;
 use zerocopy::{FromBytes, IntoBytes};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -233,25 +234,42 @@ pub struct Entry {
 }
 
 /// The records of a whole span; stops at the first header that is not sound.
-pub fn entries(span: &[u8], head: &SpanHeader) -> Vec<Entry> {
-    let mut found = Vec::with_capacity(head.record_count.get() as usize);
+pub fn records<'a>(
+    span: &'a [u8],
+    head: &SpanHeader,
+) -> impl Iterator<Item = (Entry, Record)> + use<'a> {
     let mut at = head.header_bytes.get() as usize;
     let end = (at + head.body_bytes.get() as usize).min(span.len());
-    for seq in head.first_seq.get()..=head.last_seq.get() {
-        let payload_at = at + SLOT_BYTES as usize;
+    (head.first_seq.get()..=head.last_seq.get()).map_while(move |seq| {
+        let (slot_at, payload_at) = (at, at + SLOT_BYTES as usize);
         if payload_at > end {
-            break;
+            return None;
         }
-        let Some(record) = record_at(span, at, seq) else { break };
-        found.push(Entry { seq, slot_at: at, payload_at });
+        let record = record_at(span, slot_at, seq)?;
         let payload = if record.has_payload() { record.extent.len } else { 0 };
         at = payload_at + payload.next_multiple_of(BODY_ALIGN) as usize;
-        if at > end {
-            found.pop();
-            break;
-        }
+        (at <= end).then_some((Entry { seq, slot_at, payload_at }, record))
+    })
+}
+
+/// The payload of a record of the span, empty when it has none to be read.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn payload<'a>(
+    span: &'a [u8],
+    entry: &Entry,
+    record: &Record,
+) -> Result<&'a [u8], &'static str> {
+    if record.state != SlotState::Done || !record.has_payload() {
+        return Ok(&[]);
     }
-    found
+    let end = entry.payload_at + record.extent.len as usize;
+    let bytes = span.get(entry.payload_at..end).ok_or("its payload is cut off")?;
+    match crc32c(bytes) == record.payload_crc {
+        true => Ok(bytes),
+        false => Err("its payload fails its checksum"),
+    }
 }
 
 /// The record whose slot lies at `at` of the span.

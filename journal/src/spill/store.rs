@@ -105,6 +105,13 @@ impl Store {
         self.open_with(number, OpenOptions::new().read(true))
     }
 
+    /// Opens a segment to be read through the page cache: beside its owner, who is not held up
+    /// by such a read.
+    pub(super) fn open_cached(&self, number: u32) -> io::Result<OpenedSegment> {
+        let (path, base) = self.place(number);
+        Ok(OpenedSegment { file: File::open(path)?, base, direct: false, in_place: false })
+    }
+
     /// Opens a segment to be written, making it if it is not there.
     pub fn open_for_writing(&self, number: u32) -> io::Result<OpenedSegment> {
         let mut options = OpenOptions::new();
@@ -117,13 +124,7 @@ impl Store {
     }
 
     fn open_with(&self, number: u32, options: &OpenOptions) -> io::Result<OpenedSegment> {
-        let (path, base) = match self.device {
-            None => (self.segment_path(number), 0),
-            Some(_) => {
-                let base = DEVICE_SEGMENTS_OFFSET + u64::from(number) * SEGMENT_BYTES;
-                (self.path.clone(), base)
-            }
-        };
+        let (path, base) = self.place(number);
         let direct = options.clone().custom_flags(libc::O_DIRECT).open(&path);
         let (file, direct) = match direct {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (options.open(&path)?, false),
@@ -131,6 +132,17 @@ impl Store {
         };
         let in_place = self.device.is_some() && file.metadata()?.file_type().is_block_device();
         Ok(OpenedSegment { file, base, direct, in_place })
+    }
+
+    /// The file of a segment, and where the segment begins in it.
+    fn place(&self, number: u32) -> (PathBuf, u64) {
+        match self.device {
+            None => (self.segment_path(number), 0),
+            Some(_) => {
+                let base = DEVICE_SEGMENTS_OFFSET + u64::from(number) * SEGMENT_BYTES;
+                (self.path.clone(), base)
+            }
+        }
     }
 
     /// Whether the whole segment has its room.
