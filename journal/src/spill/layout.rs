@@ -145,3 +145,10 @@ impl SpanHeader {
         crc32c_of(&[&page[..crc_at], &page[crc_at + 4..end]])
     }
 }
+
+impl Trailer {
+    /// Over the header and the entries that follow it.
+    pub fn checksum(&self, entries: &[u8]) -> u32 {
+        crc32c_of(&[&self.as_bytes()[..offset_of!(Trailer, crc)], entries])
+    }
+}

@@ -95,3 +95,13 @@ fn what_has_no_room_for_a_segment_is_refused() {
     file.set_len(DEVICE_SEGMENTS_OFFSET + SEGMENT_BYTES - 1).unwrap();
     assert_eq!(Device::own(&path).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
+
+/// Its checksum is of all the rest.
+#[test]
+fn the_documents_example_is_what_is_written() {
+    let page = header(UUID, Hex16([3; 16]), "g", 1);
+    let crc: String = page.crc.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let document = include_str!("../../../../docs/formats/spill.md");
+    let line = format!("0fe0  {0} {0} {0} {1}{crc}\n", "0".repeat(16), "0".repeat(8));
+    assert!(document.contains(&line), "the document lacks {line}");
+}
