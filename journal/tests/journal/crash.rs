@@ -3,10 +3,10 @@
 //! next start serves, decides by what is true, and the target ends up identical.
 
 use crate::harness::{End, Lab, Target, VOLUMES};
+use crate::sparse::{SECTOR_BYTES, Sparse};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::{AttachPolicy, OpenReport};
 
 /// Files by path, with what they hold.
-pub(crate) type Image = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Image = BTreeMap<PathBuf, Sparse>;
 
 /// A disk that does not do what it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,28 +45,25 @@ pub(crate) struct Disk {
 
 #[derive(Clone, Default)]
 struct Content {
-    now: Vec<u8>,
-    durable: Vec<u8>,
+    now: Sparse,
+    durable: Sparse,
     /// Sectors written in place and not synced.
     volatile: BTreeMap<usize, Vec<u8>>,
 }
 
-/// What a disk writes whole.
-const SECTOR_BYTES: usize = 512;
 /// Unsynced sectors of which every subset is tried; of more, each alone and all but each.
 const SUBSETS_MAX: usize = 5;
 
 impl Content {
-    fn new(now: &[u8], durable: &[u8]) -> Content {
-        Content { now: now.to_vec(), durable: durable.to_vec(), volatile: BTreeMap::new() }
+    fn new(now: Sparse, durable: Sparse) -> Content {
+        Content { now, durable, volatile: BTreeMap::new() }
     }
 
     fn write_at(&mut self, at: usize, bytes: &[u8]) {
-        put(&mut self.now, at, bytes);
+        self.now.put(at, bytes);
         for (index, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
             let at = at + index * SECTOR_BYTES;
-            let durable = self.durable.get(at..at + sector.len());
-            let same = durable.map_or(sector.iter().all(|byte| *byte == 0), |old| old == sector);
+            let same = self.durable.get(at, sector.len()) == sector;
             if !same || self.volatile.contains_key(&at) {
                 self.volatile.insert(at, sector.to_vec());
             }
@@ -79,12 +76,12 @@ impl Content {
     }
 
     /// Every content that a power cut may leave: any subset of the unsynced sectors.
-    fn after_power_cut(&self) -> Vec<Vec<u8>> {
+    fn after_power_cut(&self) -> Vec<Sparse> {
         let count = self.volatile.len();
         let with = |keep: &dyn Fn(usize) -> bool| {
             let mut bytes = self.durable.clone();
             let kept = self.volatile.iter().enumerate().filter(|(index, _)| keep(*index));
-            kept.for_each(|(_, (at, sector))| put(&mut bytes, *at, sector));
+            kept.for_each(|(_, (at, sector))| bytes.put(*at, sector));
             bytes
         };
         if count <= SUBSETS_MAX {
@@ -95,15 +92,6 @@ impl Content {
         let ends = [with(&|_| false), with(&|_| true)];
         ends.into_iter().chain(alone).chain(but_one).collect()
     }
-}
-
-/// What lies behind the end reads as zero.
-fn put(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    let end = at + bytes.len();
-    if content.len() < end {
-        content.resize(end, 0);
-    }
-    content[at..end].copy_from_slice(bytes);
 }
 
 #[derive(Clone)]
@@ -142,19 +130,21 @@ impl Disk {
             .filter(|(path, _)| !is_ring(path))
             .map(|(p, b)| (p.clone(), b.clone()))
             .collect();
-        let content = |bytes: &Vec<u8>| Content::new(bytes, bytes);
+        let content = |bytes: &Sparse| Content::new(bytes.clone(), bytes.clone());
         let on_disk = || image.iter().filter(|(path, _)| !is_ring(path));
         let names: BTreeMap<_, _> = on_disk().map(|(path, _)| path.clone()).zip(0..).collect();
         let files = on_disk().map(|(_, bytes)| content(bytes)).collect();
         Disk { fault, files, durable_names: names.clone(), names, volatile: Vec::new() }
     }
 
-    fn make(&mut self, event: Event<'_>) {
+    /// `faulty`: as its fault has it.
+    fn make(&mut self, event: Event<'_>, faulty: bool) {
+        let fault = if faulty { self.fault } else { Fault::None };
         match event {
             _ if self.fault == Fault::Ignored => {}
             Event::Write { file, bytes } => {
                 // A new file: what its name held before may come back.
-                self.files.push(Content::new(bytes, &[]));
+                self.files.push(Content::new(Sparse::of(bytes), Sparse::default()));
                 self.rename(NameChange::Set(file.into(), self.files.len() - 1));
             }
             Event::WriteAt { file, at, bytes } => {
@@ -162,8 +152,8 @@ impl Disk {
             }
             Event::Sync { file } => {
                 let is_segment = is_segment(file);
-                let lies = self.fault == Fault::Sync && !is_segment
-                    || self.fault == Fault::SegmentSync && is_segment;
+                let lies = fault == Fault::Sync && !is_segment
+                    || fault == Fault::SegmentSync && is_segment;
                 if !lies {
                     self.files[self.names[file]].sync();
                 }
@@ -171,7 +161,7 @@ impl Disk {
             Event::Rename { from, to } => self.rename(NameChange::Rename(from.into(), to.into())),
             Event::Remove { file } if is_ring(file) => {}
             Event::Remove { file } => self.rename(NameChange::Remove(file.into())),
-            Event::SyncDir { .. } if self.fault == Fault::SyncDir => {}
+            Event::SyncDir { .. } if fault == Fault::SyncDir => {}
             Event::SyncDir { dir } => {
                 let is_here = |path: &Path| path.parent() == Some(dir);
                 self.durable_names.retain(|path, _| !is_here(path));
@@ -192,6 +182,16 @@ impl Disk {
         self.volatile.push(what);
     }
 
+    /// What a kill now leaves. Of segments what was written to them: to read them would keep
+    /// those who make extents hot waiting for longer than a guest waits for them.
+    fn after_kill(&self, root: &Path) -> Image {
+        let content = |path: &PathBuf| match self.names.get(path) {
+            Some(file) if is_segment(path) => self.files[*file].now.clone(),
+            _ => Sparse::read(path),
+        };
+        files(root).into_iter().map(|path| (path.clone(), content(&path))).collect()
+    }
+
     /// What a power cut now may leave. Rings are gone.
     fn after_power_cut(&self) -> Vec<Image> {
         let mut names = self.durable_names.clone();
@@ -209,7 +209,7 @@ impl Disk {
         for (path, file) in names {
             let contents = self.files[*file].after_power_cut();
             let with = |image: &Image| -> Vec<Image> {
-                let add = |bytes: &Vec<u8>| {
+                let add = |bytes: &Sparse| {
                     let mut image = image.clone();
                     image.insert(path.clone(), bytes.clone());
                     image
@@ -226,46 +226,36 @@ fn is_ring(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "ring")
 }
 
-/// Segments of a spill are taken up to here; these tests write less.
-const SEGMENT_TAKEN_BYTES: u64 = 64 << 10;
-
 fn is_segment(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "seg")
 }
 
-fn read(path: &Path) -> Vec<u8> {
-    if !is_segment(path) {
-        return fs::read(path).unwrap();
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(path).unwrap().take(SEGMENT_TAKEN_BYTES).read_to_end(&mut bytes).unwrap();
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    bytes.truncate(used);
-    bytes
-}
-
 /// The files that a crash is about: in the state folder, and rings.
-pub(crate) fn take(root: &Path) -> Image {
-    let mut image = Image::new();
+fn files(root: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for dir in [root.to_owned(), root.join("state/lab"), root.join("state/lab/spill")] {
         let Ok(entries) = fs::read_dir(dir) else { continue };
         for path in entries.map(|entry| entry.unwrap().path()) {
             let kept = is_ring(&path) || path.parent() != Some(root);
             if kept && path.is_file() && path.file_name().is_some_and(|name| name != "lock") {
-                image.insert(path.clone(), read(&path));
+                files.push(path);
             }
         }
     }
-    image
+    files
+}
+
+pub(crate) fn take(root: &Path) -> Image {
+    files(root).into_iter().map(|path| (path.clone(), Sparse::read(&path))).collect()
 }
 
 pub(crate) fn put_back(root: &Path, image: &Image) {
-    for path in take(root).keys() {
+    for path in files(root) {
         fs::remove_file(path).unwrap();
     }
-    for (path, bytes) in image {
+    for (path, content) in image {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        content.write(path).unwrap();
         if is_segment(path) {
             let file = fs::OpenOptions::new().write(true).open(path).unwrap();
             file.set_len(SEGMENT_BYTES).unwrap();
@@ -287,24 +277,27 @@ pub(crate) struct Crash {
     pub power_cuts: Vec<Image>,
 }
 
-/// Runs one step under observation: each crash with what `known` said then.
+/// Runs one step under observation: each crash with what `known` said then. While it says
+/// nothing nobody crashes, and the disk does what it is told.
 pub(crate) fn watch_each<K: Send + 'static>(
     lab: &mut Lab,
     disk: Disk,
-    known: impl Fn() -> K + Send + 'static,
+    known: impl Fn() -> Option<K> + Send + 'static,
     step: impl FnOnce(&mut Lab),
 ) -> (Vec<(K, Crash)>, Disk) {
     let root = lab.dir.path().to_owned();
     let crash = move |disk: &Disk| {
-        (known(), Crash { kill: take(&root), power_cuts: disk.after_power_cut() })
+        let known = known()?;
+        Some((known, Crash { kill: disk.after_kill(&root), power_cuts: disk.after_power_cut() }))
     };
     let seen = Arc::new(Mutex::new((Vec::new(), disk, crash)));
     let watched = seen.clone();
     observe(Some(Arc::new(Mutex::new(move |event: Event<'_>| {
         let (crashes, disk, crash) = &mut *watched.lock().unwrap();
         if disk.fault != Fault::Ignored {
-            crashes.push(crash(disk));
-            disk.make(event);
+            let seen = crash(disk);
+            disk.make(event, seen.is_some());
+            crashes.extend(seen);
         }
     }))));
     step(lab);
@@ -312,13 +305,13 @@ pub(crate) fn watch_each<K: Send + 'static>(
     // A journal that is still open has threads that report here, too: what they do later
     // is not part of the step.
     let (crashes, disk, crash) = &mut *seen.lock().unwrap();
-    crashes.push(crash(disk));
+    crashes.extend(crash(disk));
     (std::mem::take(crashes), std::mem::replace(disk, Disk::none()))
 }
 
 /// The same, of crashes alone.
 fn watch(lab: &mut Lab, disk: Disk, step: impl FnOnce(&mut Lab)) -> Crashes {
-    let (crashes, disk) = watch_each(lab, disk, || (), step);
+    let (crashes, disk) = watch_each(lab, disk, || Some(()), step);
     let (mut kills, mut power_cuts) = (Vec::new(), Vec::new());
     for (_, crash) in crashes {
         kills.push(crash.kill);

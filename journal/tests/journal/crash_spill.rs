@@ -4,14 +4,18 @@
 //! disk, and the target ends up identical.
 
 use crate::crash::{Crash, Disk, Fault, Image, must_fail, put_back, sources, take, watch_each};
-use crate::harness::{End, Lab, VOLUMES};
+use crate::harness::{End, Lab, SIZE, VOLUMES};
+use crate::sparse::Sparse;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
-use towline_journal::format::{Counter, RING_BYTES_MIN};
-use towline_journal::spill::layout::SEGMENT_BYTES;
+use towline_block::BLOCK_BYTES;
+use towline_journal::format::{Counter, RING_BYTES_MIN, SLOT_BYTES};
+use towline_journal::spill::layout::{
+    SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX, SPANS_END, TRAILER_MAGIC,
+};
 use towline_journal::{AttachPolicy, Durability, SpillOptions};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -29,8 +33,8 @@ struct Known {
     sources: Vec<Vec<u8>>,
 }
 
-fn lab(durability: Durability) -> Lab {
-    let mut lab = Lab::new(RING_BYTES_MIN);
+fn lab(durability: Durability, size: u64) -> Lab {
+    let mut lab = Lab::with_size(RING_BYTES_MIN, size);
     lab.attach = AttachPolicy::Trust;
     let bytes = Some(2 * SEGMENT_BYTES);
     lab.spill = SpillOptions { bytes, durability, ..SpillOptions::OFF };
@@ -46,7 +50,10 @@ fn write(lab: &mut Lab, round: u64) {
     lab.remember();
 }
 
-/// Runs a step; each crash with what was true before it.
+/// Not yet: nobody crashes.
+const UNSEEN: u64 = u64::MAX;
+
+/// Runs a step; each crash with what was true before it, once `answered` says something.
 fn watch(
     lab: &mut Lab,
     disk: Disk,
@@ -55,9 +62,10 @@ fn watch(
 ) -> (Vec<(Known, Crash)>, Disk) {
     let paths: Vec<PathBuf> = (0..VOLUMES).map(|volume| lab.source_path(volume)).collect();
     let answered = Arc::clone(answered);
-    let known = move || Known {
-        answered: answered.load(SeqCst),
-        sources: paths.iter().map(|path| fs::read(path).unwrap()).collect(),
+    let known = move || {
+        let answered = Some(answered.load(SeqCst)).filter(|seq| *seq != UNSEEN)?;
+        let sources = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+        Some(Known { answered, sources })
     };
     watch_each(lab, disk, known, step)
 }
@@ -126,7 +134,7 @@ fn survive_kills(lab: &mut Lab, crashes: &[(Known, Crash)]) {
 /// Durability "flush": a span for each record, a sync for each, and at the end two spans
 /// that nobody has synced yet.
 fn durable_spill(fault: Fault) {
-    let mut lab = lab(Durability::Flush);
+    let mut lab = lab(Durability::Flush, SIZE);
     lab.cool();
     let synced = sources(&lab);
     lab.journal = None;
@@ -165,7 +173,7 @@ fn a_spill_whose_syncs_do_nothing_is_found() {
 /// records still stand.
 #[test]
 fn a_spill_that_is_never_synced_survives_a_crash_at_any_write_and_any_sector() {
-    let mut lab = lab(Durability::Process);
+    let mut lab = lab(Durability::Process, SIZE);
     let spill_all = |lab: &Lab| {
         let (journal, head) = (lab.journal(), lab.journal().get(Counter::Head));
         journal.persist(head);
@@ -196,4 +204,110 @@ fn a_spill_that_is_never_synced_survives_a_crash_at_any_write_and_any_sector() {
     });
     survive_kills(&mut lab, &crashes);
     survive_cuts(&mut lab, &crashes, &synced);
+}
+
+// --- a segment that gets full
+
+/// Every second block of the volumes is written, so that the trailer has too many ranges for
+/// one sector: it can be torn.
+const RANGES: u64 = 32;
+const FULL_VOLUME_BYTES: u64 = RANGES * BLOCK_BYTES;
+/// A span of two sectors.
+const SMALL_PAYLOAD_BYTES: usize = 700;
+/// A segment takes another span up to here.
+const LAST_SPAN_AT: u64 = SPANS_END - SPAN_BYTES_MAX;
+
+/// One record, mostly zeroes.
+fn write_block(lab: &Lab, round: u64, bytes: usize) {
+    let (volume, block) = ((round % 2) as usize, round / 2 * 2 % RANGES);
+    let mut data = vec![0; bytes];
+    (data[0], data[bytes - 1]) = (round as u8 | 1, 7);
+    let _ = lab.write(volume, block * BLOCK_BYTES, &data, End::Done);
+}
+
+fn make_durable(lab: &Lab) {
+    let (journal, head) = (lab.journal(), lab.journal().get(Counter::Head));
+    journal.persist(head);
+    assert!(journal.wait_durable(head, LIMIT));
+}
+
+/// Fills the current segment, durably, until exactly one more span finds room.
+fn fill_segment(lab: &Lab) {
+    let journal = lab.journal();
+    let before = journal.get(Counter::SpillWrittenBytes);
+    let big = (SLOT_BYTES + BLOCK_BYTES).next_multiple_of(SPAN_ALIGN) + SPAN_ALIGN;
+    let mut round = 0;
+    loop {
+        let room = LAST_SPAN_AT - (journal.get(Counter::SpillWrittenBytes) - before);
+        let (records, bytes) = match room {
+            0 => return,
+            room if room >= 8 * big => (8, BLOCK_BYTES as usize),
+            room if room >= big => (1, BLOCK_BYTES as usize),
+            _ => (1, SMALL_PAYLOAD_BYTES),
+        };
+        for _ in 0..records {
+            write_block(lab, round, bytes);
+            round += 1;
+        }
+        make_durable(lab);
+    }
+}
+
+/// The segment's last span, its trailer and the next segment's first span are on their way to
+/// the disk together.
+fn full_segment(fault: Fault) {
+    let mut lab = lab(Durability::Flush, FULL_VOLUME_BYTES);
+    lab.spill.bytes = Some(4 * SEGMENT_BYTES);
+    lab.journal = None;
+    let disk = Disk::new(fault, &take(lab.dir.path()));
+    let answered = Arc::new(AtomicU64::new(UNSEEN));
+    let mut synced = Vec::new();
+    let (crashes, _) = watch(&mut lab, disk, &answered, |lab| {
+        lab.open();
+        fill_segment(lab);
+        lab.remember();
+        lab.drain();
+        lab.cool();
+        lab.remember();
+        synced = sources(lab);
+        answered.store(lab.journal().get(Counter::Head), SeqCst);
+        let spill = |lab: &mut Lab, round| {
+            write_block(lab, round, SMALL_PAYLOAD_BYTES);
+            lab.remember();
+            let journal = lab.journal();
+            assert!(journal.wait_spilled(journal.get(Counter::Head), LIMIT));
+        };
+        spill(lab, 3);
+        spill(lab, 8);
+        make_durable(lab);
+        answered.store(lab.journal().get(Counter::Head), SeqCst);
+        spill(lab, 13);
+    });
+    let segment = lab.group_dir().spill_path();
+    let trailers = |image: &Image| {
+        let is_full = |content: &Sparse| content.get(SPANS_END as usize, 8) == TRAILER_MAGIC;
+        image
+            .iter()
+            .filter(|(path, content)| path.starts_with(&segment) && is_full(content))
+            .count()
+    };
+    let (first, last) = (&crashes[0].1, &crashes[crashes.len() - 1].1);
+    assert_eq!((trailers(&first.kill), trailers(&last.kill)), (0, 1));
+    let torn = |(_, crash): &(Known, Crash)| {
+        let cuts = &crash.power_cuts;
+        cuts.iter().any(|image| trailers(image) == 1) && cuts.iter().any(|i| trailers(i) == 0)
+    };
+    assert!(crashes.iter().any(torn), "the trailer was unsynced for a while");
+    survive_kills(&mut lab, &crashes);
+    survive_cuts(&mut lab, &crashes, &synced);
+}
+
+#[test]
+fn a_segment_that_gets_full_survives_a_crash_at_any_write_and_any_sector() {
+    full_segment(Fault::None);
+}
+
+#[test]
+fn a_full_segment_whose_syncs_do_nothing_is_found() {
+    must_fail("records came back", || full_segment(Fault::SegmentSync));
 }

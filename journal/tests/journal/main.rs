@@ -8,5 +8,6 @@ mod harness;
 mod heat;
 mod history;
 mod model;
+mod sparse;
 mod spill;
 mod start;
