@@ -57,7 +57,7 @@ impl Verification {
 
 impl GroupView {
     /// Checks every record the target lacks: number, header, payload, order. What lies in the
-    /// spill alone is read by as many threads as there are cores, [`CHECK_THREADS_MAX`] at most.
+    /// spill alone is read by as many threads as there are cores, four at most.
     pub fn verify(&self) -> Verification {
         self.verify_records(false, threads())
     }

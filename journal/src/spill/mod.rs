@@ -2,8 +2,8 @@
 //! `docs/design/0004-ladder.md`).
 //!
 //! Owns the segments of a group's `spill/` folder, or of the device in its place. One thread writes them
-//! ([`persister`]), everyone else only reads ([`reader`]); what they hold is known
-//! in memory ([`index`]). Promises: only final records, in order; a record counts as
+//! (`persister`), everyone else only reads (`reader`); what they hold is known
+//! in memory (`index`). Promises: only final records, in order; a record counts as
 //! spilled when its span is written, as durable when it is synced; nothing here ever
 //! makes a guest wait unless `durability` asks for it. Must not touch a source or
 //! the change map: damage is reported, the journal makes it dirty.
