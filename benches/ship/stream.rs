@@ -5,7 +5,7 @@
 use crate::content::{BATCH_BYTES, VOLUME_BYTES, blocks, chain, fill};
 use std::sync::Arc;
 use std::time::Instant;
-use towline_block::{Epoch, FileDisk, GroupName, VolumeName};
+use towline_block::{Disk, Epoch, GroupName, VolumeName};
 use towline_shipper::batch::{Encoder, Keyring};
 use towline_shipper::pki;
 use towline_shipper::receiver::{Limits, Promote, ReceiveConfig, Receiver};
@@ -24,7 +24,7 @@ const TICKS_PER_S: f64 = 100.0;
 struct Nobody;
 
 impl Promote for Nobody {
-    fn promote(&self, _: &[(VolumeName, Arc<FileDisk>)]) -> towline_shipper::Result<Vec<String>> {
+    fn promote(&self, _: &[(VolumeName, Arc<dyn Disk>)]) -> towline_shipper::Result<Vec<String>> {
         Ok(Vec::new())
     }
 }

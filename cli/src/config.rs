@@ -301,12 +301,6 @@ impl ProxyConfig {
 impl ReceiveConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.targets, "target")?;
-        if let Some(target) = self.targets.iter().find(|target| target.upstream.is_some()) {
-            return Err(usage(format!(
-                "{} is not usable as a target: this version writes raw image files and block devices",
-                target.path.display()
-            )));
-        }
         check_listens(&self.nbd)?;
         if let Some(from) = &self.from {
             from.parse::<StoreUrl>()?;

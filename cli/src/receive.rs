@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use towline_block::{FileDisk, GroupName, VolumeName};
+use towline_block::{GroupName, VolumeName};
 use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
 use towline_shipper::receiver::marks::KEEP_DEFAULT;
 use towline_shipper::receiver::{self, Counters, Follow, Limits, MarkPolicy, Promote, Receiver};
@@ -31,8 +31,9 @@ pub struct Args {
     /// Take only this group; else the first that a certificate allows.
     #[arg(long)]
     group: Option<GroupName>,
-    /// Where a volume goes: a block device, or a raw file that is made if missing.
-    #[arg(long = "target", value_name = "NAME=PATH", required_unless_present = "config")]
+    /// Where a volume goes: a block device, a raw file that is made if missing, or an export of an
+    /// NBD server (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH).
+    #[arg(long = "target", value_name = "NAME=PATH|URI", required_unless_present = "config")]
     targets: Vec<Disk>,
     /// Serve the volumes there after the cutover.
     #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = config::listen_arg, required_unless_present = "config")]
@@ -154,7 +155,7 @@ impl Place {
 impl Promote for Place {
     fn promote(
         &self,
-        volumes: &[(VolumeName, Arc<FileDisk>)],
+        volumes: &[(VolumeName, Arc<dyn towline_block::Disk>)],
     ) -> towline_shipper::Result<Vec<String>> {
         let exports = volumes.iter().map(|(name, disk)| ExportConfig {
             name: name.clone(),

@@ -28,7 +28,6 @@ use crate::spill::{
     self, Durability, Owner, Persister, Place, Scanned, Segments, Spill, SpillOptions, Store,
 };
 use crate::state::*;
-use crate::sys::shm_free_bytes;
 use crate::sys::sync::{Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -37,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use towline_block::sys::free_bytes;
 use towline_block::{
     BLOCK_BYTES, BlockRange, Disk, Extent, GroupName, Stamp, VolumeId, VolumeName, crc32c,
 };
@@ -134,7 +134,7 @@ pub fn default_ring_bytes(ring_dir: &Path) -> u64 {
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
         })
         .map_or(RING_BYTES_DEFAULT_MAX, |kib| kib * 1024 / 8);
-    let free = shm_free_bytes(ring_dir).map_or(RING_BYTES_DEFAULT_MAX, |free| free / 2);
+    let free = free_bytes(ring_dir).map_or(RING_BYTES_DEFAULT_MAX, |free| free / 2);
     RING_BYTES_DEFAULT_MAX.min(memory).min(free).max(RING_BYTES_MIN) / PAGE_BYTES * PAGE_BYTES
 }
 

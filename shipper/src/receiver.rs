@@ -23,13 +23,16 @@ pub mod marks;
 pub mod medium;
 mod promote;
 mod recovery;
+mod remote;
 mod rewind;
+mod room;
 mod server;
 mod session;
 mod staging;
 mod state;
 mod status;
 mod stream;
+pub mod target;
 #[cfg(test)]
 mod tests;
 
@@ -59,7 +62,8 @@ pub struct ReceiveConfig {
     pub state_dir: PathBuf,
     /// The one group to take. Without it, the first that is authorised.
     pub group: Option<GroupName>,
-    /// Where each volume goes: a raw file (created when missing) or a block device.
+    /// Where each volume goes: a raw file (created when missing), a block device, or the URI of
+    /// an NBD server's export.
     pub targets: Vec<(VolumeName, PathBuf)>,
     pub security: Security,
     /// Keys of sealed batches. With any, only sealed ones are taken.

@@ -5,9 +5,11 @@ mod fio;
 mod nbdcopy;
 mod nbdinfo;
 mod nbdsh;
+mod peer;
 mod peers;
 mod qemu_img;
 mod qemu_io;
+mod targets;
 mod upstream;
 
 use std::path::Path;

@@ -1,50 +1,20 @@
 //! Other people's servers as the source: nbdkit with its faults, qemu-nbd; also killed.
 
+use crate::peer::Peer;
 use crate::{DISK_BYTES, noise};
 use std::ffi::OsString;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_bench::stamp::Plan;
 use towline_tests::rig::Process;
 use towline_tests::{PATIENCE, Rig, args, require};
 
-struct Peer(Child);
-
-impl Peer {
-    #[track_caller]
-    fn start(rig: &Rig, program: &str, args: Vec<OsString>) -> Peer {
-        // A killed server leaves it.
-        let _ = std::fs::remove_file(rig.path("up.sock"));
-        let child = Command::new(program).args(args).stdin(Stdio::null()).spawn();
-        let peer = Peer(child.unwrap_or_else(|e| panic!("cannot start {program}: {e}")));
-        let uri = NbdUri::unix(rig.path("up.sock"), "");
-        let deadline = Instant::now() + PATIENCE;
-        // The peer tells nobody when it listens.
-        while let Err(error) = Client::connect(&uri, Options::default()) {
-            assert!(Instant::now() < deadline, "{program} does not serve: {error}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        peer
-    }
-
-    /// nbdkit over the rig's first source image.
-    fn nbdkit(rig: &Rig, filters: &[&str], settings: &[&str]) -> Peer {
-        let file = format!("file={}", rig.source("disk0").display());
-        let mut all = args!["-f", "-U", rig.path("up.sock")];
-        all.extend(filters.iter().flat_map(|filter| args![format!("--filter={filter}")]));
-        all.extend(args!["file", file]);
-        all.extend(settings.iter().map(OsString::from));
-        Peer::start(rig, "nbdkit", all)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // `kill -9`; already gone is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// nbdkit over the rig's first source image.
+fn nbdkit(rig: &Rig, filters: &[&str], settings: &[&str]) -> Peer {
+    let file = format!("file={}", rig.source("disk0").display());
+    let mut all = args!["-f", "-U", rig.path("up.sock")];
+    all.extend(filters.iter().flat_map(|filter| args![format!("--filter={filter}")]));
+    all.extend(args!["file", file]);
+    all.extend(settings.iter().map(OsString::from));
+    Peer::start(&rig.path("up.sock"), "nbdkit", all)
 }
 
 /// A rig whose one volume is behind a server at `up.sock`.
@@ -59,14 +29,14 @@ fn a_killed_nbdkit_loses_no_acknowledged_write_and_the_target_becomes_equal() {
     require!("nbdkit");
     let mut rig = rig();
     let prefilled = rig.prefill();
-    let mut server = Some(Peer::nbdkit(&rig, &[], &[]));
+    let mut server = Some(nbdkit(&rig, &[], &[]));
     rig.start_all();
     let guest = rig.guest_knowing(&Plan::default(), prefilled);
     rig.wait_live();
     for _ in 0..3 {
         assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
         drop(server.take());
-        server = Some(Peer::nbdkit(&rig, &[], &[]));
+        server = Some(nbdkit(&rig, &[], &[]));
     }
     rig.kill(Process::Proxy);
     rig.start_proxy();
@@ -83,12 +53,12 @@ fn a_slow_nbdkit_is_asked_many_things_at_once_and_killed_with_them_in_flight() {
     require!("nbdkit");
     let mut rig = rig();
     let prefilled = rig.prefill();
-    let mut server = Peer::nbdkit(&rig, &["delay"], &["wdelay=20ms", "rdelay=5ms"]);
+    let mut server = nbdkit(&rig, &["delay"], &["wdelay=20ms", "rdelay=5ms"]);
     rig.start_all();
     let guest = rig.guest_knowing(&Plan::default(), prefilled);
     assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
     drop(server);
-    server = Peer::nbdkit(&rig, &[], &[]);
+    server = nbdkit(&rig, &[], &[]);
     assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
     let progress = guest.progress();
     assert_eq!((progress.io_errors, progress.bad_reads), (0, 0), "{progress:?}");
@@ -104,7 +74,7 @@ fn errors_of_nbdkit_are_the_guests_and_nothing_else_changes() {
     let trigger = rig.path("broken");
     let file = format!("error-file={}", trigger.display());
     let settings = ["error=EIO", "error-pwrite-rate=1", &file];
-    let server = Peer::nbdkit(&rig, &["error"], &settings);
+    let server = nbdkit(&rig, &["error"], &settings);
     rig.start_all();
     rig.wait_live();
     let mut client = rig.client("disk0");
@@ -128,7 +98,7 @@ fn qemu_nbd_is_a_source_too() {
     let mut rig = rig();
     let prefilled = rig.prefill();
     let args = args!["-t", "-e", "4", "-f", "raw", "-k", rig.path("up.sock"), rig.source("disk0")];
-    let server = Peer::start(&rig, "qemu-nbd", args);
+    let server = Peer::start(&rig.path("up.sock"), "qemu-nbd", args);
     rig.start_all();
     let guest = rig.guest_knowing(&Plan::default(), prefilled);
     rig.wait_live();

@@ -36,6 +36,8 @@ pub struct Rig {
     pub engine: &'static str,
     /// The source of each volume is what an NBD server at `up.sock` serves.
     pub upstream: bool,
+    /// Where an NBD server's exports take the place of the target images: one socket a volume.
+    pub target_sockets: Vec<PathBuf>,
     /// The operator vouches for the sources: `--attach trust`.
     pub attach_trust: bool,
     /// How often the receiver makes a mark; none without it.
@@ -80,6 +82,7 @@ impl Rig {
             durability: "process",
             engine: "auto",
             upstream: false,
+            target_sockets: Vec::new(),
             attach_trust: false,
             mark_every: None,
             receiver_address,
@@ -147,8 +150,12 @@ impl Rig {
         let mut all = args!["receive", "--listen", self.receiver_address.to_string()];
         all.extend(args!["--state", self.path("target-state")]);
         all.extend(args!["--nbd", unix(&self.path("receive.nbd"))]);
-        for volume in &self.volumes {
-            all.extend(args!["--target", named(volume, &self.target(volume))]);
+        for (number, volume) in self.volumes.iter().enumerate() {
+            let target = match self.target_sockets.get(number) {
+                Some(socket) => NbdUri::unix(socket, "").to_string().into(),
+                None => self.target(volume),
+            };
+            all.extend(args!["--target", named(volume, &target)]);
         }
         all.extend(self.mark_every.into_iter().flat_map(|every| args!["--mark-every", every]));
         all.extend(self.security());

@@ -1,13 +1,17 @@
 //! File system calls that std does not offer.
 //!
 //! Invariant 1: every call takes a descriptor borrowed for its whole duration.
-//! Invariant 2: the calls that pass memory to the kernel pass a buffer borrowed for
-//! their whole duration, with its own length; the others pass none.
+//! Invariant 2: a call that passes memory to the kernel passes a buffer, a C string or a
+//! struct borrowed for its whole duration, with its own length.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 fn offset_arg(value: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
@@ -118,4 +122,17 @@ pub fn read_passing(file: &File, into: &mut [u8], offset: u64) -> io::Result<usi
 pub fn advise_random(file: &File) {
     // SAFETY: invariant 1.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+}
+
+/// Free bytes, for everybody, of the file system that holds `path`.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut stat = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: invariant 2.
+    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed above, so every field is initialised whatever the kernel wrote.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -7,7 +7,7 @@ mod process;
 pub mod socket;
 pub mod uring;
 
-pub use file::read_passing;
+pub use file::{free_bytes, read_passing};
 pub use process::give_way;
 
 pub(crate) use file::{advise_random, punch_hole, read_cached, seek_data, seek_hole, zero_range};

@@ -17,7 +17,15 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Connector {
     uri: NbdUri,
+    role: Role,
     terms: Terms,
+}
+
+/// What an export is used as, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Source,
+    Target,
 }
 
 /// An export that is written as well. Nobody keeps others from writing it (R9): an NBD
@@ -38,12 +46,17 @@ impl Upstream {
     /// As [`Connection::open`], and [`ErrorKind::Unsupported`] for an export that is
     /// read-only, cannot flush, or has blocks of more than 4 KiB.
     pub fn open(uri: NbdUri) -> Result<Upstream> {
+        Upstream::open_as(uri, Role::Source)
+    }
+
+    /// As [`Upstream::open`], in another role.
+    pub fn open_as(uri: NbdUri, role: Role) -> Result<Upstream> {
         let connection = Connection::open(&uri)?;
         let terms = connection.terms;
-        check(&uri, &terms)?;
+        check(&uri, role, &terms)?;
         let path = PathBuf::from(uri.to_string());
         let idle = Mutex::new(Some(connection));
-        Ok(Upstream { connector: Connector { uri, terms }, path, idle })
+        Ok(Upstream { connector: Connector { uri, role, terms }, path, idle })
     }
 
     pub fn terms(&self) -> &Terms {
@@ -57,6 +70,11 @@ impl Upstream {
     /// The connection that was made to look at the export, if nothing went wrong with it.
     pub fn take_connection(&self) -> Option<Connection> {
         self.idle().take()
+    }
+
+    /// Gives a connection back for the next use.
+    pub fn put_connection(&self, connection: Connection) {
+        *self.idle() = Some(connection);
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Connection>> {
@@ -75,7 +93,7 @@ impl Connector {
     /// As [`Upstream::open`], and [`ErrorKind::Open`] when it is another export by now.
     pub fn connect(&self) -> Result<Connection> {
         let connection = Connection::open(&self.uri)?;
-        check(&self.uri, &connection.terms)?;
+        check(&self.uri, self.role, &connection.terms)?;
         match changed(&self.terms, &connection.terms) {
             None => Ok(connection),
             Some(what) => Err(Error::new(
@@ -102,20 +120,25 @@ fn changed(was: &Terms, is: &Terms) -> Option<String> {
     zeroes_lost.then(|| "offers WRITE_ZEROES no more".to_owned())
 }
 
-fn check(uri: &NbdUri, terms: &Terms) -> Result<()> {
+fn check(uri: &NbdUri, role: Role, terms: &Terms) -> Result<()> {
     let align = u64::from(terms.align);
     let why = if terms.read_only {
-        "it is read-only"
+        "it is read-only: start its server so that it may be written"
     } else if !terms.can_flush {
-        "it cannot flush, so that no flush of the guest would mean anything"
+        "it cannot flush, so that nothing could be known to be durable: choose a server, plugin or \
+         cache mode that can"
     } else if align > DIRECT_ALIGN as u64 {
-        "its blocks are larger than 4 KiB"
+        "its blocks are larger than 4 KiB: choose a smaller block size"
     } else if !terms.size_bytes.is_multiple_of(align) {
         "its size is no multiple of its blocks"
     } else {
         return Ok(());
     };
-    Err(Error::new(ErrorKind::Unsupported, format!("cannot use {uri} as a source: {why}")))
+    let role = match role {
+        Role::Source => "source",
+        Role::Target => "target",
+    };
+    Err(Error::new(ErrorKind::Unsupported, format!("cannot use {uri} as a {role}: {why}")))
 }
 
 impl Disk for Upstream {

@@ -1,4 +1,4 @@
-//! An export of another NBD server as a source: the client's side of the protocol.
+//! An export of another NBD server as a source or a target: the client's side of the protocol.
 //!
 //! ```text
 //!  Upstream ── connect ──> Connection (socket, terms) ──> Session  bytes in, bytes out; no I/O
@@ -24,7 +24,7 @@ mod uri;
 
 pub use backoff::Backoff;
 pub use client::Client;
-pub use disk::{Connector, Upstream};
+pub use disk::{Connector, Role, Upstream};
 pub use handshake::{Connection, Stream, Terms};
 pub use reader::ExportReader;
 pub use session::{Ask, Ended, Session, Violation};

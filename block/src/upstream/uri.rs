@@ -39,7 +39,7 @@ impl FromStr for NbdUri {
     fn from_str(text: &str) -> Result<NbdUri> {
         parse(text).map_err(|why| {
             let what = format!(
-                "{text} is not usable as a source ({why}): write nbd://HOST:PORT/EXPORT or \
+                "{text} is not usable as an NBD export ({why}): write nbd://HOST:PORT/EXPORT or \
                  nbd+unix:///EXPORT?socket=PATH"
             );
             Error::new(ErrorKind::InvalidInput, what)

@@ -41,8 +41,8 @@ pub use store::Store;
 pub use touched::Touched;
 pub(crate) use walk::{CHECK_THREADS_MAX, Headers, Sound, Walk};
 
-use crate::sys::shm_free_bytes;
 use std::path::{Path, PathBuf};
+use towline_block::sys::free_bytes;
 
 /// Largest spill taken without being asked for.
 const SPILL_BYTES_DEFAULT_MAX: u64 = 16 << 30;
@@ -89,5 +89,5 @@ impl SpillOptions {
 
 /// min(16 GiB, a quarter of what is free where the state directory lies).
 pub fn default_bytes(dir: &Path) -> u64 {
-    shm_free_bytes(dir).map_or(0, |free| free / 4).min(SPILL_BYTES_DEFAULT_MAX)
+    free_bytes(dir).map_or(0, |free| free / 4).min(SPILL_BYTES_DEFAULT_MAX)
 }

@@ -17,4 +17,4 @@ pub(crate) use mapping::Mapping;
 pub(crate) use medium::{is_ext4, takes_direct};
 #[cfg(loom)]
 pub(crate) use model::Mapping;
-pub(crate) use shm::{allocate, shm_free_bytes};
+pub(crate) use shm::allocate;

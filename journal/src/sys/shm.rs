@@ -14,17 +14,3 @@ pub fn allocate(file: &File, len: u64) -> io::Result<()> {
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
-
-/// Free bytes of the file system that holds `dir`.
-pub fn shm_free_bytes(dir: &std::path::Path) -> io::Result<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `path` is a C string and `stat` a writable struct, both alive here.
-    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed above, so every field is initialised whatever the kernel wrote.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}

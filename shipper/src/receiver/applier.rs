@@ -13,9 +13,7 @@ use super::state::Books;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// Pause before a failed group is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+use towline_block::upstream::Backoff;
 
 /// Pause between two groups, while nothing is urgent.
 const SPACING: Duration = Duration::from_millis(100);
@@ -113,19 +111,20 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
-        let (mut failed, mut ended) = (false, None);
-        while self.wait(failed, ended) {
-            failed = self.step();
+        let (mut retry, mut ended) = (Retry::default(), None);
+        while self.wait(&mut retry, ended) {
+            self.step(&mut retry);
             ended = Some(Instant::now());
         }
     }
 
     /// Waits for work, and until its time has come after the group that ended then;
     /// false to end.
-    fn wait(&self, failed: bool, ended: Option<Instant>) -> bool {
+    fn wait(&self, retry: &mut Retry, ended: Option<Instant>) -> bool {
         let mut wish = self.shared.lock();
-        if failed && !wish.stop {
-            let waited = self.shared.changed.wait_timeout_while(wish, RETRY, |wish| !wish.stop);
+        if retry.failure.is_some() && !wish.stop {
+            let pause = retry.backoff.next_wait();
+            let waited = self.shared.changed.wait_timeout_while(wish, pause, |wish| !wish.stop);
             wish = waited.unwrap_or_else(PoisonError::into_inner).0;
             wish.work = true;
         }
@@ -138,20 +137,22 @@ impl Worker {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
-    /// One group; true when it failed.
-    fn step(&self) -> bool {
+    /// One group.
+    fn step(&self, retry: &mut Retry) {
         let mut apply = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
         {
             // A halt that came while the lock was taken goes first.
             let mut wish = self.shared.lock();
             if wish.halt {
-                return false;
+                return;
             }
             (wish.work, wish.urgent) = (false, false);
         }
         let before = apply.applied().number;
         match apply.step() {
-            Ok(Some(applied)) => {
+            Ok(applied) => {
+                retry.succeeded();
+                let Some(applied) = applied else { return };
                 self.shared.lock().work = true;
                 add(&self.counters.apply_groups, 1);
                 add(&self.counters.applied_batches, applied.number.saturating_sub(before));
@@ -160,20 +161,39 @@ impl Worker {
                 }
                 let _ =
                     self.inbox.send(Order::Applied { applied: Box::new(applied), stalled: false });
-                false
             }
-            Ok(None) => false,
             Err(error) => {
-                tracing::error!(%error, "cannot apply; trying again");
                 add(&self.counters.storage_errors, 1);
                 let what = error.to_string();
+                if retry.failed(&what) {
+                    tracing::error!(%error, "cannot apply; trying again");
+                }
                 if let Err(error) = self.books.update(|state| state.last_error = Some(what)) {
                     tracing::error!(%error, "cannot note the error");
                 }
                 let applied = Box::new(apply.applied().clone());
                 let _ = self.inbox.send(Order::Applied { applied, stalled: true });
-                true
             }
         }
+    }
+}
+
+/// What is known of the failures since the last success.
+#[derive(Default)]
+struct Retry {
+    backoff: Backoff,
+    failure: Option<String>,
+}
+
+impl Retry {
+    fn succeeded(&mut self) {
+        if self.failure.is_some() {
+            *self = Retry::default();
+        }
+    }
+
+    /// Whether it is another one than the last time.
+    fn failed(&mut self, what: &str) -> bool {
+        self.failure.replace(what.to_owned()).is_none_or(|former| former != what)
     }
 }

@@ -94,6 +94,7 @@ impl Apply {
     /// error the same group is tried again by the next call.
     pub fn step(&mut self) -> Result<Option<Stream>> {
         self.collect()?;
+        self.targets.iter().for_each(|target| target.disk.start_over());
         let Some(last) = self.group.last().map(|next| next.after.clone()) else {
             return Ok(None);
         };

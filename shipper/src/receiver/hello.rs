@@ -3,16 +3,18 @@
 use super::clerk::{Bound, Clerk, Current, Outbox, old_epoch, refusal_of};
 use super::counters::add;
 use super::medium::Target;
-use super::recovery::{OWNER_WAIT, Store};
+use super::recovery::Store;
+use super::room;
 use super::state::{STATE_VERSION, State, TargetRecord};
 use super::stream::Stream;
+use super::target::{self, TargetDisk};
 use crate::batch::{Keyring, VERSION};
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::wire::{
     Hello, Message, PROTOCOL, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
 };
 use std::path::Path;
-use towline_block::{Access, Epoch, FileDisk};
+use towline_block::Epoch;
 
 impl Clerk {
     /// HELLO on a new connection: it becomes the current one, or hears why not.
@@ -91,11 +93,12 @@ impl Clerk {
         }
         let open = |volume: &VolumeSize| self.open_target(volume);
         let targets: Vec<Target> = hello.volumes.iter().map(open).collect::<Result<_, _>>()?;
+        room::check(&self.desk.layout, &targets, &self.desk.limits)
+            .map_err(|error| refusal_of(&error))?;
         let record = |target: &Target| TargetRecord {
             name: target.name.clone(),
             size_bytes: target.disk.size_bytes(),
-            path: std::path::absolute(target.disk.path())
-                .unwrap_or_else(|_| target.disk.path().to_owned()),
+            path: target::place(target.disk.path()),
         };
         let state = State {
             version: STATE_VERSION,
@@ -124,10 +127,9 @@ impl Clerk {
             );
             return Err(Refusal::new(RefusalCode::UnknownVolume, what));
         };
-        let created = !path.exists();
-        let access = Access::Own { wait: OWNER_WAIT };
-        let opened = FileDisk::open_or_create(path, volume.size_bytes, access);
-        let disk = opened.map_err(|error| match Error::from(error) {
+        let created = target::is_to_be_made(path);
+        let opened = TargetDisk::open_or_create(path, volume.size_bytes);
+        let disk = opened.map_err(|error| match error {
             error if error.kind() == ErrorKind::InvalidInput => {
                 let what = format!("volume {}: target {error}", volume.name);
                 Refusal::new(RefusalCode::SizeMismatch, what)

@@ -335,6 +335,7 @@ impl Marks {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         self.check(number)?;
+        targets.iter().for_each(|target| target.disk.start_over());
         let newest_first = self.segments.iter().rev().take_while(|s| s.number() >= number);
         newest_first.into_iter().try_for_each(|s| s.restore(targets, &self.sizes))?;
         targets.iter().try_for_each(Target::sync)

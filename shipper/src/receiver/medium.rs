@@ -3,13 +3,17 @@
 //! An observer sees each change *before* it is made. Tests record them and
 //! rebuild every state a crash could leave; production has none.
 
+use super::target::TargetDisk;
 use crate::batch::DIGEST_BYTES;
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use towline_block::{BLOCK_BYTES, Extent, FileDisk, VolumeName};
+use towline_block::{BLOCK_BYTES, Extent, VolumeName};
+
+/// Read at once to compare: few round trips to a server, and little memory.
+const COMPARE_BYTES: u64 = 4 * BLOCK_BYTES;
 
 /// One change, about to be made.
 #[derive(Clone, Copy, Debug)]
@@ -160,32 +164,32 @@ pub fn read_at(file: &File, path: &Path, buf: &mut [u8], offset: u64) -> Result<
 #[derive(Clone)]
 pub struct Target {
     pub name: VolumeName,
-    pub disk: Arc<FileDisk>,
+    pub disk: TargetDisk,
     medium: Medium,
 }
 
 impl Target {
-    pub fn new(name: VolumeName, disk: FileDisk, medium: Medium) -> Target {
-        Target { name, disk: Arc::new(disk), medium }
+    pub fn new(name: VolumeName, disk: impl Into<TargetDisk>, medium: Medium) -> Target {
+        Target { name, disk: disk.into(), medium }
     }
 
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.disk.path();
         self.medium.about("write", file, Event::Write { file, offset, bytes })?;
-        Ok(self.disk.write_at(bytes, offset)?)
+        self.disk.write_at(bytes, offset)
     }
 
     pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {
         let file = self.disk.path();
         self.medium.about("zero", file, Event::Zero { file, extent })?;
-        Ok(self.disk.zero(extent, keep_allocated)?)
+        self.disk.zero(extent, keep_allocated)
     }
 
     /// Whether the range reads as content of this BLAKE3 digest.
     pub fn has_digest(&self, extent: Extent, digest: &[u8; DIGEST_BYTES]) -> Result<bool> {
         let mut hasher = blake3::Hasher::new();
-        let mut buf = vec![0; extent.len.min(BLOCK_BYTES) as usize];
-        for piece in extent.pieces(BLOCK_BYTES) {
+        let mut buf = vec![0; extent.len.min(COMPARE_BYTES) as usize];
+        for piece in extent.pieces(COMPARE_BYTES) {
             let Some(bytes) = buf.get_mut(..piece.len as usize) else { return Ok(false) };
             self.disk.read_at(bytes, piece.offset)?;
             hasher.update(bytes);
@@ -196,6 +200,6 @@ impl Target {
     pub fn sync(&self) -> Result<()> {
         let file = self.disk.path();
         self.medium.about("sync", file, Event::Sync { file })?;
-        Ok(self.disk.flush()?)
+        self.disk.flush()
     }
 }

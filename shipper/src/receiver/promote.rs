@@ -13,13 +13,13 @@ use crate::wire::{
     Abort, Decision, Message, Outcome, Promote as PromoteRequest, Refusal, RefusalCode,
 };
 use std::sync::Arc;
-use towline_block::{Epoch, FileDisk, Position, VolumeName};
+use towline_block::{Disk, Epoch, Position, VolumeName};
 
 /// Serves a group's volumes once the target has taken over. Called once a
 /// takeover, and again when a promoted receiver starts.
 pub trait Promote: Send + Sync {
     /// Starts serving; answers where, as addresses for people and clients.
-    fn promote(&self, volumes: &[(VolumeName, Arc<FileDisk>)]) -> Result<Vec<String>>;
+    fn promote(&self, volumes: &[(VolumeName, Arc<dyn Disk>)]) -> Result<Vec<String>>;
 }
 
 /// A PROMOTE that waits until everything is applied.
@@ -220,7 +220,7 @@ impl Clerk {
             let volumes: Vec<_> = apply
                 .targets
                 .iter()
-                .map(|target| (target.name.clone(), Arc::clone(&target.disk)))
+                .map(|target| (target.name.clone(), target.disk.served()))
                 .collect();
             bound.exports = Some(self.desk.promote.promote(&volumes)?);
         }

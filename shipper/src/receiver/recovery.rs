@@ -9,17 +9,13 @@ use super::medium::{Medium, Target};
 use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
 use super::state::{Books, Rollback, State};
 use super::stream::Stream;
+use super::target::TargetDisk;
 use super::{Layout, Limits};
 use crate::batch::{Batch, Keyring};
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use towline_block::{Access, FileDisk};
-
-/// How long a killed owner's last I/O may take to let go of a target.
-pub const OWNER_WAIT: Duration = Duration::from_secs(10);
 
 /// A bound receiver's parts, ready to go on.
 pub struct Store {
@@ -157,7 +153,7 @@ fn load_marks(layout: &Layout, medium: &Medium, limits: &Limits, state: &State) 
 
 pub fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
     let open = |record: &super::state::TargetRecord| {
-        let disk = FileDisk::open(&record.path, Access::Own { wait: OWNER_WAIT })?;
+        let disk = TargetDisk::open(&record.path)?;
         if disk.size_bytes() != record.size_bytes {
             let what = format!(
                 "target {} at {} has {} bytes, but had {} when it was last used: put the right \

@@ -6,7 +6,7 @@ use super::follow::{self, Seat};
 use super::medium::Medium;
 use super::session::{self, Hall};
 use super::state::{State, load};
-use super::{Layout, ReceiveConfig, recovery};
+use super::{Layout, ReceiveConfig, recovery, room, target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::{Acceptor, Security};
 use std::fs::{File, TryLockError};
@@ -58,10 +58,14 @@ impl Receiver {
         let door = config.listen.as_deref().map(|at| Door::open(at, &config.security));
         let door = door.transpose()?;
         let address = door.as_ref().map(|door| door.address);
-        if let Some(state) = load(&layout.state)? {
-            check_config(&config, &state)?;
+        match load(&layout.state)? {
+            Some(state) => check_config(&config, &state)?,
+            None => look_at_targets(&config)?,
         }
         let mut store = recovery::open(&layout, &medium, &config.limits, &config.keys)?;
+        if let Some(store) = &store {
+            room::warn(&layout, &store.apply.targets, &config.limits);
+        }
         if let Some(store) = &mut store
             && store.books.get().promoted.is_none()
             && let Err(error) = store.redo()
@@ -153,6 +157,21 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(|e| Error::storage(format!("cannot start thread {name}"), e))
 }
 
+/// What no shipper could ever be received into is told at once; a server that does not answer
+/// may come.
+fn look_at_targets(config: &ReceiveConfig) -> Result<()> {
+    for (name, path) in &config.targets {
+        match target::look(path) {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+            Err(error) => {
+                tracing::warn!(target = %name, "{error}; shippers are refused until it can")
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
 /// A bound receiver goes on with what it was bound to.
 fn check_config(config: &ReceiveConfig, state: &State) -> Result<()> {
     if let Some(group) = config.group.as_ref().filter(|group| **group != state.group) {
@@ -166,7 +185,7 @@ fn check_config(config: &ReceiveConfig, state: &State) -> Result<()> {
     for record in &state.volumes {
         let given = config.targets.iter().find(|(name, _)| *name == record.name);
         let Some((name, path)) = given else { continue };
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let path = target::place(path);
         if path != record.path {
             let what = format!(
                 "target {name} is {}, not {}: what is shipped now builds on what is there; give \

@@ -8,8 +8,10 @@
 mod crash;
 mod direct;
 mod disk;
+mod export;
 mod history;
 mod logs;
 mod marks;
+mod remote;
 mod table;
 mod takeover;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use towline_block::{
-    Epoch, FileDisk, GroupName, Incarnation, Position, Seq, VolumeId, VolumeName, crc32c,
+    Disk, Epoch, GroupName, Incarnation, Position, Seq, VolumeId, VolumeName, crc32c,
 };
 use towline_shipper::batch::{
     BatchBuilder, Chain, Control, Encoder, GroupKey, Keyring, Method, Sealed,
@@ -27,14 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub struct Served {
     pub calls: AtomicUsize,
-    pub volumes: Mutex<Vec<(VolumeName, Arc<FileDisk>)>>,
+    pub volumes: Mutex<Vec<(VolumeName, Arc<dyn Disk>)>>,
     pub fail: Mutex<Option<String>>,
 }
 
 impl Promote for Served {
     fn promote(
         &self,
-        volumes: &[(VolumeName, Arc<FileDisk>)],
+        volumes: &[(VolumeName, Arc<dyn Disk>)],
     ) -> towline_shipper::Result<Vec<String>> {
         if let Some(why) = self.fail.lock().unwrap().as_ref() {
             let kind = towline_shipper::ErrorKind::Storage;

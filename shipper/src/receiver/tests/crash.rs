@@ -49,18 +49,21 @@ impl Lab {
             let disk = FileDisk::open_or_create(&self.target(index), SIZES[index], OWN).unwrap();
             Target::new(format!("disk{index}").parse().unwrap(), disk, self.medium.clone())
         };
-        let targets: Vec<_> = (0..2).map(open).collect();
-        let record = |(index, size): (usize, &u64)| TargetRecord {
-            name: format!("disk{index}").parse().unwrap(),
-            size_bytes: *size,
-            path: self.target(index),
+        self.create_on((0..2).map(open).collect())
+    }
+
+    pub fn create_on(&self, targets: Vec<Target>) -> Store {
+        let record = |target: &Target| TargetRecord {
+            name: target.name.clone(),
+            size_bytes: target.disk.size_bytes(),
+            path: target.disk.path().to_owned(),
         };
         let state = State {
             version: STATE_VERSION,
             group: "erp".parse().unwrap(),
             group_uuid: GROUP,
             epoch: Epoch(1),
-            volumes: SIZES.iter().enumerate().map(record).collect(),
+            volumes: targets.iter().map(record).collect(),
             applied: Stream::default(),
             marks_durable: None,
             rewind: None,

@@ -1,0 +1,182 @@
+//! Other people's servers as the target: qcow2 behind qemu-nbd, nbdkit; also killed in between.
+
+use crate::DISK_BYTES;
+use crate::peer::Peer;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use towline_bench::nbd_client::{Client, Options};
+use towline_bench::stamp::Plan;
+use towline_tests::rig::Process;
+use towline_tests::{Daemon, PATIENCE, Rig, Side, args, require, run};
+
+/// A rig whose one volume goes to a server at `target.sock`.
+fn rig() -> Rig {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.target_sockets = vec![rig.path("target.sock")];
+    rig
+}
+
+fn qcow2(rig: &Rig) -> PathBuf {
+    let image = rig.path("target.qcow2");
+    let size = DISK_BYTES.to_string();
+    run("qemu-img", args!["create", "-q", "-f", "qcow2", &image, size], PATIENCE).ok();
+    image
+}
+
+fn qemu_nbd(rig: &Rig) -> Peer {
+    let (socket, image) = (rig.path("target.sock"), rig.path("target.qcow2"));
+    Peer::start(&socket, "qemu-nbd", args!["-t", "-f", "qcow2", "-k", &socket, image])
+}
+
+fn nbdkit(rig: &Rig, options: &[&str]) -> Peer {
+    let socket = rig.path("target.sock");
+    let mut all = args!["-f", "-U", &socket];
+    all.extend(options.iter().map(OsString::from));
+    all.extend(args!["file", format!("file={}", rig.target("disk0").display())]);
+    Peer::start(&socket, "nbdkit", all)
+}
+
+/// What the qcow2 image holds takes the place of the raw target image.
+fn convert(rig: &Rig) {
+    let (from, to) = (rig.path("target.qcow2"), rig.target("disk0"));
+    // 3: a killed server has leaked clusters, which is no damage.
+    let checked = run("qemu-img", args!["check", "-q", &from], PATIENCE);
+    assert!([0, 3].contains(&checked.code()), "{checked}");
+    run("qemu-img", args!["convert", "-f", "qcow2", "-O", "raw", from, to], PATIENCE).ok();
+}
+
+#[test]
+fn a_killed_qemu_nbd_with_qcow2_costs_nothing_and_the_target_becomes_equal() {
+    require!("qemu-nbd", "qemu-img");
+    let mut rig = rig();
+    let prefilled = rig.prefill();
+    qcow2(&rig);
+    let mut server = Some(qemu_nbd(&rig));
+    rig.start_all();
+    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    // In the baseline, and after it.
+    for _ in 0..2 {
+        assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
+        drop(server.take());
+        server = Some(qemu_nbd(&rig));
+    }
+    rig.wait_live();
+    for _ in 0..3 {
+        assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
+        drop(server.take());
+        server = Some(qemu_nbd(&rig));
+    }
+    drop(server.take());
+    rig.kill(Process::Receive);
+    server = Some(qemu_nbd(&rig));
+    rig.start_receive();
+    assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
+    let history = guest.stop();
+    rig.wait_drained();
+    rig.settle_target();
+    rig.terminate(Process::Proxy);
+    drop(server);
+    convert(&rig);
+    rig.assert_acknowledged(&history, Side::Target);
+    rig.assert_identical();
+}
+
+#[test]
+fn a_killed_nbdkit_costs_nothing_and_the_target_becomes_equal() {
+    require!("nbdkit");
+    let mut rig = rig();
+    let prefilled = rig.prefill();
+    let mut server = Some(nbdkit(&rig, &[]));
+    rig.start_all();
+    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    rig.wait_live();
+    for _ in 0..3 {
+        assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
+        drop(server.take());
+        server = Some(nbdkit(&rig, &[]));
+    }
+    let history = guest.stop();
+    rig.assert_ends_equal(&history);
+    drop(server);
+}
+
+#[test]
+fn after_a_cutover_the_guest_goes_on_in_the_qcow2_image() {
+    require!("qemu-nbd", "qemu-img");
+    let mut rig = rig();
+    rig.prefill();
+    qcow2(&rig);
+    // It takes one client at a time: the receiver hands its connection over.
+    let server = qemu_nbd(&rig);
+    rig.start_all();
+    rig.wait_live();
+    rig.client("disk0").write(8192, &[7; 4096]).unwrap();
+    let base = args!["cutover", &rig.group, "--state", rig.state(), "--max-pause", "20s"];
+    rig.towline(base).ok();
+    let client = || Client::connect(&rig.target_uri("disk0"), Options::default()).unwrap();
+    let mut guest = client();
+    assert_eq!(guest.read(8192, 4096).unwrap(), [7; 4096]);
+    guest.write(8192, &[8; 4096]).unwrap();
+    guest.flush().unwrap();
+    drop(guest);
+    rig.terminate(Process::Receive);
+    rig.start_receive();
+    let mut guest = Client::connect(&rig.target_uri("disk0"), Options::default()).unwrap();
+    assert_eq!(guest.read(8192, 4096).unwrap(), [8; 4096], "a receiver that was started again");
+    drop(guest);
+    rig.terminate(Process::Receive);
+    drop(server);
+    convert(&rig);
+    assert_eq!(std::fs::read(rig.target("disk0")).unwrap()[8192..12288], [8; 4096]);
+}
+
+#[test]
+fn a_target_goes_back_to_a_mark_behind_a_server() {
+    require!("nbdkit");
+    let mut rig = rig();
+    rig.prefill();
+    let server = nbdkit(&rig, &[]);
+    rig.start_all();
+    rig.wait_live();
+    let mut client = rig.client("disk0");
+    client.write(0, &[1; 65536]).unwrap();
+    let image = std::fs::read(rig.source("disk0")).unwrap();
+    let marked = args!["mark", &rig.group, "--state", rig.state(), "--name", "m", "--wait", "30s"];
+    rig.towline(marked).ok();
+    client.write(0, &[2; 65536]).unwrap();
+    rig.wait_drained();
+    rig.settle_target();
+    assert!(std::fs::read(rig.target("disk0")).unwrap() != image);
+    let back = args!["target", "rewind", "--state", rig.path("target-state"), "--to", "m"];
+    rig.towline(back).ok();
+    assert!(std::fs::read(rig.target("disk0")).unwrap() == image);
+    drop(server);
+}
+
+#[test]
+fn servers_that_cannot_be_targets_are_refused_at_the_start_with_what_to_do() {
+    require!("nbdkit");
+    for (plugin, said) in [
+        (vec!["-r", "memory", "size=64M"], "start its server so that it may be written"),
+        (vec!["eval", "get_size=echo 64M", "pread=exit 1", "pwrite=exit 1"], "it cannot flush"),
+    ] {
+        let rig = rig();
+        let socket = rig.path("target.sock");
+        let mut all = args!["-f", "-U", &socket];
+        all.extend(plugin.iter().map(OsString::from));
+        let server = Peer::start(&socket, "nbdkit", all);
+        let refused = rig.towline(rig.receive_args()).exits(64);
+        assert!(refused.stderr.contains(said), "{refused}");
+        drop(server);
+    }
+    let mut rig = rig();
+    let socket = rig.path("target.sock");
+    let all = args!["-f", "-U", &socket, "memory", "size=32M"];
+    let server = Peer::start(&socket, "nbdkit", all);
+    rig.start_proxy();
+    rig.start_receive();
+    let mut ship = Daemon::start(&rig.ship_args());
+    let line = ship.line_within(PATIENCE, |line| line.contains("are needed: make the image"));
+    assert!(line.is_some(), "nothing about sizes from {ship}");
+    drop(server);
+}
