@@ -121,7 +121,7 @@ pub struct Journal {
     pub(crate) sources: Vec<Source>,
     pub(crate) clock: fn() -> u64,
     /// Ends before the lock is given up.
-    pub(crate) _persister: Option<Persister>,
+    pub(crate) persister: Option<Persister>,
     pub(crate) _lock: File,
 }
 
@@ -280,7 +280,7 @@ impl Journal {
             state: Mutex::new(state),
             sources: options.sources,
             clock: options.clock,
-            _persister: None,
+            persister: None,
             _lock: lock,
         };
         journal.start(&mut report)?;
@@ -299,7 +299,7 @@ impl Journal {
                 steps_path: journal.dir.steps_path(),
                 clock: journal.clock,
             };
-            journal._persister = Some(Persister::start(spill.clone(), owner)?);
+            journal.persister = Some(Persister::start(spill.clone(), owner)?);
         }
         let journal = Arc::new(journal);
         if !found_in_ring.is_empty() {

@@ -73,7 +73,7 @@ impl Journal {
             })),
             spill: None,
             history: Mutex::new(None),
-            _persister: None,
+            persister: None,
             claims: Mutex::new(BTreeMap::new()),
             // The ladder never holds a HEAL back: what is searched is who comes first.
             heal_asked_ns: AtomicU64::new(1),

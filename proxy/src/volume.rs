@@ -115,37 +115,53 @@ impl Volume {
         self.journaled.as_ref().map_or(Durability::Process, |j| j.journal.durability())
     }
 
-    /// Asks for everything acknowledged before the barrier on disk; up to which record.
-    pub fn persist_before(&self, barrier: Option<&Ticket>) -> u64 {
-        match barrier {
-            Some(ticket) => self.persist_upto(|_| ticket.first_seq() - 1),
-            None => self.persist(),
-        }
-    }
-
-    /// Asks for everything so far on disk; up to which record.
-    pub fn persist(&self) -> u64 {
-        self.persist_upto(|journal| journal.get(Counter::Head))
-    }
-
+    /// The last record that a flush has to find on disk, all acknowledged before its barrier;
     /// 0 where nothing waits for the journal's disk.
-    fn persist_upto(&self, seq: impl FnOnce(&Journal) -> u64) -> u64 {
-        let Some(Journaled { journal, .. }) = &self.journaled else { return 0 };
-        if journal.durability() == Durability::Process {
-            return 0;
-        }
-        let seq = seq(journal);
+    pub fn needed_before(&self, barrier: Option<&Ticket>) -> u64 {
+        let Some(journal) = self.waited_for() else { return 0 };
+        barrier.map_or_else(|| journal.get(Counter::Head), |ticket| ticket.first_seq() - 1)
+    }
+
+    /// Asks for all records up to `needed` on disk.
+    pub fn persist_for_flush(&self, needed: u64) {
+        let Some(journal) = self.waited_for() else { return };
         match self.is_flushed_with_journal() && journal.durability() == Durability::Flush {
-            true => journal.persist_for_flush(seq),
-            false => journal.persist(seq),
+            true => journal.persist_for_flush(needed),
+            false => journal.persist(needed),
         }
+    }
+
+    /// Puts all records up to `needed` on disk, unless the journal's own thread has to.
+    pub fn persist_here(&self, needed: u64) -> bool {
+        self.waited_for().is_some_and(|journal| journal.persist_here(needed))
+    }
+
+    /// Asks for everything so far on disk; up to which record, 0 as above.
+    pub fn persist(&self) -> u64 {
+        let Some(journal) = self.waited_for() else { return 0 };
+        let seq = journal.get(Counter::Head);
+        journal.persist(seq);
         seq
+    }
+
+    fn waited_for(&self) -> Option<&Journal> {
+        let journal = &self.journaled.as_ref()?.journal;
+        (journal.durability() != Durability::Process).then_some(journal)
     }
 
     /// Whether a flush of the source is the spill's, too.
     pub fn is_flushed_with_journal(&self) -> bool {
         let Some(Journaled { journal, id }) = &self.journaled else { return false };
         journal.durability() != Durability::Process && journal.is_flushed_with(*id)
+    }
+
+    /// Whether a flush needs no other file's: nothing is waited for, or one flush is enough.
+    pub fn is_flushed_alone(&self) -> bool {
+        match self.durability() {
+            Durability::Process => true,
+            Durability::Flush => self.is_flushed_with_journal(),
+            Durability::Write => false,
+        }
     }
 
     /// Up to which record a flush of the source issued now is the spill's.

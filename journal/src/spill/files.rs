@@ -3,12 +3,13 @@
 use super::Durability;
 use super::index::Room;
 use super::layout::{SEGMENT_BYTES, SPAN_ALIGN, SPAN_BYTES_MAX, SPANS_END};
-use super::persister::{Current, Run, SPANS_AT_ONCE, segment_file};
+use super::persister::{Current, Pen, SPANS_AT_ONCE, segment_file};
 use super::trailer;
 use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, PAGE_BYTES};
 use crate::sys::allocate;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use towline_block::sys::uring::{Completion, Driver, Fd, Op, Window};
@@ -20,20 +21,20 @@ const SEGMENTS_KEPT: usize = 4;
 pub(super) struct Opened {
     pub file: u32,
     pub fd: Fd,
+    pub direct: File,
     /// Where it begins in the file.
     pub base: u64,
     /// A flush of its device makes durable what is written to it.
     pub plain: bool,
 }
 
-impl Run {
+impl Pen {
     /// Sees to it that the current segment has room for a span. False: there is none.
-    pub(super) fn open_segment(&mut self) -> Result<bool> {
-        let has_room = |c: &Current| c.offset + SPAN_BYTES_MAX <= SPANS_END;
-        if self.current.as_ref().is_some_and(has_room) {
+    pub(super) fn open_segment(&mut self, driver: &mut Option<Driver>) -> Result<bool> {
+        if self.current.as_ref().is_some_and(Current::has_room) {
             return Ok(true);
         }
-        self.write_trailer()?;
+        self.write_trailer(driver)?;
         self.close_segment();
         if let Some(spare) = self.spare.take() {
             self.begin_segment(spare);
@@ -57,7 +58,7 @@ impl Run {
             Room::Make(file) => (file, true),
             Room::Reuse(file) => (file, false),
         };
-        match self.open_file(file, fresh) {
+        match self.open_file(file, fresh, driver) {
             Ok(opened) => {
                 self.begin_segment(opened);
                 Ok(true)
@@ -70,7 +71,7 @@ impl Run {
     }
 
     /// The current segment is full: what it holds, for the next start. Nothing waits for it.
-    fn write_trailer(&mut self) -> Result<()> {
+    fn write_trailer(&mut self, driver: &mut Option<Driver>) -> Result<()> {
         let Some(current) = &self.current else { return Ok(()) };
         let place = self.place(current);
         let trailer = {
@@ -89,7 +90,7 @@ impl Run {
         let window = Window::new(storage, start, trailer.len());
         let what = format!("cannot write {}", self.spill.store.name(current.file));
         let op = Op::Write(current.fd.clone(), at, window);
-        let driver = driver(&mut self.driver)?;
+        let driver = made(driver)?;
         driver.push(0, op).map_err(|e| Error::io(what.clone(), e))?;
         for completion in wait_all(driver, &what)? {
             completion.result.map_err(|e| Error::io(what.clone(), e))?;
@@ -100,24 +101,24 @@ impl Run {
     }
 
     fn begin_segment(&mut self, opened: Opened) {
-        let Opened { file, fd, base, plain } = opened;
+        let Opened { file, fd, direct, base, plain } = opened;
         let mut segments = self.spill.segments();
         let serial = segments.next_serial.max(1);
         segments.next_serial = serial + 1;
         segments.current = Some(serial);
         drop(segments);
-        self.current = Some(Current { file, serial, fd, base, plain, offset: 0 });
+        self.current = Some(Current { file, serial, fd, direct, base, plain, offset: 0 });
     }
 
     /// Makes the next segment while nobody waits.
-    pub(super) fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self, driver: &mut Option<Driver>) {
         let is_soon = self.current.as_ref().is_none_or(|c| c.offset > SEGMENT_BYTES / 2);
         if self.spill.durability == Durability::Process || self.spare.is_some() || !is_soon {
             return;
         }
         let room = self.spill.room();
         let (Room::Make(file) | Room::Reuse(file)) = room else { return };
-        match self.open_file(file, matches!(room, Room::Make(_))) {
+        match self.open_file(file, matches!(room, Room::Make(_)), driver) {
             Ok(opened) => self.spare = Some(opened),
             Err(error) => {
                 self.spill.give_back(room);
@@ -135,7 +136,7 @@ impl Run {
     }
 
     /// Opens a segment for O_DIRECT, its room reserved.
-    fn open_file(&mut self, file: u32, fresh: bool) -> Result<Opened> {
+    fn open_file(&mut self, file: u32, fresh: bool, driver: &mut Option<Driver>) -> Result<Opened> {
         let store = self.spill.store.clone();
         let failed = |e| Error::io(format!("cannot make the spill's {}", store.name(file)), e);
         let name = segment_file(&self.spill, file);
@@ -151,13 +152,13 @@ impl Run {
             self.filled.remove(&file);
         }
         if self.spill.durability == Durability::Process || opened.in_place {
-            return Ok(Opened { file, fd, base, plain: false });
+            return Ok(Opened { file, fd, direct: opened.file, base, plain: false });
         }
         // Writing into reserved extents converts them, which a sync then has to journal:
         // only a commit gains by the zeroes. What an earlier process did is not known.
         if !self.filled.contains(&file) {
             durable::about(Event::Write { file: &name, bytes: &[] });
-            self.zero_fill(&fd, base).map_err(failed)?;
+            self.zero_fill(&fd, base, driver).map_err(failed)?;
             durable::about(Event::Sync { file: &name });
             opened.file.sync_all().map_err(failed)?;
             durable::about(Event::SyncDir { dir: store.path() });
@@ -165,12 +166,17 @@ impl Run {
             self.filled.insert(file);
         }
         let plain = self.spill.medium.is_some_and(|medium| medium.takes(&opened));
-        Ok(Opened { file, fd, base, plain })
+        Ok(Opened { file, fd, direct: opened.file, base, plain })
     }
 
-    fn zero_fill(&mut self, fd: &Fd, base: u64) -> std::io::Result<()> {
+    fn zero_fill(
+        &mut self,
+        fd: &Fd,
+        base: u64,
+        driver: &mut Option<Driver>,
+    ) -> std::io::Result<()> {
         let piece = SPAN_BYTES_MAX / SPAN_ALIGN * SPAN_ALIGN;
-        let driver = driver(&mut self.driver).map_err(std::io::Error::other)?;
+        let driver = made(driver).map_err(std::io::Error::other)?;
         let mut offset = 0;
         while offset < SEGMENT_BYTES {
             for token in 0..SPANS_AT_ONCE as u64 {
@@ -217,7 +223,8 @@ impl Run {
     }
 }
 
-pub(super) fn driver(driver: &mut Option<Driver>) -> Result<&mut Driver> {
+/// The thread's io_uring, made when it is first used.
+pub(super) fn made(driver: &mut Option<Driver>) -> Result<&mut Driver> {
     if driver.is_none() {
         let made = Driver::new(2 * SPANS_AT_ONCE as u32)
             .map_err(|e| Error::io("the spill's io_uring", e))?;

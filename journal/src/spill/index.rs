@@ -177,10 +177,12 @@ pub struct Spill {
     pub flushable: AtomicU64,
     /// The persister sleeps and wants to know of the next finished record.
     pub idle: AtomicBool,
+    /// It leaves records to the flushes that write them (`lone.rs`).
+    pub lazy: AtomicBool,
     pub stopping: AtomicBool,
     /// The persister looks again when something is acknowledged.
     pub watches_acks: AtomicBool,
-    persister: Mutex<Option<Thread>>,
+    thread: Mutex<Option<Thread>>,
     progress: (Mutex<u64>, Condvar),
     listeners: Mutex<Vec<Listener>>,
 }
@@ -205,9 +207,10 @@ impl Spill {
             wanted_synced: AtomicU64::new(0),
             flushable: AtomicU64::new(0),
             idle: AtomicBool::new(false),
+            lazy: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             watches_acks: AtomicBool::new(false),
-            persister: Mutex::new(None),
+            thread: Mutex::new(None),
             progress: (Mutex::new(0), Condvar::new()),
             listeners: Mutex::new(Vec::new()),
         })
@@ -222,11 +225,11 @@ impl Spill {
     }
 
     pub fn set_persister(&self, thread: Thread) {
-        *self.persister.lock().expect("persister lock") = Some(thread);
+        *self.thread.lock().expect("thread lock") = Some(thread);
     }
 
     pub fn wake(&self) {
-        if let Some(thread) = &*self.persister.lock().expect("persister lock") {
+        if let Some(thread) = &*self.thread.lock().expect("thread lock") {
             thread.unpark();
         }
     }
@@ -261,7 +264,8 @@ impl Spill {
         // Between the caller's *done* and this load; the persister has one, too, between
         // setting it and looking at *done*.
         fence(Ordering::SeqCst);
-        if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::SeqCst) {
+        let may_wait = self.lazy.load(Ordering::Relaxed) || !self.idle.load(Ordering::Relaxed);
+        if !may_wait && self.idle.swap(false, Ordering::SeqCst) {
             self.wake();
         }
     }

@@ -14,6 +14,7 @@ mod index;
 mod joint;
 mod ladder;
 pub mod layout;
+mod lone;
 mod persister;
 mod reader;
 mod runs;

@@ -6,10 +6,11 @@
 //! broken disk the ring overflows into the change map, as without a spill.
 
 use super::Durability;
-use super::files::{Opened, driver, wait_all};
+use super::files::{Opened, made, wait_all};
 use super::index::{Segment, SpanFigures, Spill, step_reason};
 use super::ladder::{Ladder, Observed, Rung};
 use super::layout::{SPAN_BYTES_MAX, SPANS_END};
+use super::lone::LAZY_FOR;
 use super::span::{Built, Place, SpanBuilder};
 use super::steps::{self, Step};
 use crate::append::{AppendLock, free_up_to};
@@ -19,10 +20,11 @@ use crate::format::{Counter, SlotState};
 use crate::record::SlotFault;
 use crate::ring::Ring;
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, SeqCst};
 use std::sync::atomic::fence;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
@@ -40,6 +42,8 @@ const UNFINISHED_PAUSE: Duration = Duration::from_micros(200);
 /// Runs until dropped.
 pub struct Persister {
     spill: Arc<Spill>,
+    /// Whoever holds it writes.
+    pub(super) pen: Arc<Mutex<Pen>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -55,39 +59,38 @@ pub struct Owner {
 
 impl Persister {
     pub fn start(spill: Arc<Spill>, owner: Owner) -> Result<Persister> {
-        let (for_thread, group) = (spill.clone(), owner.group.clone());
+        let group = owner.group.clone();
+        let rung = match owner.ring.get(Counter::Whole) {
+            0 => Rung::Map,
+            _ => Rung::from_code(owner.ring.get(Counter::Rung)),
+        };
+        owner.ring.set(Counter::SpillFault, 0);
+        let pen = Arc::new(Mutex::new(Pen {
+            ladder: Ladder::starting_at(rung, spill.start_percent),
+            unsynced: unsynced_before(&spill, &owner.ring),
+            spill: spill.clone(),
+            owner,
+            memory: Vec::new(),
+            current: None,
+            filled: HashSet::new(),
+            retry_at: None,
+            due: 0,
+            full: false,
+            spare: None,
+            lazy_until: None,
+        }));
         let observer = durable::observer();
+        let (for_thread, its_spill) = (pen.clone(), spill.clone());
         let thread = std::thread::Builder::new()
             .name("spill".into())
             .spawn(move || {
                 durable::observe(observer);
-                let rung = match owner.ring.get(Counter::Whole) {
-                    0 => Rung::Map,
-                    _ => Rung::from_code(owner.ring.get(Counter::Rung)),
-                };
-                owner.ring.set(Counter::SpillFault, 0);
-                let ladder = Ladder::starting_at(rung, for_thread.start_percent);
-                let unsynced = unsynced_before(&for_thread, &owner.ring);
-                let mut run = Run {
-                    spill: for_thread,
-                    owner,
-                    driver: None,
-                    memory: Vec::new(),
-                    current: None,
-                    unsynced,
-                    filled: HashSet::new(),
-                    ladder,
-                    retry_at: None,
-                    due: 0,
-                    full: false,
-                    spare: None,
-                };
-                run.run();
+                run(&its_spill, &for_thread);
             })
             .map_err(|e| Error::io(format!("cannot start the spill's thread of {group}"), e))?;
         spill.set_persister(thread.thread().clone());
         spill.wake();
-        Ok(Persister { spill, thread: Some(thread) })
+        Ok(Persister { spill, pen, thread: Some(thread) })
     }
 }
 
@@ -102,11 +105,10 @@ impl Drop for Persister {
     }
 }
 
-pub(super) struct Run {
+/// What writing needs. The thread's io_uring is not part of it: that never leaves the thread.
+pub(super) struct Pen {
     pub spill: Arc<Spill>,
     pub owner: Owner,
-    /// Made at the first write: a group that never spills needs no io_uring for it.
-    pub driver: Option<Driver>,
     /// Memory of former spans.
     pub memory: Vec<Vec<u8>>,
     pub current: Option<Current>,
@@ -122,6 +124,8 @@ pub(super) struct Run {
     pub full: bool,
     /// The next segment, made ahead so that no commit waits for its zeroes.
     pub spare: Option<Opened>,
+    /// Until then the thread leaves records to the flushes that write them (`lone.rs`).
+    pub lazy_until: Option<Instant>,
 }
 
 /// The segment that is being filled.
@@ -129,6 +133,7 @@ pub(super) struct Current {
     pub file: u32,
     pub serial: u64,
     pub fd: Fd,
+    pub direct: File,
     /// Where the segment begins in the file.
     pub base: u64,
     pub plain: bool,
@@ -151,42 +156,60 @@ enum Next {
     Sleep,
 }
 
-impl Run {
-    fn run(&mut self) {
-        while !self.spill.stopping.load(Ordering::SeqCst) {
-            let next = match self.turn() {
-                Ok(next) => next,
-                Err(error) => {
-                    self.fault(&error);
-                    Next::Pause(RETRY_AFTER)
-                }
-            };
-            if matches!(next, Next::Again) || self.has_work() {
-                continue;
-            }
-            match next {
-                Next::Pause(pause) => std::thread::park_timeout(pause),
-                _ => std::thread::park(),
-            }
-            self.spill.idle.store(false, Ordering::Relaxed);
+/// The thread: turns, and sleep between them.
+fn run(spill: &Spill, pen: &Mutex<Pen>) {
+    // Made at the first write: a group that never spills needs no io_uring for it.
+    let mut driver = None;
+    while !spill.stopping.load(Ordering::SeqCst) {
+        let (next, has_work) = {
+            let mut pen = lock(pen);
+            let next = pen.turn(&mut driver).unwrap_or_else(|error| {
+                // Cancels what is in flight: its outcome no longer counts.
+                driver = None;
+                pen.fault(&error);
+                Next::Pause(RETRY_AFTER)
+            });
+            (next, pen.has_work())
+        };
+        match next {
+            Next::Again => continue,
+            _ if has_work => continue,
+            Next::Pause(pause) => std::thread::park_timeout(pause),
+            Next::Sleep => std::thread::park(),
         }
+        spill.idle.store(false, Ordering::Relaxed);
     }
+}
 
+fn lock(pen: &Mutex<Pen>) -> MutexGuard<'_, Pen> {
+    pen.lock().expect("who holds the pen never panics")
+}
+
+impl Pen {
     /// Before a sleep: asks to be woken by the next finished record, if records are written
     /// as they come. True when there is one already.
     fn has_work(&self) -> bool {
-        if !self.spill.is_eager() || self.retry_at.is_some() || self.full {
+        if !self.writes_as_they_come() || self.retry_at.is_some() || self.full {
             return false;
         }
         self.spill.idle.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let ring = &self.owner.ring;
-        let kept = ring.get(Counter::Acked).max(ring.get(Counter::Spilled));
-        let has_work = ring.get(Counter::Done) > kept;
+        let has_work = ring.get(Counter::Done) > self.kept();
         if has_work {
             self.spill.idle.store(false, Ordering::Relaxed);
         }
         has_work
+    }
+
+    /// Records up to here are on disk or at the target.
+    pub(super) fn kept(&self) -> u64 {
+        let ring = &self.owner.ring;
+        ring.get(Counter::Acked).max(ring.get(Counter::Spilled))
+    }
+
+    fn writes_as_they_come(&self) -> bool {
+        self.spill.is_eager() && self.lazy_until.is_none()
     }
 
     pub(super) fn fault(&mut self, error: &Error) {
@@ -198,8 +221,6 @@ impl Run {
             );
         }
         self.close_segment();
-        // Cancels what is in flight: its outcome no longer counts.
-        self.driver = None;
         self.retry_at = Some(now() + RETRY_AFTER);
         self.owner.ring.set(Counter::SpillFault, 1);
         self.spill.progressed();
@@ -216,29 +237,30 @@ impl Run {
     }
 
     /// One look at ring and wishes, and at most one round of writes.
-    fn turn(&mut self) -> Result<Next> {
+    fn turn(&mut self, driver: &mut Option<Driver>) -> Result<Next> {
         let ring = self.owner.ring.clone();
+        self.look_at_laziness();
         if self.due <= ring.get(Counter::SpillDurable).max(ring.get(Counter::Acked)) {
             self.due = self.spill.wanted();
         }
         let upto = self.upto();
-        let from = ring.get(Counter::Acked).max(ring.get(Counter::Spilled)) + 1;
+        let from = self.kept() + 1;
         let done = ring.get(Counter::Done);
         if self.retry_at.is_some_and(|at| now() < at) {
             return Ok(self.rest(upto >= from));
         }
         if from <= upto.min(done) {
-            if !self.spill_records(from, upto.min(done))? {
+            if !self.spill_records(from, upto.min(done), driver)? {
                 return Ok(Next::Pause(LOOK_EVERY));
             }
             // One sync for all that were wanted when the last one had been served.
             if ring.get(Counter::Spilled) >= self.due {
-                self.sync_if_wanted()?;
+                self.sync_if_wanted(driver)?;
             }
             return Ok(Next::Again);
         }
-        self.sync_if_wanted()?;
-        self.prepare();
+        self.sync_if_wanted(driver)?;
+        self.prepare(driver);
         if upto > done {
             return Ok(Next::Pause(UNFINISHED_PAUSE));
         }
@@ -275,7 +297,7 @@ impl Run {
             }
         }
         let by_ladder = if self.ladder.is_spilling() { half.max(1) } else { 0 };
-        let as_they_come = if self.spill.is_eager() { ring.get(Counter::Done) } else { 0 };
+        let as_they_come = if self.writes_as_they_come() { ring.get(Counter::Done) } else { 0 };
         self.spill.wanted().max(by_ladder).max(as_they_come)
     }
 
@@ -302,25 +324,29 @@ impl Run {
         let percent = self.ladder.start_percent();
         cursor.wake_payload = cursor.payload_tail + ring.payload_bytes() * percent / 100;
         cursor.wake_seq = cursor.freed_seq + ring.slots() * percent / 100;
+        if self.lazy_until.is_some() {
+            cursor.arm_lazy();
+        }
         let is_due = cursor.is_wake_due();
         drop(cursor);
         // Unless the threshold was passed meanwhile: then nobody would wake us.
-        match looks || is_due {
-            true => Next::Pause(LOOK_EVERY),
-            false => Next::Sleep,
+        match (looks || is_due, self.lazy_until) {
+            (true, _) => Next::Pause(LOOK_EVERY),
+            (false, Some(_)) => Next::Pause(LAZY_FOR),
+            (false, None) => Next::Sleep,
         }
     }
 
     /// Writes at most one round of spans. False when there is no room.
-    fn spill_records(&mut self, from: u64, upto: u64) -> Result<bool> {
-        if !self.open_segment()? {
+    fn spill_records(&mut self, from: u64, upto: u64, driver: &mut Option<Driver>) -> Result<bool> {
+        if !self.open_segment(driver)? {
             return Ok(false);
         }
-        let built = self.build(from, upto);
+        let built = self.build(from, upto, SPANS_AT_ONCE);
         if built.is_empty() {
             return Ok(true);
         }
-        self.write(built)?;
+        self.write(built, driver)?;
         self.recovered();
         Ok(true)
     }
@@ -338,16 +364,13 @@ impl Run {
     }
 
     /// Copies records out of the ring into spans of the current segment.
-    fn build(&mut self, from: u64, upto: u64) -> Vec<Built> {
+    pub(super) fn build(&mut self, from: u64, upto: u64, spans_max: usize) -> Vec<Built> {
         let ring = self.owner.ring.clone();
         let Some(current) = &self.current else { return Vec::new() };
         let mut place = self.place(current);
         let mut spans = Vec::new();
         let mut seq = from;
-        while spans.len() < SPANS_AT_ONCE
-            && seq <= upto
-            && place.offset + SPAN_BYTES_MAX <= SPANS_END
-        {
+        while spans.len() < spans_max && seq <= upto && place.offset + SPAN_BYTES_MAX <= SPANS_END {
             let mut span = SpanBuilder::new(self.memory.pop().unwrap_or_default());
             while seq <= upto {
                 match ring.slot(seq) {
@@ -390,10 +413,10 @@ impl Run {
     }
 
     /// Writes spans behind each other; once all are on disk they count.
-    fn write(&mut self, spans: Vec<Built>) -> Result<()> {
+    fn write(&mut self, spans: Vec<Built>, driver: &mut Option<Driver>) -> Result<()> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let what = format!("cannot write the spill in {}", self.spill.store.path().display());
-        let driver = driver(&mut self.driver)?;
+        let driver = made(driver)?;
         let mut figures = Vec::new();
         let file = segment_file(&self.spill, current.file);
         for (index, mut span) in spans.into_iter().enumerate() {
@@ -426,10 +449,16 @@ impl Run {
         if let Some(error) = failure {
             return Err(Error::io(what, error));
         }
-        let (serial, file) = (current.serial, current.file);
-        self.note_unsynced(&figures);
-        self.spilled(serial, file, &figures);
+        self.written(&figures);
         Ok(())
+    }
+
+    /// Spans of the current segment are on disk.
+    pub(super) fn written(&mut self, spans: &[Built]) {
+        let Some(current) = &self.current else { return };
+        let (serial, file) = (current.serial, current.file);
+        self.note_unsynced(spans);
+        self.spilled(serial, file, spans);
     }
 
     fn note_unsynced(&mut self, spans: &[Built]) {
@@ -477,7 +506,7 @@ impl Run {
     }
 
     /// Makes what is written durable, if somebody waits for that.
-    fn sync_if_wanted(&mut self) -> Result<()> {
+    fn sync_if_wanted(&mut self, driver: &mut Option<Driver>) -> Result<()> {
         let ring = &self.owner.ring;
         let durable = ring.get(Counter::SpillDurable);
         let spilled = ring.get(Counter::Spilled);
@@ -492,7 +521,7 @@ impl Run {
         if is_enough && self.spill.wanted_synced() <= durable {
             return Ok(());
         }
-        let driver = driver(&mut self.driver)?;
+        let driver = made(driver)?;
         let what = format!("cannot sync the spill in {}", self.spill.store.path().display());
         ring.counter(Counter::SpillSyncs).fetch_add(1, Ordering::Relaxed);
         for (index, segment) in self.unsynced.drain(..).enumerate() {
@@ -543,6 +572,6 @@ fn unsynced_before(spill: &Spill, ring: &Ring) -> Vec<Unsynced> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a faulty disk is left alone is real time")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }

@@ -100,6 +100,13 @@ impl Journal {
         }
     }
 
+    /// Writes all records up to `seq` into the spill on this thread, for a flush of a source
+    /// for which [`Self::is_flushed_with`] holds. False, and nobody was asked, when they are
+    /// many, or not final, or the persister is writing.
+    pub fn persist_here(&self, seq: u64) -> bool {
+        self.persister.as_ref().is_some_and(|persister| persister.write_now(seq))
+    }
+
     /// A flush issued now makes records up to here durable.
     pub fn flushable(&self) -> u64 {
         let flushable = self.spill.as_ref().map_or(0, |s| s.flushable.load(Ordering::SeqCst));

@@ -7,6 +7,7 @@ mod formats;
 mod harness;
 mod heat;
 mod history;
+mod lone;
 mod model;
 mod sparse;
 mod spill;

@@ -19,7 +19,6 @@ use super::run::Engine;
 use std::io;
 use std::time::{Duration, Instant};
 use towline_block::Backend;
-use towline_journal::Durability;
 
 /// What the rest of the volume (claims, a new connection, a hold) may have to wait.
 const TOOK_MAX: Duration = Duration::from_millis(2);
@@ -62,7 +61,7 @@ impl Engine {
             // A file in the page cache.
             && core.rules.is_none()
             && core.pending.is_idle()
-            && core.volume.durability() == Durability::Process
+            && core.volume.is_flushed_alone()
     }
 
     /// Begins the flush that is due, if one is.
@@ -74,8 +73,10 @@ impl Engine {
             return self.core.begin_sync();
         }
         let core = &mut self.core;
-        core.barrier = core.volume.begin_barrier();
-        core.waits.needed = 0;
+        core.take_place();
+        if !core.write_here() {
+            return core.ask_journal();
+        }
         core.note_issue();
         core.counters.syncs.add(1);
         core.sync_begun = Instant::now();

@@ -127,8 +127,19 @@ impl Core {
     /// Issues the fdatasync that [`Syncs::start`] asked for. The barrier takes its place
     /// in the journal before.
     pub fn begin_sync(&mut self) -> io::Result<()> {
+        self.take_place();
+        self.ask_journal()
+    }
+
+    /// The barrier takes its place; what lies before it is to be on disk.
+    pub fn take_place(&mut self) {
         self.barrier = self.volume.begin_barrier();
-        self.waits.needed = self.volume.persist_before(self.barrier.as_ref());
+        self.waits.needed = self.volume.needed_before(self.barrier.as_ref());
+    }
+
+    /// Asks the journal for that, and issues the fdatasync when it may be.
+    pub fn ask_journal(&mut self) -> io::Result<()> {
+        self.volume.persist_for_flush(self.waits.needed);
         match self.hold_sync() {
             true => Ok(()),
             false => self.issue_sync(),

@@ -100,6 +100,12 @@ impl Core {
         (!self.volume.is_strict()).then(|| self.now + DURABLE_WAIT_MAX)
     }
 
+    /// Writes what the flush made here needs on disk, too. False: the journal has to be asked.
+    pub(super) fn write_here(&mut self) -> bool {
+        self.waits.held_until = None;
+        self.is_on_disk() || self.volume.persist_here(self.waits.needed)
+    }
+
     /// Whether the fdatasync now due waits for the spill's writes.
     pub(super) fn hold_sync(&mut self) -> bool {
         self.waits.held_until = None;

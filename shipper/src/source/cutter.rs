@@ -13,6 +13,8 @@ pub(crate) const RECORDS_BATCH_BYTES: usize = 2 << 20;
 
 /// A guest's most frequent write, to take memory for as many at once.
 const USUAL_BYTES: usize = 4096;
+/// Records that usually fill a batch.
+pub(crate) const RECORDS_BATCH: u64 = (RECORDS_BATCH_BYTES / USUAL_BYTES) as u64;
 
 /// What one call cut.
 pub(crate) struct Cut {
@@ -47,7 +49,7 @@ pub(crate) fn cut(
     let position = Position::new(Epoch(epoch), Incarnation(incarnation), Seq(first));
     let batch = BatchBuilder::records(position, claims_upto).reusing(memory);
     let (mut batch, count) = (batch, (last - first + 1) as usize);
-    let count = count.min(RECORDS_BATCH_BYTES / USUAL_BYTES);
+    let count = count.min(RECORDS_BATCH as usize);
     batch.expect(count, count * USUAL_BYTES);
     let mut cut = Cut { batch, last: first - 1, payload_bytes: 0, sealed: false };
     for seq in first..=last {

@@ -33,6 +33,11 @@ const POLL_BUSY: Duration = Duration::from_millis(2);
 const POLL_IDLE: Duration = Duration::from_millis(20);
 /// How long "lately" is.
 const BUSY_FOR: Duration = Duration::from_millis(200);
+/// Records wait so long for others to fill their batch. Each batch is a sync at the target,
+/// and where that shares a disk with the guests, their flushes wait for it.
+const LINGER: Duration = Duration::from_millis(25);
+/// Pause between two looks at a batch that is being filled.
+const POLL_LINGER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to find proxy or target.
 const POLL_MISSING: Duration = Duration::from_millis(50);
 /// Longest wait for an answer of the proxy. It answers from its I/O threads, which a
@@ -71,12 +76,36 @@ pub(crate) struct Feed {
     epoch: u32,
     /// Last record in the stream.
     pub cut: u64,
+    linger: Linger,
     claims_upto: u64,
     /// What the proxy was last told.
     told: (u64, u64),
     told_at: Instant,
     encoder: Encoder,
     compressor: Compressor,
+}
+
+/// Whether records wait for others.
+#[derive(Default)]
+struct Linger {
+    since: Option<Instant>,
+    /// The ring's payload head when records were last cut.
+    payload_head: u64,
+}
+
+impl Linger {
+    /// Whether `records` that wait go out now.
+    fn is_over(&mut self, records: u64, is_urgent: bool, reader: &RingReader) -> bool {
+        let (head, now) = (reader.get(Counter::PayloadHead), Instant::now());
+        let is_full = records >= cutter::RECORDS_BATCH
+            || head.saturating_sub(self.payload_head) >= cutter::RECORDS_BATCH_BYTES as u64;
+        let since = *self.since.get_or_insert(now);
+        if !is_urgent && !is_full && now.saturating_duration_since(since) < LINGER {
+            return false;
+        }
+        (self.since, self.payload_head) = (None, head);
+        true
+    }
 }
 
 /// Rates, measured where the figures are published.
@@ -144,6 +173,7 @@ impl Drain {
         }
         match &self.feed {
             None => POLL_MISSING,
+            Some(feed) if feed.linger.since.is_some() => POLL_LINGER,
             Some(_) if Instant::now() < self.busy_until => POLL_BUSY,
             Some(_) => POLL_IDLE,
         }
@@ -203,7 +233,8 @@ impl Drain {
         if feed.history.is_some() {
             return if self.stream.has_room() { feed.cut_history(&self.stream) } else { Ok(false) };
         }
-        if self.stream.has_room() {
+        let is_urgent = self.driver.is_running() || feed.is_catching_up();
+        if self.stream.has_room() && feed.may_cut(is_urgent) {
             moved |= feed.cut_records(&self.stream)?;
         }
         if self.stream.has_room() && !self.driver.is_sealed() {
@@ -282,6 +313,7 @@ impl Drain {
             chain,
             epoch: attached.epoch,
             cut: attached.start_seq - 1,
+            linger: Linger::default(),
             claims_upto: attached.claims_upto,
             told: (0, 0),
             told_at: Instant::now(),
@@ -372,6 +404,16 @@ impl Feed {
             }
         }
         Ok(true)
+    }
+
+    /// A claim waits for the records before it, or the group for its HEAL.
+    fn is_catching_up(&self) -> bool {
+        self.walker.granted_at().is_some() || self.reader.get(Counter::Whole) == 0
+    }
+
+    fn may_cut(&mut self, is_urgent: bool) -> bool {
+        let records = self.reader.done_seq().saturating_sub(self.cut);
+        records > 0 && self.linger.is_over(records, is_urgent, &self.reader)
     }
 
     fn cut_records(&mut self, stream: &Stream) -> Result<bool> {
