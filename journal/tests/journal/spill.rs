@@ -40,7 +40,7 @@ pub fn write_mib(lab: &Lab, mib: u64) {
 }
 
 /// Waits for what the spill's thread does by itself.
-pub fn until(what: &str, reached: impl Fn() -> bool) {
+pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
     for _ in 0..LIMIT.as_millis() {
         if reached() {
             return;
