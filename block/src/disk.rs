@@ -292,6 +292,11 @@ impl FileDisk {
         Ok(())
     }
 
+    /// Begins what a flush that follows soon will wait for.
+    pub fn begin_write_back(&self) {
+        sys::begin_write_back(&self.file);
+    }
+
     /// fdatasync.
     pub fn flush(&self) -> Result<()> {
         self.file

@@ -1,7 +1,9 @@
 //! The server: volumes' threads, the accepting thread, and their orderly end.
 
 use crate::accept::{self, Door, Lobby};
-use crate::engine::{Command, Engine, Inbox, LatencyPolicy, Mailbox, Setup, mailbox};
+use crate::engine::{
+    Command, Engine, Inbox, LatencyPolicy, Mailbox, Setup, WakeOnDurable, mailbox,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{Attempt, Gate};
 use crate::group::{Group, Member, refusal_of};
@@ -157,11 +159,14 @@ impl Server {
         };
         let (mailbox, inbox) = mailbox().map_err(failed)?;
         let (shadow, counters) = (Arc::<Shadow>::default(), Arc::<Counters>::default());
+        let wake = WakeOnDurable::default();
         if let Some(journaled) = &export.journaled {
-            let bell = mailbox.clone();
+            let (bell, wake) = (mailbox.clone(), wake.clone());
             journaled.journal.on_durable(move || {
                 // A volume that has ended waits for nothing.
-                let _ = bell.send(Command::Persisted);
+                if wake.is_wanted() {
+                    let _ = bell.send(Command::Persisted);
+                }
             });
         }
         self.figures.push(VolumeFigures {
@@ -173,6 +178,7 @@ impl Server {
         let bell = mailbox.clone();
         let setup = move |inbox: Inbox| Setup {
             mailbox: bell,
+            wake,
             volume: Volume::new(export.name, export.disk, export.journaled),
             gate,
             inbox,

@@ -117,6 +117,13 @@ pub fn read_passing(file: &File, into: &mut [u8], offset: u64) -> io::Result<usi
     Ok(read)
 }
 
+/// Begins to write all dirty pages back, and waits for none. Advice only, so no result: a
+/// failure is told by the sync that follows.
+pub fn begin_write_back(file: &File) {
+    // SAFETY: invariant 1.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// No readahead: a page cache filled in large folios makes later 4 KiB writes an
 /// order of magnitude dearer (docs/design/0001). Advice only, so no result.
 pub fn advise_random(file: &File) {

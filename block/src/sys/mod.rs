@@ -10,4 +10,6 @@ pub mod uring;
 pub use file::{free_bytes, read_passing};
 pub use process::give_way;
 
-pub(crate) use file::{advise_random, punch_hole, read_cached, seek_data, seek_hole, zero_range};
+pub(crate) use file::{
+    advise_random, begin_write_back, punch_hole, read_cached, seek_data, seek_hole, zero_range,
+};

@@ -7,13 +7,13 @@
 //! writes, and flushes; meanwhile the persister is lazy:
 //!
 //! ```text
-//!           a flush has written all that it needed
+//!           such a flush
 //!         +---------------------------------------+
 //!         |                                       v
-//!       eager: records as they come             lazy: none, but for a flush that asks
+//!       eager: records as they come             lazy: what is asked for
 //!         ^                                       |
 //!         +---------------------------------------+
-//!           more than LAZY_* unspilled, or somebody asked, or no such flush for LAZY_FOR
+//!           more than LAZY_* unspilled, or no such flush for LAZY_FOR
 //! ```
 //! Nothing rests on it but time: a flush whose records are not on disk asks the persister.
 
@@ -58,6 +58,7 @@ impl Persister {
     /// Writes all records up to `seq` on this thread; a flush of the device is what they
     /// then need. False when that is for the persister, who was not asked.
     pub fn write_now(&self, seq: u64) -> bool {
+        self.spill.lazy.store(true, Ordering::SeqCst);
         let Ok(mut pen) = self.pen.try_lock() else { return false };
         pen.write_now(seq).unwrap_or_else(|error| {
             pen.fault(&error);
@@ -68,6 +69,7 @@ impl Persister {
 
 impl Pen {
     fn write_now(&mut self, seq: u64) -> Result<bool> {
+        self.be_lazy();
         let from = self.kept() + 1;
         if seq < from {
             return Ok(true);
@@ -90,10 +92,15 @@ impl Pen {
             self.memory.push(std::mem::take(&mut span.storage));
         }
         self.written(&spans);
-        self.lazy_until = Some(now() + LAZY_FOR);
-        self.spill.lazy.store(true, Ordering::SeqCst);
-        self.owner.cursor.lock().arm_lazy();
         Ok(true)
+    }
+
+    fn be_lazy(&mut self) {
+        self.owner.cursor.lock().arm_lazy();
+        if self.lazy_until.replace(now() + LAZY_FOR).is_none() {
+            // To look at its clock from now on.
+            self.spill.wake();
+        }
     }
 
     fn write_here(&mut self, bytes: &[u8]) -> Result<()> {
@@ -109,11 +116,13 @@ impl Pen {
         Ok(())
     }
 
-    /// Whether records are still left to flushes.
+    /// Whether records are left to flushes.
     pub(super) fn look_at_laziness(&mut self) {
-        let Some(until) = self.lazy_until else { return };
-        let is_asked = self.spill.wanted() > self.kept();
-        if is_asked || now() >= until || !self.owner.cursor.lock().is_little() {
+        if !self.spill.lazy.load(Ordering::SeqCst) {
+            return;
+        }
+        let until = *self.lazy_until.get_or_insert_with(|| now() + LAZY_FOR);
+        if now() >= until || !self.owner.cursor.lock().is_little() {
             self.lazy_until = None;
             self.spill.lazy.store(false, Ordering::SeqCst);
         }

@@ -41,7 +41,7 @@ const UNFINISHED_PAUSE: Duration = Duration::from_micros(200);
 
 /// Runs until dropped.
 pub struct Persister {
-    spill: Arc<Spill>,
+    pub(super) spill: Arc<Spill>,
     /// Whoever holds it writes.
     pub(super) pen: Arc<Mutex<Pen>>,
     thread: Option<JoinHandle<()>>,

@@ -5,7 +5,7 @@ use super::alone::Alone;
 use super::buffers::LargeMemory;
 use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
-use super::durable::Waits;
+use super::durable::{Waits, WakeOnDurable};
 use super::pending::{Pending, Rules};
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
@@ -84,6 +84,7 @@ impl Core {
         counters: Arc<Counters>,
         policy: LatencyPolicy,
         mailbox: Mailbox,
+        wake: WakeOnDurable,
     ) -> io::Result<Core> {
         let now = Instant::now();
         let mut driver = Driver::new(RING_ENTRIES)?;
@@ -108,7 +109,7 @@ impl Core {
             sync_begun: now,
             sync_took: Duration::ZERO,
             alone: Alone::default(),
-            waits: Waits::default(),
+            waits: Waits::new(wake),
             pending: Pending::default(),
             rules,
             link,

@@ -24,8 +24,10 @@ use super::slots::Key;
 use crate::latency::Timing;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
+use towline_block::Backend;
 use towline_journal::Durability;
 
 /// How long an answer waits for the journal's disk beyond the source (R14). A disk that
@@ -46,6 +48,31 @@ pub(super) struct Waits {
     changes: VecDeque<Waiting>,
     /// It was said that answers go out early.
     is_late: AtomicBool,
+    wake: WakeOnDurable,
+}
+
+/// Whether a volume's thread wants to be woken when more of the journal is durable. It
+/// says so before it looks whether enough is; the journal looks here after it has made more
+/// durable: one of the two sees the other.
+#[derive(Clone, Default)]
+pub struct WakeOnDurable(Arc<AtomicBool>);
+
+impl WakeOnDurable {
+    pub fn is_wanted(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn ask(&self) {
+        self.0.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn rest(&self) {
+        if self.0.load(Ordering::Relaxed) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
 }
 
 /// Where the flush under way stands.
@@ -69,6 +96,10 @@ struct Waiting {
 }
 
 impl Waits {
+    pub fn new(wake: WakeOnDurable) -> Waits {
+        Waits { wake, ..Waits::default() }
+    }
+
     /// When the first answer goes out in any case.
     pub fn deadline(&self) -> Option<Instant> {
         let change = self.changes.front().and_then(|change| change.until);
@@ -87,6 +118,7 @@ impl Core {
             return false;
         }
         let needed = self.volume.persist();
+        self.waits.wake.ask();
         if self.is_durable(needed) {
             return false;
         }
@@ -103,12 +135,20 @@ impl Core {
     /// Writes what the flush made here needs on disk, too. False: the journal has to be asked.
     pub(super) fn write_here(&mut self) -> bool {
         self.waits.held_until = None;
-        self.is_on_disk() || self.volume.persist_here(self.waits.needed)
+        if self.is_on_disk() {
+            return true;
+        }
+        // Both writes are under way together.
+        if let Backend::File(disk) = self.volume.disk().backend() {
+            disk.begin_write_back();
+        }
+        self.volume.persist_here(self.waits.needed)
     }
 
     /// Whether the fdatasync now due waits for the spill's writes.
     pub(super) fn hold_sync(&mut self) -> bool {
         self.waits.held_until = None;
+        self.waits.wake.ask();
         if !self.volume.is_flushed_with_journal() || self.is_on_disk() {
             return false;
         }
@@ -156,6 +196,10 @@ impl Engine {
         if core.is_durable(core.waits.needed) {
             return false;
         }
+        core.waits.wake.ask();
+        if core.is_durable(core.waits.needed) {
+            return false;
+        }
         let until = core.waits.held_until.or_else(|| core.bound());
         core.waits.flush = Flush::Ended(until);
         true
@@ -191,6 +235,9 @@ impl Engine {
                 core.enqueue(change.key, connection);
                 Ok(())
             })?;
+        }
+        if self.core.waits.flush == Flush::Issued && self.core.waits.changes.is_empty() {
+            self.core.waits.wake.rest();
         }
         Ok(())
     }

@@ -29,5 +29,6 @@ mod spin;
 mod upstream;
 
 pub use command::{Command, Inbox, Mailbox, NewConnection, mailbox};
+pub use durable::WakeOnDurable;
 pub use run::{Engine, Setup};
 pub use spin::LatencyPolicy;

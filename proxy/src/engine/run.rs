@@ -3,6 +3,7 @@
 use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
 use super::core::{Core, Waiter};
+use super::durable::WakeOnDurable;
 use super::obey::STOP_WAIT;
 use super::slots::{Key, Purpose, Slots};
 use super::spin::LatencyPolicy;
@@ -26,6 +27,7 @@ pub struct Setup {
     pub inbox: Inbox,
     /// The other end of `inbox`, for threads that the engine starts.
     pub mailbox: Mailbox,
+    pub wake: WakeOnDurable,
     pub shadow: Arc<Shadow>,
     pub counters: Arc<Counters>,
     pub policy: LatencyPolicy,
@@ -46,8 +48,8 @@ pub struct Engine {
 impl Engine {
     /// Only on the thread that calls [`Engine::run`].
     pub fn new(setup: Setup) -> io::Result<Engine> {
-        let Setup { volume, gate, inbox, mailbox, shadow, counters, policy } = setup;
-        let mut core = Core::new(volume, gate, shadow, counters, policy, mailbox)?;
+        let Setup { volume, gate, inbox, mailbox, wake, shadow, counters, policy } = setup;
+        let mut core = Core::new(volume, gate, shadow, counters, policy, mailbox, wake)?;
         let flush_due = core.link.is_some();
         core.listen(&inbox, Window::new(vec![0; 16], 0, 16))?;
         Ok(Engine {

@@ -35,7 +35,7 @@ const POLL_IDLE: Duration = Duration::from_millis(20);
 const BUSY_FOR: Duration = Duration::from_millis(200);
 /// Records wait so long for others to fill their batch. Each batch is a sync at the target,
 /// and where that shares a disk with the guests, their flushes wait for it.
-const LINGER: Duration = Duration::from_millis(25);
+const LINGER: Duration = Duration::from_millis(50);
 /// Pause between two looks at a batch that is being filled.
 const POLL_LINGER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to find proxy or target.

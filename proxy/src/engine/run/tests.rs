@@ -35,6 +35,7 @@ fn bench() -> Bench {
         gate: Gate::Open,
         inbox,
         mailbox: mailbox.clone(),
+        wake: Default::default(),
         shadow,
         counters,
         policy,
