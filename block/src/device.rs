@@ -5,6 +5,7 @@
 //!       └─> Upstream   an export of another NBD server
 //! ```
 
+use crate::Extent;
 use crate::disk::{Access, FileDisk, Identity, Run, Stamp};
 use crate::error::Result;
 use crate::upstream::Upstream;
@@ -32,6 +33,17 @@ pub trait Disk: std::fmt::Debug + Send + Sync {
     /// [`crate::ErrorKind::Unreachable`] means that the disk could not be asked.
     fn syncer(&self) -> Result<Syncer>;
     fn backend(&self) -> Backend<'_>;
+}
+
+/// A disk that is read and changed by blocking calls, from many threads; nobody's source.
+/// Ranges lie inside it.
+pub trait PlainDisk: Send + Sync {
+    fn size_bytes(&self) -> u64;
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    /// Makes the range read as zero.
+    fn zero(&self, extent: Extent) -> Result<()>;
+    fn flush(&self) -> Result<()>;
 }
 
 /// How a disk is changed.

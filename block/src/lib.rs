@@ -23,7 +23,7 @@ pub mod zero;
 pub use blocks::{BLOCK_BYTES, BlockRange};
 pub use buffer::AlignedBuf;
 pub use checksum::crc32c;
-pub use device::{Backend, Disk, Syncer};
+pub use device::{Backend, Disk, PlainDisk, Syncer};
 pub use disk::{Access, Cache, DiskKind, FileDisk, Identity, Stamp};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::Extent;

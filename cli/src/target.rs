@@ -1,4 +1,6 @@
-//! `towline target`: the marks of a receiver, and the way back to one.
+//! `towline target`: the marks of a receiver, the way back to one, and clones.
+
+mod clone;
 
 use crate::config;
 use crate::exit::{Exit, unreachable, usage};
@@ -33,6 +35,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
+    /// Serve the target at a mark as disks that can be written, while replication goes on. What is
+    /// written is seen by the clone alone and gone at its end.
+    Clone(clone::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +85,7 @@ struct Rewound {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.command {
         Command::ListMarks(at) => list_marks(at),
+        Command::Clone(args) => clone::run(args),
         Command::Rewind { at, to, key } => {
             go_back(at, to, &config::keys(key.as_deref(), &at.state)?)
         }

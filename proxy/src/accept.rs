@@ -4,7 +4,8 @@
 //! A client that dawdles, floods or breaks the protocol costs a bounded handshake
 //! and nothing else.
 
-use crate::engine::{Command, Mailbox, NewConnection};
+use crate::engine::NewConnection;
+use crate::error::{Error, ErrorKind, Result as StartResult};
 use crate::listen::{Bound, SocketFile};
 use crate::nbd::handshake::{Agreed, Broken, Export, Negotiation, Next, OptionHead, greeting};
 use crate::nbd::proto::{OPTION_FRAME_BYTES, option_reply};
@@ -13,6 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -34,7 +36,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// A volume as the accepting side sees it.
 pub struct Door {
-    pub mailbox: Mailbox,
+    /// Takes who has agreed.
+    pub enter: Box<dyn Fn(NewConnection) -> io::Result<()> + Send + Sync>,
     pub open: Arc<AtomicUsize>,
 }
 
@@ -64,8 +67,37 @@ impl Drop for Permit {
     }
 }
 
+/// The accepting thread.
+pub struct Accepting {
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Accepting {
+    pub fn start(bound: Vec<Bound>, lobby: Arc<Lobby>) -> StartResult<Accepting> {
+        let failed =
+            |error| Error::caused(ErrorKind::System, "cannot start the accepting thread", error);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (stop, stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("nbd-accept".to_owned())
+            .spawn(move || runtime.block_on(run(bound, lobby, stopped)))
+            .map_err(failed)?;
+        Ok(Accepting { stop, thread })
+    }
+
+    /// No new clients; those in their handshake are dropped.
+    pub fn end(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the accepting thread panicked");
+        }
+    }
+}
+
 /// Serves all listeners until `stop` changes or its sender is gone.
-pub async fn run(bound: Vec<Bound>, lobby: Arc<Lobby>, stop: watch::Receiver<bool>) {
+async fn run(bound: Vec<Bound>, lobby: Arc<Lobby>, stop: watch::Receiver<bool>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let tasks = bound.into_iter().map(|bound| {
         let accept = listen(bound, lobby.clone(), handshakes.clone());
@@ -178,8 +210,7 @@ impl Lobby {
         // io_uring waits for data only on a socket that blocks.
         SockRef::from(&fd).set_nonblocking(false)?;
         let new = NewConnection { fd, terms: agreed.terms, permit: Box::new(permit) };
-        let door = &self.doors[agreed.export];
-        door.mailbox.send(Command::Connect(new)).map_err(io::Error::other)
+        (self.doors[agreed.export].enter)(new)
     }
 
     /// Haggles to the end: an agreement, or a client that took its leave.

@@ -1,6 +1,6 @@
 //! The server: volumes' threads, the accepting thread, and their orderly end.
 
-use crate::accept::{self, Door, Lobby};
+use crate::accept::{Accepting, Door, Lobby};
 use crate::engine::{
     Command, Engine, Inbox, LatencyPolicy, Mailbox, Setup, WakeOnDurable, mailbox,
 };
@@ -15,7 +15,6 @@ use crossbeam::channel::{Sender, bounded};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use tokio::sync::watch;
 use towline_block::{Access, Disk, VolumeName};
 use towline_journal::state::{Promoted, Seal};
 
@@ -96,7 +95,7 @@ pub struct Server {
     figures: Vec<VolumeFigures>,
     lobby: Arc<Lobby>,
     volumes: Vec<(VolumeName, Mailbox, JoinHandle<Result<()>>)>,
-    accepting: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+    accepting: Option<Accepting>,
 }
 
 impl Server {
@@ -138,11 +137,13 @@ impl Server {
             let (name, open) = (export.name.clone(), Arc::new(AtomicUsize::new(0)));
             let mailbox = server.start_volume(export, gate.gate(), open.clone(), policy)?;
             members.push(Member { name, id, mailbox: mailbox.clone() });
-            doors.push(Door { mailbox, open });
+            let enter =
+                move |new| mailbox.send(Command::Connect(new)).map_err(std::io::Error::other);
+            doors.push(Door { enter: Box::new(enter), open });
         }
         server.group = Group::new(members, journal);
         server.lobby = Arc::new(Lobby { exports: offered, doors, refused: AtomicU64::new(0) });
-        server.start_accepting(bound)?;
+        server.accepting = Some(Accepting::start(bound, server.lobby.clone())?);
         Ok(server)
     }
 
@@ -199,21 +200,6 @@ impl Server {
         Ok(mailbox)
     }
 
-    fn start_accepting(&mut self, bound: Vec<Bound>) -> Result<()> {
-        let failed =
-            |error| Error::caused(ErrorKind::System, "cannot start the accepting thread", error);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (stop, stopped) = watch::channel(false);
-        let lobby = self.lobby.clone();
-        let thread = std::thread::Builder::new()
-            .name("nbd-accept".to_owned())
-            .spawn(move || runtime.block_on(accept::run(bound, lobby, stopped)))
-            .map_err(failed)?;
-        self.accepting = Some((stop, thread));
-        Ok(())
-    }
-
     /// The volumes together, for cutovers and the shipper's claims.
     pub fn group(&self) -> Group {
         self.group.clone()
@@ -256,11 +242,8 @@ impl Server {
     }
 
     fn shut_down(&mut self) -> Result<()> {
-        if let Some((stop, thread)) = self.accepting.take() {
-            drop(stop);
-            if thread.join().is_err() {
-                tracing::error!("the accepting thread panicked");
-            }
+        if let Some(accepting) = self.accepting.take() {
+            accepting.end();
         }
         for (_, mailbox, _) in &self.volumes {
             // A thread that has ended already tells why when it is joined.
@@ -312,7 +295,7 @@ fn check(exports: &[ExportConfig]) -> Result<()> {
 }
 
 /// The NBD URI of an export at a listening address.
-fn uri_of(address: &str, name: &VolumeName) -> String {
+pub(crate) fn uri_of(address: &str, name: &VolumeName) -> String {
     let Some(path) = address.strip_prefix("unix:") else {
         return format!("nbd://{address}/{name}");
     };

@@ -15,6 +15,7 @@
 mod applier;
 mod apply;
 mod clerk;
+pub mod clones;
 mod counters;
 mod follow;
 mod handover;

@@ -1,6 +1,7 @@
 //! What scripts rely on: forms, exit codes, JSON.
 
 mod bench;
+mod clone;
 mod daemons;
 mod forms;
 mod journal;

@@ -1,5 +1,6 @@
 //! Real NBD clients against `towline proxy`, journaling as in production.
 
+mod clones;
 mod ext4;
 mod fio;
 mod nbdcopy;

@@ -141,8 +141,7 @@ fn a_target_goes_back_to_a_mark_behind_a_server() {
     let mut client = rig.client("disk0");
     client.write(0, &[1; 65536]).unwrap();
     let image = std::fs::read(rig.source("disk0")).unwrap();
-    let marked = args!["mark", &rig.group, "--state", rig.state(), "--name", "m", "--wait", "30s"];
-    rig.towline(marked).ok();
+    rig.mark("m");
     client.write(0, &[2; 65536]).unwrap();
     rig.wait_drained();
     rig.settle_target();

@@ -308,6 +308,19 @@ impl Rig {
         run(crate::towline(), args, PATIENCE)
     }
 
+    /// Names a mark at the source and waits until the target has it and stands behind it.
+    #[track_caller]
+    pub fn mark(&self, name: &str) {
+        let base = args!["mark", &self.group, "--state", self.state(), "--name", name];
+        self.towline([base, args!["--wait", "30s"]].concat()).ok();
+        let state = self.path("target-state");
+        self.wait_status("marked at the target", |_| {
+            let list = args!["target", "list-marks", "--state", &state, "--json"];
+            let listed = self.towline(list).json();
+            listed["marks"].as_array().is_some_and(|marks| marks.iter().any(|m| m["mark"] == name))
+        });
+    }
+
     #[track_caller]
     pub fn status(&self) -> Status {
         let finished =

@@ -18,6 +18,9 @@ use towline_block::upstream::Backoff;
 /// Pause between two groups, while nothing is urgent.
 const SPACING: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether a clone wants a mark, while nothing is to be applied.
+const LOOK: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 struct Wish {
     work: bool,
@@ -129,7 +132,10 @@ impl Worker {
             wish.work = true;
         }
         while !wish.stop && (wish.halt || !wish.work) {
-            wish = self.shared.changed.wait(wish).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.changed.wait_timeout(wish, LOOK);
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            wish = woken;
+            wish.work |= timeout.timed_out();
         }
         let rest = ended.map_or(Duration::ZERO, |at| SPACING.saturating_sub(at.elapsed()));
         let pause = |wish: &mut Wish| !wish.stop && !wish.urgent && !wish.halt;

@@ -38,6 +38,8 @@ pub struct Apply {
     peeked: Option<Ready>,
     /// Verdicts of the group that was applied last.
     compared: Vec<Compared>,
+    /// The targets hold `applied` and nothing of what follows it.
+    is_exact: bool,
 }
 
 impl Apply {
@@ -51,7 +53,8 @@ impl Apply {
     ) -> Apply {
         let applied = books.get().applied;
         let (group, peeked) = (Vec::new(), None);
-        let compared = Vec::new();
+        // A former process may have ended in the middle of a group.
+        let (compared, is_exact) = (Vec::new(), false);
         let handover = Handover::default();
         Apply {
             targets,
@@ -65,6 +68,7 @@ impl Apply {
             group,
             peeked,
             compared,
+            is_exact,
         }
     }
 
@@ -95,10 +99,15 @@ impl Apply {
     pub fn step(&mut self) -> Result<Option<Stream>> {
         self.collect()?;
         self.targets.iter().for_each(|target| target.disk.start_over());
+        self.is_exact |= self.group.is_empty();
+        if self.is_exact && self.marks.is_wanted() {
+            self.marks.grant(&self.applied)?;
+        }
         let Some(last) = self.group.last().map(|next| next.after.clone()) else {
             return Ok(None);
         };
         self.protect(&last)?;
+        self.is_exact = false;
         self.write()?;
         self.targets.iter().try_for_each(Target::sync)?;
         let now = unix_ns();
@@ -113,6 +122,7 @@ impl Apply {
         prepared.into_iter().for_each(|prepared| self.marks.commit(prepared));
         self.applied = last.clone();
         self.group.clear();
+        self.is_exact = true;
         self.marks.prune(&last, now)?;
         self.reader.remove_applied(&self.medium, last.number)?;
         Ok(Some(last))

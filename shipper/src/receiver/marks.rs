@@ -11,20 +11,30 @@
 //! are written back, newest first. The last point before a broken phase (rule R5) is such
 //! a mark, made by itself and forgotten when the group is whole again.
 //!
+//! A clone reads files and targets while the receiver goes on. It holds a shared `flock` on its mark's
+//! file, which therefore is not removed, nor any newer one; `changes` tells it of everything that
+//! is no append to the newest file.
+//!
 //! Files go from the oldest on, so a mark that has had its day gives its room back once
 //! all older ones are gone, too. Must not write a target, except to go back.
 
+mod changes;
 mod layout;
 mod listing;
 mod segment;
 
+pub(super) use changes::{Seen, look as look_at_changes};
+pub(super) use listing::{numbers, path as file_path};
+pub(super) use segment::{read_data, read_entry};
+
 pub use layout::{MarkHeader, PreImage};
 pub use listing::{ListedMark, list};
 
-use super::medium::{Medium, Target};
+use super::medium::{LogFile, Medium, Target};
 use super::stream::{Point, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
+use changes::Changes;
 use segment::Segment;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -91,6 +101,20 @@ pub struct DurableMark {
     pub bytes: u64,
 }
 
+/// A mark that was made for a clone goes when its clone has gone, and not before that had the time to
+/// take hold of it.
+const CLONE_WAIT: Duration = Duration::from_secs(60);
+
+/// The file that asks for a mark where the targets stand.
+pub(super) fn wanted(dir: &Path) -> PathBuf {
+    dir.join("wanted")
+}
+
+/// The mark of a file's header; `None` for what is damaged, unknown or of another group.
+pub(super) fn read_header(bytes: &[u8; size_of::<MarkHeader>()], group: GroupUuid) -> Option<Mark> {
+    MarkHeader::read(bytes, group)
+}
+
 pub struct Marks {
     dir: PathBuf,
     medium: Medium,
@@ -100,6 +124,9 @@ pub struct Marks {
     policy: MarkPolicy,
     /// By number, rising; the last one is open for saving.
     segments: Vec<Segment>,
+    changes: Changes,
+    /// Made because a clone asked for them, since this started.
+    for_clones: Vec<u64>,
 }
 
 /// What [`Marks::load`] is told of the group.
@@ -116,7 +143,9 @@ impl Marks {
     pub fn load(dir: &Path, medium: Medium, policy: MarkPolicy, owner: Owner<'_>) -> Result<Marks> {
         let (group, sizes) = (owner.group, owner.sizes);
         let dir = dir.to_owned();
-        let mut marks = Marks { dir, medium, group, sizes, policy, segments: Vec::new() };
+        let changes = Changes::open(&dir, &medium)?;
+        let (segments, for_clones) = (Vec::new(), Vec::new());
+        let mut marks = Marks { dir, medium, group, sizes, policy, segments, changes, for_clones };
         for number in listing::numbers(&marks.dir)? {
             let log = marks.medium.open(&marks.path(number))?;
             let segment = Segment::open(log, group)?.filter(|s| s.mark.stream.number == number);
@@ -175,7 +204,8 @@ impl Marks {
         for segment in std::mem::take(&mut self.segments) {
             self.remove(segment.number())?;
         }
-        Ok(())
+        self.changes.rewound();
+        self.changes.tell()
     }
 
     fn lose_upto(&mut self, at: usize, why: &str) -> Result<()> {
@@ -230,6 +260,24 @@ impl Marks {
             tracing::warn!(%error, "room behind a mark's end was not given back");
         }
         self.segments.push(prepared.0);
+        self.changes.added();
+    }
+
+    /// Whether a clone asks for a mark where the targets stand.
+    pub fn is_wanted(&self) -> bool {
+        wanted(&self.dir).exists()
+    }
+
+    /// Makes the mark that a clone asks for. `applied`: where the targets stand, exactly.
+    pub fn grant(&mut self, applied: &Stream) -> Result<()> {
+        if applied.whole && applied.point.is_some() && self.newest() != applied.point {
+            let stream = Stream { sealed: None, ..applied.clone() };
+            let prepared =
+                self.prepare(Mark { kind: MarkKind::Periodic, unix_ns: unix_ns(), stream })?;
+            self.commit(prepared);
+            self.for_clones.push(applied.number);
+        }
+        self.medium.remove(&wanted(&self.dir))
     }
 
     /// Sees to it that the point at which `applied` stands can be gone back to: a broken
@@ -264,24 +312,39 @@ impl Marks {
     ) -> Result<()> {
         let kept = if breaks { applied.point.map(|point| point.number) } else { None };
         loop {
+            // Before anything is written over what a clone may know.
+            self.changes.tell()?;
             let used: u64 = self.segments.iter().map(|segment| segment.log.end()).sum();
             let room = self.policy.bytes_max.saturating_sub(used);
             let Some(newest) = self.segments.last_mut() else { return Ok(()) };
             match newest.save(targets, ranges, room) {
-                Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    if !self.give_up_oldest(kept)? {
-                        return Err(error);
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    self.changes.rewound();
+                    let is_full = error.kind() == ErrorKind::NoSpace;
+                    if !is_full || !self.give_up_oldest(kept)? {
+                        return Err(self.explained(error));
                     }
                 }
-                saved => return saved,
             }
+        }
+    }
+
+    fn explained(&self, error: Error) -> Error {
+        let oldest = self.segments.first().filter(|_| error.kind() == ErrorKind::NoSpace);
+        match oldest.filter(|oldest| is_leased(&oldest.log)) {
+            Some(oldest) => {
+                let what = format!("a clone holds mark {} and all newer ones: end it", oldest.mark);
+                Error::caused(ErrorKind::NoSpace, what, error)
+            }
+            None => error,
         }
     }
 
     /// False when nothing may go.
     fn give_up_oldest(&mut self, kept: Option<u64>) -> Result<bool> {
-        let Some(oldest) = self.segments.first() else { return Ok(false) };
-        if Some(oldest.number()) == kept || !self.release(oldest.number())? {
+        let Some(number) = self.segments.first().map(Segment::number) else { return Ok(false) };
+        if Some(number) == kept || !self.release(number)? {
             return Ok(false);
         }
         tracing::warn!(mark = %self.segments[0].mark, "given up: the marks' room is used up");
@@ -293,17 +356,20 @@ impl Marks {
     pub fn prune(&mut self, applied: &Stream, unix_ns: u64) -> Result<()> {
         let broken_at = applied.point.filter(|_| !applied.whole).map(|point| point.number);
         let keep = self.policy.keep;
+        let for_clones = &self.for_clones;
         let is_kept = |segment: &Segment| match segment.mark.kind {
             MarkKind::Point => broken_at == Some(segment.number()),
             MarkKind::Named(_) => true,
-            MarkKind::Periodic => {
-                broken_at == Some(segment.number()) || !is_old(&segment.mark, keep, unix_ns)
+            MarkKind::Periodic if broken_at == Some(segment.number()) => true,
+            MarkKind::Periodic if for_clones.contains(&segment.number()) => {
+                !is_old(&segment.mark, keep.min(CLONE_WAIT), unix_ns)
             }
+            MarkKind::Periodic => !is_old(&segment.mark, keep, unix_ns),
         };
         let useless = self.segments.iter().position(is_kept).unwrap_or(self.segments.len());
         for _ in 0..useless {
-            let Some(oldest) = self.segments.first() else { break };
-            if !self.release(oldest.number())? {
+            let Some(number) = self.segments.first().map(Segment::number) else { break };
+            if !self.release(number)? {
                 break;
             }
             self.segments.remove(0);
@@ -311,14 +377,17 @@ impl Marks {
         Ok(())
     }
 
-    /// Removes a file, unless a clone reads it.
-    fn release(&self, number: u64) -> Result<bool> {
+    /// Removes the oldest file, unless a clone holds it. A clone takes hold by a shared lock and then
+    /// looks whether the file is still there.
+    fn release(&mut self, number: u64) -> Result<bool> {
         let path = self.path(number);
-        let free = std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
-        if free {
-            self.medium.remove(&path)?;
+        let Ok(file) = std::fs::File::open(&path) else { return Ok(false) };
+        if file.try_lock().is_err() {
+            return Ok(false);
         }
-        Ok(free)
+        self.medium.remove(&path)?;
+        self.for_clones.retain(|made| *made != number);
+        Ok(true)
     }
 
     /// Whether all that leads back to the mark at batch `number` is sound.
@@ -359,12 +428,9 @@ impl Marks {
         self.medium.sync_dir(&self.dir)
     }
 
-    /// Whether a clone reads any file from `number` on.
-    pub fn is_cloned(&self, number: u64) -> bool {
-        let newer = self.segments.iter().filter(|segment| segment.number() >= number);
-        newer.into_iter().any(|segment| {
-            std::fs::File::open(segment.log.path()).is_ok_and(|file| file.try_lock().is_err())
-        })
+    /// Whether a clone reads what is here.
+    pub fn is_cloned(&self) -> bool {
+        self.segments.iter().any(|segment| is_leased(&segment.log))
     }
 
     /// Forgets every mark.
@@ -375,6 +441,8 @@ impl Marks {
             return Ok(());
         }
         numbers.iter().try_for_each(|number| self.remove(*number))?;
+        self.changes.rewound();
+        self.changes.tell()?;
         self.medium.sync_dir(&self.dir)
     }
 }
@@ -395,6 +463,11 @@ impl std::fmt::Display for Mark {
             MarkKind::Point | MarkKind::Periodic => write!(f, "#{}", self.stream.number),
         }
     }
+}
+
+/// Whether a clone holds the file.
+fn is_leased(log: &LogFile) -> bool {
+    std::fs::File::open(log.path()).is_ok_and(|file| file.try_lock().is_err())
 }
 
 fn is_old(mark: &Mark, keep: Duration, unix_ns: u64) -> bool {

@@ -63,6 +63,13 @@ impl Medium {
         Ok(LogFile { file, path: path.to_owned(), len, medium: self.clone() })
     }
 
+    /// Opens what another process writes, to read only.
+    pub fn view(path: &Path) -> Result<LogFile> {
+        let file = File::open(path).map_err(|e| failed("open", path, e))?;
+        let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
+        Ok(LogFile { file, path: path.to_owned(), len, medium: Medium::default() })
+    }
+
     /// Gone afterwards, also when it was not there. Not durable before
     /// [`Medium::sync_dir`].
     pub fn remove(&self, path: &Path) -> Result<()> {
@@ -136,6 +143,11 @@ impl LogFile {
     /// Goes on writing at `len`, whatever lies behind it.
     pub fn rewind(&mut self, len: u64) {
         self.len = len;
+    }
+
+    /// How long the file is now, by whomever.
+    pub fn length(&self) -> Result<u64> {
+        Ok(self.file.metadata().map_err(|e| failed("stat", &self.path, e))?.len())
     }
 
     /// As much of `buf` as the file has from `offset`.

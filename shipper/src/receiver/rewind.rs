@@ -47,8 +47,8 @@ pub fn rewind(state_dir: &Path, number: u64, keys: &Keyring) -> Result<Mark> {
             format!("no mark stands at batch {number}: `towline target list-marks` shows them");
         return Err(Error::new(ErrorKind::InvalidInput, what));
     };
-    if marks.is_cloned(number) {
-        let what = "a clone reads this mark or a newer one: end it first";
+    if marks.is_cloned() {
+        let what = "a clone reads the target as it was at a mark: end it first";
         return Err(Error::new(ErrorKind::Busy, what));
     }
     marks.check(number)?;

@@ -199,6 +199,17 @@ fn check_config(config: &ReceiveConfig, state: &State) -> Result<()> {
     Ok(())
 }
 
+/// As [`lock`], without waiting; `None` while a receiver runs.
+pub fn try_lock(layout: &Layout) -> Result<Option<File>> {
+    let failed = |e| Error::storage(format!("cannot lock {}", layout.lock.display()), e);
+    let file = File::options().create(true).append(true).open(&layout.lock).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
 /// One receiver a directory.
 pub fn lock(layout: &Layout) -> Result<File> {
     let failed = |e| Error::storage(format!("cannot lock {}", layout.lock.display()), e);

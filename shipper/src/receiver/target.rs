@@ -61,6 +61,14 @@ impl TargetDisk {
         Ok(FileDisk::open(path, Access::Own { wait: OWNER_WAIT })?.into())
     }
 
+    /// Opens what another process owns and writes.
+    pub fn open_to_read(path: &Path) -> Result<TargetDisk> {
+        match uri(path)? {
+            Some(uri) => Ok(TargetDisk::Remote(Arc::new(Remote::open(uri)?))),
+            None => Ok(FileDisk::open(path, Access::Read)?.into()),
+        }
+    }
+
     /// A sparse image file is made where nothing is; what is there has to be of this size.
     ///
     /// # Errors

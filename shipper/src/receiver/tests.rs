@@ -5,6 +5,7 @@
 //! could leave, and only recovery is run on it. Model, generator and checker are
 //! in [`history`].
 
+mod clones;
 mod crash;
 mod direct;
 mod disk;

@@ -45,12 +45,12 @@ pub fn list(state_dir: &Path, state: &State) -> Result<Vec<ListedMark>> {
     Ok(marks)
 }
 
-pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
+pub(in crate::receiver) fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:020}{SUFFIX}"))
 }
 
 /// The numbers in a marks folder, rising; nothing where there is none.
-pub(super) fn numbers(dir: &Path) -> Result<Vec<u64>> {
+pub(in crate::receiver) fn numbers(dir: &Path) -> Result<Vec<u64>> {
     let failed = |e| Error::storage(format!("cannot list {}", dir.display()), e);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

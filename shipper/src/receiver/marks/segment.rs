@@ -72,7 +72,9 @@ impl Segment {
     pub fn resume(&mut self, sizes: &[u64], durable: u64) -> Result<u64> {
         let (mut at, mut data) = (HEADER_BYTES as u64, Vec::new());
         loop {
-            let Some((entry, next)) = read_entry(&self.log, at, sizes)? else { break };
+            let Some((entry, next)) = read_entry(&self.log, at, self.log.end(), sizes)? else {
+                break;
+            };
             if next > durable && !read_data(&self.log, at, &entry, &mut data)? {
                 break;
             }
@@ -143,7 +145,7 @@ impl Segment {
     fn each(&self, sizes: &[u64], mut f: impl FnMut(&PreImage, &[u8]) -> Result<()>) -> Result<()> {
         let (mut at, mut data) = (HEADER_BYTES as u64, Vec::new());
         while at < self.log.end() {
-            let sound = match read_entry(&self.log, at, sizes)? {
+            let sound = match read_entry(&self.log, at, self.log.end(), sizes)? {
                 Some((entry, next)) if read_data(&self.log, at, &entry, &mut data)? => {
                     Some((entry, next))
                 }
@@ -268,19 +270,24 @@ impl Save {
 }
 
 /// The entry at `at` and where the next one begins; `None` at the end or at what is no
-/// entry, or reaches beyond the file.
-pub(super) fn read_entry(log: &LogFile, at: u64, sizes: &[u64]) -> Result<Option<(PreImage, u64)>> {
+/// entry, or reaches beyond `end`, where the file ends.
+pub(in crate::receiver) fn read_entry(
+    log: &LogFile,
+    at: u64,
+    end: u64,
+    sizes: &[u64],
+) -> Result<Option<(PreImage, u64)>> {
     let mut bytes = [0; PRE_IMAGE_BYTES];
-    if at >= log.end() || log.read_at(&mut bytes, at)? < bytes.len() {
+    if at >= end || log.read_at(&mut bytes, at)? < bytes.len() {
         return Ok(None);
     }
     let Ok(entry) = PreImage::read_from_bytes(&bytes) else { return Ok(None) };
     let next = at + PRE_IMAGE_BYTES as u64 + u64::from(entry.data_bytes.get());
-    Ok((entry.is_sound(sizes) && next <= log.end()).then_some((entry, next)))
+    Ok((entry.is_sound(sizes) && next <= end).then_some((entry, next)))
 }
 
 /// The content behind the entry at `at`; false when it fails its checksum.
-pub(super) fn read_data(
+pub(in crate::receiver) fn read_data(
     log: &LogFile,
     at: u64,
     entry: &PreImage,

@@ -19,11 +19,15 @@ pub enum Change {
     SyncDir(PathBuf),
 }
 
+/// Looks before each change; an error is what the medium answers.
+type Watch = Box<dyn FnMut(&Change) -> std::io::Result<()> + Send>;
+
 /// Records every change; refuses writes to one path while told to.
 #[derive(Default)]
 pub struct Recorder {
     pub changes: Mutex<Vec<Change>>,
     pub fail: Mutex<Option<(PathBuf, i32)>>,
+    pub watch: Mutex<Option<Watch>>,
 }
 
 impl Recorder {
@@ -50,6 +54,9 @@ impl Observe for Recorder {
             Event::Remove { file } => Change::Remove(file.into()),
             Event::SyncDir { dir } => Change::SyncDir(dir.into()),
         };
+        if let Some(watch) = &mut *self.watch.lock().unwrap() {
+            watch(&change)?;
+        }
         if let Some((path, errno)) = &*self.fail.lock().unwrap()
             && let Change::Write(file, ..) | Change::Sync(file) = &change
             && file.starts_with(path)
