@@ -9,6 +9,7 @@ mod config;
 mod cutover;
 mod daemon;
 mod demo;
+mod device;
 mod exit;
 mod journal;
 mod logging;
@@ -60,6 +61,8 @@ enum Command {
     Cutover(cutover::Args),
     /// Name the point at which a group is now, to go back to at the target.
     Mark(mark::Args),
+    /// Move the baseline on disks that travel.
+    Device(device::Args),
     /// Look at a target's marks and go back to one.
     Target(target::Args),
     /// Change how fast a group is shipped, at once.
@@ -99,8 +102,9 @@ fn not_parsed(error: &clap::Error) -> Exit {
 }
 
 fn run(command: Command) -> anyhow::Result<Exit> {
-    logging::start(match command {
+    logging::start(match &command {
         Command::Proxy(_) | Command::Receive(_) | Command::Ship(_) => LevelFilter::INFO,
+        Command::Device(args) if args.is_daemon() => LevelFilter::INFO,
         _ => LevelFilter::WARN,
     })?;
     match command {
@@ -110,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args),
         Command::Cutover(args) => cutover::run(&args),
         Command::Mark(args) => mark::run(&args),
+        Command::Device(args) => device::run(args),
         Command::Target(args) => target::run(&args),
         Command::Throttle(args) => throttle::run(&args),
         Command::Journal(args) => journal::run(&args),

@@ -191,7 +191,7 @@ pub fn security(pki: Option<PathBuf>, _insecure_loopback: bool) -> Security {
     pki.map_or(Security::InsecureLoopback, Security::Pki)
 }
 
-fn compression(wanted: Compress) -> Compression {
+pub fn compression(wanted: Compress) -> Compression {
     match wanted {
         Compress::Auto => Compression::Auto,
         Compress::None => Compression::Fixed(Method::None),

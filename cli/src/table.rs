@@ -144,6 +144,22 @@ pub fn duration(seconds: f64) -> String {
     format!("{} h {} min", whole / 3600, whole % 3600 / 60)
 }
 
+/// Numbers in order as ranges: `1-3, 7`.
+pub fn numbers(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *number => *last = *number,
+            _ => runs.push((*number, *number)),
+        }
+    }
+    let text = |(first, last): &(usize, usize)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
 /// A rate in bytes.
 pub fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", towline_block::size::format_size(bytes_per_s.max(0.0) as u64))

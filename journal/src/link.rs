@@ -38,6 +38,9 @@ pub enum Request {
     HistoryEnded { seq: u64, reason: String },
     /// A record in the ring is damaged: make everything dirty.
     Resync { reason: String },
+    /// The target lacks these blocks (volume, first block, count), whatever it has else:
+    /// make them dirty.
+    Lacks { runs: Vec<(u16, u64, u64)> },
     /// Append a MARK record of this name.
     Mark { name: MarkName },
     /// Hold all writes of the group for at most this long.

@@ -173,6 +173,11 @@ impl Shared {
                 let claims_upto = self.journal.get(Counter::NextClaim).saturating_sub(1);
                 Reply::Resynced { start_seq, claims_upto }
             }
+            Request::Lacks { runs } => {
+                let _session = self.session(number)?;
+                self.journal.target_lacks(&runs);
+                Reply::Ok
+            }
             Request::HistoryEnded { seq, reason } => {
                 let _session = self.session(number)?;
                 tracing::warn!(seq, reason, "the shipper cannot read on in the lost ring's spill");

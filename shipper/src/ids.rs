@@ -64,6 +64,8 @@ macro_rules! hex_id {
 hex_id!(GroupUuid, 16, "Tells two groups of the same name apart; chosen once, by the proxy.");
 hex_id!(SessionId, 16, "One run of a shipper against one target; random.");
 hex_id!(KeyId, 16, "Names a group key, so that keys can follow one another; not secret.");
+hex_id!(SetId, 16, "One export of a group onto transport devices; random.");
+hex_id!(Digest, 32, "BLAKE3-256 of the bytes of a file that another one names.");
 hex_id!(BatchHash, 32, "BLAKE3 of a whole encoded batch. All zero: before the first batch.");
 
 impl BatchHash {
@@ -72,6 +74,18 @@ impl BatchHash {
 
     pub fn of(encoded: &[u8]) -> BatchHash {
         BatchHash(*blake3::hash(encoded).as_bytes())
+    }
+}
+
+impl Digest {
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl SetId {
+    pub fn random() -> SetId {
+        SetId(rand::random())
     }
 }
 

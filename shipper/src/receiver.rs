@@ -20,6 +20,8 @@ mod counters;
 mod follow;
 mod handover;
 mod hello;
+pub(crate) mod import;
+mod lacking;
 pub mod marks;
 pub mod medium;
 mod promote;
@@ -106,6 +108,10 @@ pub struct Layout {
     pub lock: PathBuf,
     pub stage: PathBuf,
     pub marks: PathBuf,
+    /// What an import of transport devices has done, while it is under way.
+    pub device: PathBuf,
+    /// What the targets lack since an import.
+    pub lacking: PathBuf,
 }
 
 impl Layout {
@@ -116,6 +122,8 @@ impl Layout {
             lock: dir.join("lock"),
             stage: dir.join("stage"),
             marks: dir.join("marks"),
+            device: dir.join("device.json"),
+            lacking: dir.join("lacking.json"),
             dir,
         }
     }

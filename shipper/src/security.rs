@@ -170,7 +170,7 @@ fn check_loopback(address: SocketAddr) -> Result<()> {
     Err(Error::new(ErrorKind::NotAuthorised, what))
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -205,7 +205,7 @@ fn bad_pki(dir: &Path) -> String {
     format!("the certificates in {} are not usable", dir.display())
 }
 
-fn roots(dir: &Path) -> Result<RootCertStore> {
+pub(crate) fn roots(dir: &Path) -> Result<RootCertStore> {
     let path = pki::ca_files(dir).certificate;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&path)? {
@@ -226,7 +226,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-fn load(files: &Files) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+pub(crate) fn load(
+    files: &Files,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|e| Error::caused(ErrorKind::InvalidInput, missing(&files.key), e))?;
     Ok((certificates(&files.certificate)?, key))

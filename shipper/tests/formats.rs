@@ -5,10 +5,11 @@ use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_shipper::batch::{
     Batch, BatchBuilder, BatchView, Chain, GroupKey, Header, KeyId, Keyring, Op, OpEntry,
 };
+use towline_shipper::device::{MapHeader, PackMap};
 use towline_shipper::receiver::{MarkHeader, Point, PreImage, Stream};
 use towline_shipper::store::{At, ObjectHeader, ObjectKind};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
-use towline_shipper::{BatchHash, GroupUuid, SessionId};
+use towline_shipper::{BatchHash, Digest, GroupUuid, SessionId};
 use zerocopy::IntoBytes;
 
 const BATCH_DOC: &str = include_str!("../../docs/formats/batch.md");
@@ -231,4 +232,36 @@ fn the_store_document_shows_these_bytes() {
     assert!(STORE_DOC.contains(&dump), "the document should show:\n{dump}");
     let read = ObjectHeader::read(end.as_bytes(), GroupUuid([0x11; 16]), 1, 3).unwrap();
     assert_eq!((read.kind(), read.after()), (ObjectKind::End, after));
+}
+
+const DEVICE_DOC: &str = include_str!("../../docs/formats/device.md");
+
+#[test]
+fn the_device_document_names_every_field_where_it_lies() {
+    let header = layout!(MapHeader: magic, version, reserved, batch_count, touched_count,
+        covered_count, pack_bytes);
+    assert_eq!(table(DEVICE_DOC, "Map"), header);
+}
+
+#[test]
+fn the_device_document_shows_these_bytes() {
+    let map = PackMap {
+        batches: vec![(300, BatchHash([0x33; 32]))],
+        touched: vec![(1, 4, 2).into()],
+        covered: vec![(1, 4, 1).into()],
+    };
+    let bytes = map.encode();
+    let dump = dump(&bytes);
+    assert!(DEVICE_DOC.contains(&dump), "the document should show:\n{dump}");
+    let sizes = [1, 6 << 16];
+    assert_eq!(PackMap::decode(&bytes, Digest::of(&bytes), &sizes).unwrap(), map);
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        assert!(PackMap::decode(&changed, Digest::of(&bytes), &sizes).is_err(), "byte {at}");
+        // Whoever may sign may still not name what is not there.
+        if let Ok(read) = PackMap::decode(&changed, Digest::of(&changed), &sizes) {
+            assert!(read.touched.iter().chain(&read.covered).all(|run| run.is_within(&sizes)));
+        }
+    }
 }

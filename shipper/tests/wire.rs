@@ -40,6 +40,7 @@ fn all() -> Vec<Message> {
         stream_bytes: 4,
         point: Some(at(1)),
         broken: true,
+        lacks: 0,
         promoted: Some(Promoted {
             attempt: "a".into(),
             epoch: Epoch(2),

@@ -5,6 +5,7 @@
 //! its segments are kept, nothing heals, and no extent goes cold.
 
 use super::*;
+use crate::activity::extents_of;
 use crate::resume::History;
 use crate::spill::{Run, Touched};
 
@@ -79,6 +80,36 @@ impl Journal {
                 "the target has passed what the spill had of the lost ring"
             );
         }
+    }
+
+    /// A target that says it has all up to where it stands lacks these blocks (volume,
+    /// first block, count) all the same: they are sent, behind a BREAK.
+    pub fn target_lacks(&self, runs: &[(u16, u64, u64)]) {
+        let known = |&(volume, first, count): &(u16, u64, u64)| {
+            let size = self.sources.get(usize::from(volume))?.disk.size_bytes();
+            let end = first.saturating_add(count).min(BlockRange::of_volume(size).count);
+            (first < end).then(|| (VolumeId(volume), BlockRange::new(first, end - first), size))
+        };
+        let runs: Vec<_> = runs.iter().filter_map(known).collect();
+        let extents: Vec<_> = runs
+            .iter()
+            .flat_map(|(volume, blocks, size)| {
+                extents_of(volume.index(), blocks.extent(*size), *size)
+            })
+            .collect();
+        // R7: what is dirty is hot, durably. No guest waits for this.
+        if let Err(e) = self.activity.heat_now(&extents) {
+            tracing::error!("{e}: a power loss before these blocks are sent may go unnoticed");
+        }
+        let mut cursor = self.lock_cursor();
+        for (volume, blocks, _) in &runs {
+            // It is known to differ.
+            VolumeMap::new(&self.ring, *volume).clear(Bits::Suspect, *blocks);
+            self.make_dirty(&mut cursor, *volume, *blocks);
+        }
+        drop(cursor);
+        let blocks: u64 = runs.iter().map(|(_, blocks, _)| blocks.count).sum();
+        tracing::warn!(group = %self.group, blocks, "the target lacks blocks: they are sent");
     }
 
     /// The history cannot be read from record `seq` on: what the rest of it may have

@@ -12,9 +12,9 @@ use super::layout::{self, HEADER_BYTES, Header, MAGIC, VERSION};
 use super::pack::{Method, Packer, UNIT_BYTES};
 use crate::error::Result;
 use crate::ids::BatchHash;
-use towline_block::Position;
 use towline_block::checksum::crc32c_of;
 use towline_block::crc32c;
+use towline_block::{Extent, Position, VolumeId};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
@@ -40,6 +40,8 @@ pub struct Sealed {
     /// Its last operation is the SEAL at its position.
     pub ends_in_seal: bool,
     pub gains: Gains,
+    /// The ranges that it changes, where the encoder was asked to tell.
+    pub touches: Vec<(VolumeId, Extent)>,
 }
 
 /// What coalescing and compressing made of the payloads of one batch, bytes.
@@ -57,6 +59,7 @@ pub struct Gains {
 pub struct Encoder {
     packer: Packer,
     key: Option<GroupKey>,
+    tells_touches: bool,
     spare: Vec<Vec<u8>>,
 }
 
@@ -69,7 +72,12 @@ impl Default for Encoder {
 impl Encoder {
     /// With a key every batch is sealed.
     pub fn new(method: Method, key: Option<GroupKey>) -> Encoder {
-        Encoder { packer: Packer::new(method), key, spare: Vec::new() }
+        Encoder { packer: Packer::new(method), key, tells_touches: false, spare: Vec::new() }
+    }
+
+    /// Batches say which ranges they change, for whoever keeps account of it.
+    pub fn telling_touches(self) -> Encoder {
+        Encoder { tells_touches: true, ..self }
     }
 
     pub fn set_method(&mut self, method: Method) {
@@ -107,6 +115,7 @@ impl Encoder {
         let mut parts = batch.into_parts();
         let mut header = header(&parts, chain, created_unix_ns);
         let units = self.pack(&mut parts, &mut header)?;
+        let touches = if self.tells_touches { touches(&parts) } else { Vec::new() };
         let (whole, ends_in_seal) = (wholeness(&parts), ends_in_seal(&parts));
         header.table_crc32c = crc32c_of(&[units.as_bytes(), parts.table.as_bytes()]).into();
         let mut bytes = parts.buf;
@@ -127,6 +136,7 @@ impl Encoder {
             whole,
             ends_in_seal,
             gains: Gains { payload_bytes, coalesced_bytes, stored_bytes },
+            touches,
             bytes,
         })
     }
@@ -161,6 +171,14 @@ fn wholeness(parts: &Parts) -> Option<bool> {
         layout::OP_BREAK | layout::OP_RESYNC => Some(false),
         _ => None,
     })
+}
+
+fn touches(parts: &Parts) -> Vec<(VolumeId, Extent)> {
+    let changes = parts.table.iter().filter(|op| op.kind <= layout::OP_TRIM);
+    let range = |op: &layout::OpEntry| {
+        (VolumeId(op.volume.get()), Extent::new(op.offset.get(), op.len.get().into()))
+    };
+    changes.map(range).collect()
 }
 
 fn ends_in_seal(parts: &Parts) -> bool {

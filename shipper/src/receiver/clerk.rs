@@ -15,6 +15,7 @@ use super::applier::Applier;
 use super::apply::check_bounds;
 use super::counters::{Counters, add};
 use super::handover::{Handover, Ready};
+use super::lacking::Lacking;
 use super::medium::Medium;
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
@@ -136,6 +137,8 @@ pub struct Bound {
     /// Not admitted yet, for lack of room or until staging may begin.
     waiting: VecDeque<(Vec<u8>, OwnedSemaphorePermit)>,
     pub stalled: bool,
+    /// Of packs that were lost on their way.
+    pub lacking: Option<Lacking>,
     /// Batches of an older one are refused.
     pub epoch: Epoch,
     sizes: Vec<u64>,
@@ -188,6 +191,7 @@ impl Clerk {
             fresh: Vec::new(),
             waiting: VecDeque::new(),
             stalled: false,
+            lacking: store.lacking,
             epoch: state.epoch,
             sizes: state.volumes.iter().map(|volume| volume.size_bytes).collect(),
             promoted: state.promoted,
@@ -243,8 +247,8 @@ impl Clerk {
                 }
             }
             Order::Applied { applied, stalled } => {
-                self.applied(*applied, stalled);
-                if let Err(refusal) = self.admit_waiting() {
+                let told = self.applied(*applied, stalled);
+                if let Err(refusal) = told.and_then(|()| self.admit_waiting()) {
                     self.refuse(refusal);
                 }
             }
@@ -278,15 +282,24 @@ impl Clerk {
         }
     }
 
-    fn applied(&mut self, applied: Stream, stalled: bool) {
-        let Some(bound) = &mut self.bound else { return };
+    fn applied(&mut self, applied: Stream, stalled: bool) -> Result<(), Refusal> {
+        let Some(bound) = &mut self.bound else { return Ok(()) };
         if applied.number > bound.durable.number {
             count_durable(&self.desk.counters, &bound.durable, &applied);
             bound.durable = applied.clone();
         }
         bound.applied = applied;
         bound.stalled = stalled;
+        let tell_again = bound.account_for_lacking();
         self.publish();
+        match tell_again {
+            false => Ok(()),
+            true => {
+                let what =
+                    "blocks of packs that were lost are lacking: connect again, WELCOME names them";
+                Err(Refusal::new(RefusalCode::OutOfOrder, what))
+            }
+        }
     }
 
     /// A batch of the current session: admitted now, or when its turn comes.
@@ -349,6 +362,10 @@ impl Clerk {
         }
         let after = bound.received.follow(bound.books.group_uuid(), &batch)?;
         check_bounds(&batch, &bound.sizes).map_err(damaged)?;
+        let after = match &mut bound.lacking {
+            Some(lacking) => lacking.admit(&batch, after),
+            None => after,
+        };
         if bound.is_direct {
             bound.received = after.clone();
             bound.handover.put(Ready::direct(opened, after, memory));
@@ -428,6 +445,20 @@ impl Bound {
         !self.is_direct
     }
 
+    /// What was lacking and is applied now; true when the shipper has to hear of the rest.
+    fn account_for_lacking(&mut self) -> bool {
+        let Some(lacking) = &mut self.lacking else { return false };
+        let tell_again = lacking.applied(self.applied.number).unwrap_or_else(|error| {
+            tracing::error!(%error, "blocks that came may come once more");
+            false
+        });
+        if lacking.is_over() {
+            tracing::info!("nothing of lost packs is lacking any more");
+            self.lacking = None;
+        }
+        tell_again
+    }
+
     /// Everything that was received is durable.
     pub fn is_settled(&self) -> bool {
         self.waiting.is_empty() && self.received.number == self.durable.number
@@ -447,6 +478,9 @@ impl Bound {
         self.applier.resume();
         self.durable = self.applied.clone();
         self.received = self.durable.clone();
+        // What is applied by now was counted before.
+        self.account_for_lacking();
+        self.lacking.iter_mut().for_each(Lacking::revert);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::clerk::{Bound, Clerk, Current, Outbox, old_epoch, refusal_of};
 use super::counters::add;
-use super::medium::Target;
+use super::lacking::Lacking;
+use super::medium::{Medium, Target};
 use super::recovery::Store;
 use super::room;
 use super::state::{STATE_VERSION, State, TargetRecord};
@@ -14,7 +15,7 @@ use crate::wire::{
     Hello, Message, PROTOCOL, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
 };
 use std::path::Path;
-use towline_block::Epoch;
+use towline_block::{Epoch, VolumeName};
 
 impl Clerk {
     /// HELLO on a new connection: it becomes the current one, or hears why not.
@@ -32,6 +33,10 @@ impl Clerk {
                 }
                 add(&self.desk.counters.sessions, 1);
                 let _ = outbox.send(Message::Welcome(welcome));
+                let lacking = self.bound.as_ref().and_then(|bound| bound.lacking.as_ref());
+                for lacks in lacking.map(Lacking::frames).unwrap_or_default() {
+                    let _ = outbox.send(Message::Lacks(lacks));
+                }
                 self.current = Some(Current { connection, session: hello.session, outbox });
             }
             Err(refusal) => {
@@ -74,6 +79,7 @@ impl Clerk {
             stream_bytes: durable.stream_bytes,
             point: durable.point.map(|point| point.position),
             broken: !durable.whole,
+            lacks: bound.lacking.as_ref().map_or(0, |lacking| lacking.frames().len() as u32),
             promoted: bound.promoted.as_ref().map(|takeover| Promoted {
                 attempt: takeover.attempt.clone(),
                 epoch: takeover.epoch,
@@ -127,22 +133,31 @@ impl Clerk {
             );
             return Err(Refusal::new(RefusalCode::UnknownVolume, what));
         };
-        let created = target::is_to_be_made(path);
-        let opened = TargetDisk::open_or_create(path, volume.size_bytes);
-        let disk = opened.map_err(|error| match error {
-            error if error.kind() == ErrorKind::InvalidInput => {
+        let opened = open_or_create(name.clone(), path, volume.size_bytes, &self.desk.medium);
+        opened.map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => {
                 let what = format!("volume {}: target {error}", volume.name);
                 Refusal::new(RefusalCode::SizeMismatch, what)
             }
-            error => refusal_of(&error),
-        })?;
-        if created {
-            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-            let dir = dir.unwrap_or(Path::new("."));
-            self.desk.medium.sync_dir(dir).map_err(|error| refusal_of(&error))?;
-        }
-        Ok(Target::new(name.clone(), disk, self.desk.medium.clone()))
+            _ => refusal_of(&error),
+        })
     }
+}
+
+/// A target of this size, owned from now on; what is made is durable.
+pub fn open_or_create(
+    name: VolumeName,
+    path: &Path,
+    size_bytes: u64,
+    medium: &Medium,
+) -> crate::error::Result<Target> {
+    let created = target::is_to_be_made(path);
+    let disk = TargetDisk::open_or_create(path, size_bytes)?;
+    if created {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        medium.sync_dir(dir.unwrap_or(Path::new(".")))?;
+    }
+    Ok(Target::new(name, disk, medium.clone()))
 }
 
 fn check_hello(hello: &Hello) -> Result<(), Refusal> {

@@ -4,6 +4,7 @@
 //! Staged batches are believed as far as the chain from `applied` holds.
 
 use super::apply::{Apply, check_bounds};
+use super::lacking::Lacking;
 use super::marks::{self, Marks};
 use super::medium::{Medium, Target};
 use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
@@ -24,6 +25,8 @@ pub struct Store {
     pub apply: Apply,
     /// The stream after the last durable batch.
     pub durable: Stream,
+    /// What the targets lack, though the stream says otherwise.
+    pub lacking: Option<Lacking>,
 }
 
 /// What staging holds, as a scan found it.
@@ -82,6 +85,8 @@ pub fn open(
     let parts = (staging, marks, targets);
     let mut store = assemble(books, parts, scan.cursor, medium, keys);
     store.durable = scan.durable;
+    let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
+    store.lacking = Lacking::load(&layout.lacking, medium, &sizes)?;
     Ok(Some(store))
 }
 
@@ -113,7 +118,7 @@ fn assemble(
     let durable = books.get().applied;
     let (medium, keys) = (medium.clone(), keys.clone());
     let apply = Apply::new(targets, marks, Arc::clone(&books), reader, medium, keys);
-    Store { books, staging, apply, durable }
+    Store { books, staging, apply, durable, lacking: None }
 }
 
 impl Store {

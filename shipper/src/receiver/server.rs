@@ -55,6 +55,7 @@ impl Receiver {
                 .map_err(|e| Error::storage(format!("cannot create {}", dir.display()), e))?;
         }
         let lock = lock(&layout)?;
+        super::import::check_none_under_way(&layout)?;
         let door = config.listen.as_deref().map(|at| Door::open(at, &config.security));
         let door = door.transpose()?;
         let address = door.as_ref().map(|door| door.address);

@@ -16,7 +16,7 @@ use super::{ShipConfig, cutter, from_journal};
 use crate::batch::{BatchBuilder, Chain, Encoder, GroupKey, Method};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
-use crate::wire::Welcome;
+use crate::wire::{LACKS_RUNS_MAX, Welcome};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -226,8 +226,10 @@ impl Drain {
             self.feed = None;
         }
         let Some(feed) = &mut self.feed else {
+            self.stream.set_dirty_blocks(None);
             return self.begin();
         };
+        self.stream.set_dirty_blocks(Some(feed.reader.get(Counter::DirtyBlocks)));
         feed.acknowledge(&self.stream)?;
         let mut moved = false;
         if feed.history.is_some() {
@@ -283,6 +285,14 @@ impl Drain {
         if let Some(reason) = &attached.resync {
             tracing::warn!("everything is sent again: {reason}");
         }
+        // Before anything is shipped: it is behind a BREAK.
+        for runs in self.stream.lacks().chunks(LACKS_RUNS_MAX) {
+            let runs = runs.iter().map(|run| (*run).into()).collect();
+            match link.call(&Request::Lacks { runs }).map_err(from_journal)?.0 {
+                Reply::Ok => {}
+                other => return Err(unexpected(&other)),
+            }
+        }
         let chain = Chain {
             group: GroupUuid(state.group_uuid.0),
             session: self.stream.session(),
@@ -317,7 +327,10 @@ impl Drain {
             claims_upto: attached.claims_upto,
             told: (0, 0),
             told_at: Instant::now(),
-            encoder: Encoder::new(Method::None, self.key.clone()),
+            encoder: match self.stream.is_device() {
+                true => Encoder::new(Method::None, self.key.clone()).telling_touches(),
+                false => Encoder::new(Method::None, self.key.clone()),
+            },
             compressor: Compressor::new(self.compression),
         });
         if let Some(seal) = seal {
@@ -361,7 +374,8 @@ impl Drain {
             return;
         };
         feed.compressor.observe(self.meter.durable_rate);
-        self.meter.publish(now, &feed.reader, self.stream.ack().stream_bytes, progress);
+        let (reader, durable) = (&feed.reader, self.stream.ack().stream_bytes);
+        self.meter.publish(now, reader, durable, self.stream.is_device(), progress);
     }
 }
 
@@ -570,12 +584,15 @@ impl Meter {
         now: Instant,
         reader: &RingReader,
         durable_bytes: u64,
+        claims_count: bool,
         progress: &towline_journal::progress::Progress,
     ) {
         let pending = reader.get(Counter::DirtyBlocks) + reader.get(Counter::ClaimedBlocks);
         let total: u64 = (0..reader.volume_count()).map(|i| reader.volume_size_bytes(i)).sum();
         let healed = reader.get(Counter::HealedSeq) > 0;
-        let rest = if healed { 0 } else { (pending * BLOCK_BYTES).min(total) };
+        // A pack completes many claims at once: what was read for it counts as done.
+        let open = if claims_count { reader.get(Counter::DirtyBlocks) } else { pending };
+        let rest = if healed { 0 } else { (open * BLOCK_BYTES).min(total) };
         let done = total - rest;
         if let Some((at, done_then, durable_then)) = self.last {
             let seconds = now.duration_since(at).as_secs_f64().max(1e-3);

@@ -25,6 +25,7 @@ pub use compress::Compression;
 pub use pace::Link;
 
 use crate::batch::Keyring;
+use crate::device::{ExportPlan, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::Security;
 use crate::store::StoreUrl;
@@ -59,6 +60,13 @@ pub struct ShipConfig {
     pub keys: Keyring,
 }
 
+/// Where the stream goes.
+enum Way {
+    Receiver,
+    Store(StoreUrl),
+    Device(ExportPlan, Arc<Shared>),
+}
+
 /// A running shipper. Dropping it without [`Shipper::stop`] leaves its threads to
 /// the end of the process.
 pub struct Shipper {
@@ -75,10 +83,23 @@ impl Shipper {
     /// # Errors
     /// [`ErrorKind::Busy`] when another shipper runs for the group.
     pub fn start(config: ShipConfig) -> Result<Shipper> {
-        let store = match StoreUrl::is_meant(&config.to) {
-            true => Some(config.to.parse::<StoreUrl>()?),
-            false => None,
+        let way = match StoreUrl::is_meant(&config.to) {
+            true => Way::Store(config.to.parse::<StoreUrl>()?),
+            false => Way::Receiver,
         };
+        Shipper::start_by(way, config)
+    }
+
+    /// As [`Shipper::start`], onto transport devices.
+    pub(crate) fn export(
+        config: ShipConfig,
+        plan: ExportPlan,
+        shared: Arc<Shared>,
+    ) -> Result<Shipper> {
+        Shipper::start_by(Way::Device(plan, shared), config)
+    }
+
+    fn start_by(way: Way, config: ShipConfig) -> Result<Shipper> {
         let dir = GroupDir::of(&config.state_dir, &config.group);
         dir.create().map_err(from_journal)?;
         let lock = dir.lock("ship.lock", "shipper").map_err(from_journal)?;
@@ -94,7 +115,11 @@ impl Shipper {
             progress.clone(),
             pace::Pace::new(own, config.link.clone()),
         );
-        let stream = Arc::new(if store.is_some() { stream.into_store() } else { stream });
+        let stream = Arc::new(match &way {
+            Way::Receiver => stream,
+            Way::Store(_) => stream.into_store(),
+            Way::Device(..) => stream.into_device(),
+        });
         let control = dir.ship_socket();
         let (orders, incoming) = std::sync::mpsc::channel();
         let listener = control::listen(&control)?;
@@ -105,9 +130,13 @@ impl Shipper {
         })?);
         let (for_session, session_config, session_dir) =
             (stream.clone(), config.clone(), dir.clone());
-        threads.push(spawn("ship-session", move || match &store {
-            Some(url) => crate::store::run(&for_session, url, &session_config, &session_dir),
-            None => session::run(&for_session, &session_config, &session_dir),
+        threads.push(spawn("ship-session", move || {
+            let (stream, config, dir) = (&for_session, &session_config, &session_dir);
+            match &way {
+                Way::Receiver => session::run(stream, config, dir),
+                Way::Store(url) => crate::store::run(stream, url, config, dir),
+                Way::Device(plan, shared) => crate::device::run(stream, plan, shared, config, dir),
+            }
         })?);
         let for_drain = stream.clone();
         threads.push(spawn("ship-drain", move || {

@@ -5,6 +5,7 @@ use super::ShipConfig;
 use super::pace::Pace;
 use super::stream::{News, Next, Stream};
 use crate::batch::{Sealed, VERSION};
+use crate::device::BlockRun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::security::{BoxedConnection, connect};
@@ -118,10 +119,13 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
     match answer {
         Some(Message::Welcome(welcome)) => {
             check_batch_format(welcome.batch_format)?;
+            crate::device::check_travelling(dir, &welcome)?;
             tracing::info!(
                 to = %config.to, number = welcome.number, position = %welcome.position,
                 "connected; the target has everything up to here"
             );
+            let lacks = timeout(CONNECT_MAX, lacks(&mut connection, welcome.lacks)).await;
+            stream.set_lacks(lacks.map_err(late)??);
             stream.progress().set_error("");
             stream.welcome(welcome);
         }
@@ -135,6 +139,24 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
         ended = send(stream, &mut writer) => ended,
         () = stop_asked(stream) => Ok(()),
     }
+}
+
+/// What the target lacks, in so many frames. What else it says meanwhile it says again.
+async fn lacks(connection: &mut BoxedConnection, frames: u32) -> Result<Vec<BlockRun>> {
+    let (mut runs, mut left) = (Vec::new(), frames);
+    while left > 0 {
+        match read_message(connection).await? {
+            Some(Message::Lacks(lacks)) => {
+                runs.extend(lacks.runs);
+                left -= 1;
+            }
+            Some(Message::Ack(_) | Message::KeepAlive) => {}
+            Some(Message::Error(refusal)) => return Err(refused(refusal)),
+            Some(other) => return Err(out_of_turn(&other)),
+            None => return Err(closed()),
+        }
+    }
+    Ok(runs)
 }
 
 /// Batches are written in one format: a receiver that does not read it gets none.

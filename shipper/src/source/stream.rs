@@ -3,9 +3,11 @@
 
 use super::pace::Pace;
 use crate::batch::{Chain, Sealed};
+use crate::device::BlockRun;
 use crate::ids::{BatchHash, SessionId};
 use crate::wire::{Ack, Compared, Decision, Message, Welcome};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -45,6 +47,8 @@ struct Inner {
     connected: bool,
     /// What the target said when it was last connected, until the drain takes it.
     welcome: Option<Welcome>,
+    /// What the target lacks all the same.
+    lacks: Vec<BlockRun>,
     ack: Ack,
     /// When batches were cut, until they are applied.
     cut_at: VecDeque<(u64, Instant)>,
@@ -72,6 +76,9 @@ pub(crate) struct Stream {
     pace: Pace,
     session: SessionId,
     is_store: bool,
+    is_device: bool,
+    /// Dirty blocks of the journal that is drained; `u64::MAX` while none is.
+    dirty: AtomicU64,
 }
 
 /// What the session sends next.
@@ -91,12 +98,32 @@ impl Stream {
             pace,
             session: SessionId::random(),
             is_store: false,
+            is_device: false,
+            dirty: AtomicU64::new(u64::MAX),
         }
     }
 
     /// A stream into a store, which keeps what it gets and can neither compare nor decide.
     pub fn into_store(self) -> Stream {
         Stream { is_store: true, ..self }
+    }
+
+    /// A stream onto transport devices: as into a store, and batches say what they touch.
+    pub fn into_device(self) -> Stream {
+        Stream { is_device: true, ..self.into_store() }
+    }
+
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// What the map of the journal that is drained has left; `None` while none is.
+    pub fn set_dirty_blocks(&self, dirty: Option<u64>) {
+        self.dirty.store(dirty.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub fn dirty_blocks(&self) -> Option<u64> {
+        Some(self.dirty.load(Ordering::Relaxed)).filter(|dirty| *dirty != u64::MAX)
     }
 
     pub fn is_store(&self) -> bool {
@@ -315,6 +342,15 @@ impl Stream {
         self.changed.notify_all();
     }
 
+    /// What the target said that it lacks, of what its WELCOME says.
+    pub fn lacks(&self) -> Vec<BlockRun> {
+        self.lock().lacks.clone()
+    }
+
+    pub fn set_lacks(&self, lacks: Vec<BlockRun>) {
+        self.lock().lacks = lacks;
+    }
+
     pub fn lost(&self) {
         let mut inner = self.lock();
         if inner.connected {
@@ -346,6 +382,27 @@ impl Stream {
         self.publish(&inner);
         drop(inner);
         self.changed.notify_all();
+    }
+
+    /// Batches up to this one are where they need not be kept here any more, and yet are
+    /// not durable: if that fails, they are cut anew.
+    pub fn handed(&self, number: u64) {
+        let mut inner = self.lock();
+        let base = inner.base;
+        inner.drop_durable(number);
+        inner.base = base;
+    }
+
+    /// What was handed over is durable up to here.
+    pub fn closed(&self, ack: Ack, hash: BatchHash) {
+        self.lock().base = (ack.number, hash);
+        self.acked(ack);
+    }
+
+    /// What was handed over is lost: the stream begins anew behind `welcome`.
+    pub fn rewind(&self, welcome: Welcome) {
+        self.lock().established = false;
+        self.welcome(welcome);
     }
 
     pub fn tell(&self, news: News) {

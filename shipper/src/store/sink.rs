@@ -154,6 +154,7 @@ fn welcome(durable: &Stand) -> Welcome {
         stream_bytes: durable.stream_bytes,
         point: durable.point.map(|point| point.position),
         broken: !durable.whole,
+        lacks: 0,
         promoted: None,
     }
 }

@@ -50,10 +50,11 @@ pub enum FrameKind {
     KeepAlive,
     Error,
     Compared,
+    Lacks,
 }
 
 impl FrameKind {
-    pub const ALL: [FrameKind; 10] = [
+    pub const ALL: [FrameKind; 11] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Batch,
@@ -64,6 +65,7 @@ impl FrameKind {
         FrameKind::KeepAlive,
         FrameKind::Error,
         FrameKind::Compared,
+        FrameKind::Lacks,
     ];
 
     pub fn number(self) -> u16 {
@@ -78,6 +80,7 @@ impl FrameKind {
             FrameKind::KeepAlive => 8,
             FrameKind::Error => 9,
             FrameKind::Compared => 10,
+            FrameKind::Lacks => 11,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::ack::Ack;
 use super::frame::{FrameKind, read_frame, write_frame};
+use crate::device::BlockRun;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, KeyId, SessionId};
 use serde::de::DeserializeOwned;
@@ -58,6 +59,9 @@ pub struct Welcome {
     pub stream_bytes: u64,
     pub point: Option<Position>,
     pub broken: bool,
+    /// So many LACKS follow, which say what of it is not there all the same.
+    #[serde(default)]
+    pub lacks: u32,
     pub promoted: Option<Promoted>,
 }
 
@@ -129,6 +133,15 @@ pub struct Compared {
     pub number: u64,
     pub claim: u64,
     pub differs: Vec<Differing>,
+}
+
+/// Blocks of a LACKS frame: as many as fit.
+pub const LACKS_RUNS_MAX: usize = 1000;
+
+/// Blocks that the target lacks, though the position says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacks {
+    pub runs: Vec<BlockRun>,
 }
 
 /// What the peer does next, not what went wrong inside.
@@ -211,6 +224,7 @@ pub enum Message {
     KeepAlive,
     Error(Refusal),
     Compared(Compared),
+    Lacks(Lacks),
 }
 
 impl Message {
@@ -226,6 +240,7 @@ impl Message {
             Message::KeepAlive => FrameKind::KeepAlive,
             Message::Error(_) => FrameKind::Error,
             Message::Compared(_) => FrameKind::Compared,
+            Message::Lacks(_) => FrameKind::Lacks,
         }
     }
 
@@ -241,6 +256,7 @@ impl Message {
             FrameKind::KeepAlive => Message::KeepAlive,
             FrameKind::Error => Message::Error(from_json(kind, &body)?),
             FrameKind::Compared => Message::Compared(from_json(kind, &body)?),
+            FrameKind::Lacks => Message::Lacks(from_json(kind, &body)?),
         })
     }
 }
@@ -274,6 +290,7 @@ where
         Message::Decision(body) => to_json(kind, body)?,
         Message::Error(body) => to_json(kind, body)?,
         Message::Compared(body) => to_json(kind, body)?,
+        Message::Lacks(body) => to_json(kind, body)?,
     };
     write_frame(writer, kind, &json).await
 }

@@ -6,6 +6,7 @@ mod faults;
 mod hostile;
 mod kill;
 mod lab;
+mod lacking;
 mod sealing;
 mod sessions;
 mod takeover;

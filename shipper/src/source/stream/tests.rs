@@ -28,6 +28,7 @@ fn welcome(number: u64, hash: BatchHash, stream_bytes: u64) -> Welcome {
         stream_bytes,
         point: None,
         broken: true,
+        lacks: 0,
         promoted: None,
     }
 }

@@ -1,0 +1,185 @@
+//! One pack: being written, and read back.
+
+use super::SYNC_BYTES;
+use super::blocks::BlockSet;
+use super::folder::{self, Folder};
+use super::map::{PackMap, ROWS_MAX};
+use crate::batch::{Batch, Keyring, Sealed};
+use crate::error::{Error, Result};
+use crate::ids::{BatchHash, GroupUuid};
+use crate::receiver::Stream;
+use crate::receiver::medium::Medium;
+use rustix::fs::{Advice, fadvise};
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+/// A pack that is not closed. Dropped, it is a file that counts for nobody.
+pub(crate) struct PackWriter {
+    file: File,
+    part: PathBuf,
+    bytes: u64,
+    /// Written through to the device up to here.
+    synced: u64,
+    /// A write of something else follows beyond this.
+    pub bytes_max: u64,
+    batches: Vec<(u32, BatchHash)>,
+    touched: BlockSet,
+    covered: BlockSet,
+    pub after: Stream,
+}
+
+impl PackWriter {
+    /// Begins pack `number` there, behind `before`. A part that an earlier attempt left is
+    /// begun anew.
+    pub fn create(
+        folder: &Folder,
+        number: usize,
+        before: Stream,
+        sizes: &[u64],
+        bytes_max: u64,
+    ) -> Result<PackWriter> {
+        let part = folder.part(number);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW);
+        let file = options
+            .open(&part)
+            .map_err(|e| Error::storage(format!("cannot create {}", part.display()), e))?;
+        Ok(PackWriter {
+            file,
+            part,
+            bytes: 0,
+            synced: 0,
+            bytes_max,
+            batches: Vec::new(),
+            touched: BlockSet::new(sizes),
+            covered: BlockSet::new(sizes),
+            after: before,
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes >= self.bytes_max || self.batches.len() >= ROWS_MAX / 2
+    }
+
+    /// Adds the batch that comes next.
+    pub fn push(&mut self, sealed: &Sealed) -> Result<()> {
+        self.file.write_all(&sealed.bytes).map_err(|e| self.failed(e))?;
+        self.bytes += sealed.bytes.len() as u64;
+        self.batches.push((sealed.bytes.len() as u32, sealed.hash));
+        for (volume, extent) in &sealed.touches {
+            self.touched.insert_touched(*volume, *extent);
+            if let Some(whole) = self.covered.whole(*volume, *extent) {
+                self.covered.insert(&whole);
+            }
+        }
+        self.after = self.after.then(sealed);
+        if self.bytes - self.synced >= SYNC_BYTES {
+            self.write_through()?;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        Error::storage(format!("cannot write {}", self.part.display()), error)
+    }
+
+    /// To the device, and out of the page cache, which is the guests'.
+    fn write_through(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|e| self.failed(e))?;
+        // Only advice: a file system that does not take it keeps the pages.
+        let _ = fadvise(&self.file, self.synced, None, Advice::DontNeed);
+        self.synced = self.bytes;
+        Ok(())
+    }
+
+    /// Makes it durable under its name. Gives its map.
+    pub fn close(mut self, folder: &Folder, number: usize) -> Result<(PackMap, Stream)> {
+        self.write_through()?;
+        let path = folder.pack(number);
+        std::fs::rename(&self.part, &path).map_err(|e| self.failed(e))?;
+        let dir = path.parent().unwrap_or(folder.dir());
+        Medium::default().sync_dir(dir)?;
+        let map = PackMap {
+            batches: self.batches,
+            touched: self.touched.runs().collect(),
+            covered: self.covered.runs().collect(),
+        };
+        Ok((map, self.after))
+    }
+}
+
+/// Reads a pack batch by batch; nothing is given that is not what the map names.
+pub(crate) struct PackReader<'a> {
+    file: BufReader<File>,
+    path: PathBuf,
+    rest: std::slice::Iter<'a, (u32, BatchHash)>,
+    group: GroupUuid,
+    stream: Stream,
+}
+
+/// Of one read of a pack.
+const READ_BYTES: usize = 1 << 20;
+
+impl<'a> PackReader<'a> {
+    /// `None`: nothing is there. `before`: the stream before the pack.
+    pub fn open(
+        folder: &Folder,
+        number: usize,
+        map: &'a PackMap,
+        group: GroupUuid,
+        before: Stream,
+    ) -> Result<Option<PackReader<'a>>> {
+        let path = folder.pack(number);
+        let Some(file) = folder::open(&path)? else { return Ok(None) };
+        let failed = |e| Error::storage(format!("cannot read {}", path.display()), e);
+        let len = file.metadata().map_err(failed)?.len();
+        if len != map.pack_bytes() {
+            let (path, expected) = (path.display(), map.pack_bytes());
+            return Err(Error::damaged(format!("{path} has {len} bytes, not {expected}")));
+        }
+        let _ = fadvise(&file, 0, None, Advice::Sequential);
+        let file = BufReader::with_capacity(READ_BYTES, file);
+        Ok(Some(PackReader { file, path, rest: map.batches.iter(), group, stream: before }))
+    }
+
+    /// The next batch's bytes, as they were cut; `None` at the end.
+    pub fn next_bytes(&mut self) -> Result<Option<Vec<u8>>> {
+        let Some((len, hash)) = self.rest.next() else { return Ok(None) };
+        let mut bytes = vec![0; *len as usize];
+        self.file
+            .read_exact(&mut bytes)
+            .map_err(|e| Error::storage(format!("cannot read {}", self.path.display()), e))?;
+        if BatchHash::of(&bytes) != *hash {
+            return Err(self.damaged("a batch is not the one that was written"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The next batch, checked and unpacked.
+    pub fn next(&mut self, keys: &Keyring) -> Result<Option<Batch>> {
+        let Some(bytes) = self.next_bytes()? else { return Ok(None) };
+        let batch = Batch::open(bytes, keys)?;
+        if !batch.is_sealed() && keys.newest().is_some() {
+            return Err(self.damaged("a batch is not sealed, though keys were given"));
+        }
+        let view = batch.view();
+        let after = self.stream.follow(self.group, &view);
+        self.stream = after.map_err(|refusal| self.damaged(&refusal.message))?;
+        Ok(Some(batch))
+    }
+
+    /// The stream after the batches read by [`PackReader::next`].
+    pub fn after(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub fn damaged(&self, what: &str) -> Error {
+        Error::damaged(format!("{}: {what}", self.path.display()))
+    }
+}

@@ -1,0 +1,422 @@
+//! The exporting side's devices together: which export they carry, which of them are there,
+//! where the next pack goes. A copy of manifest and maps lies in the state directory, so
+//! that devices may be away.
+
+use super::export::{ExportPlan, FolderView};
+use super::folder::{self, Folder};
+use super::manifest::{
+    DEVICES_MAX, MANIFEST_BYTES_MAX, MANIFEST_VERSION, Manifest, PACKS_MAX, Pack,
+};
+use super::map::PackMap;
+use super::sign::{ManifestSigner, Trust};
+use super::{RESERVE_BYTES, ROOM_BYTES_MIN};
+use crate::batch::BATCH_BYTES_MAX;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Digest, GroupUuid, KeyId, SetId};
+use crate::receiver::Stream;
+use crate::receiver::medium::Medium;
+use crate::wire::{VolumeSize, Welcome};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use towline_block::size::format_size;
+use towline_block::{Epoch, GroupName};
+use towline_journal::GroupDir;
+use towline_journal::state::GroupState;
+
+/// The group's copy in its state directory.
+pub(crate) fn local(dir: &GroupDir) -> Folder {
+    Folder::at(dir.path().join("device"))
+}
+
+/// A manifest of our own making.
+fn load(folder: &Folder) -> Result<Option<Manifest>> {
+    let path = folder.manifest();
+    let Some(bytes) = folder::read(&path, MANIFEST_BYTES_MAX)? else { return Ok(None) };
+    let manifest = Manifest::decode(&bytes, &Trust::Unsigned);
+    let manifest = manifest
+        .map_err(|e| Error::caused(e.kind(), format!("{} is not usable", path.display()), e))?;
+    Ok(Some(manifest))
+}
+
+/// A device in use.
+struct Slot {
+    /// As it was given.
+    dir: PathBuf,
+    folder: Folder,
+    device: u32,
+    /// Packs of which the map is known to lie there.
+    maps: usize,
+}
+
+pub(crate) struct Shelf {
+    local: Folder,
+    slots: Vec<Slot>,
+    pub manifest: Manifest,
+    signer: Option<ManifestSigner>,
+}
+
+/// The group as the proxy's state directory has it.
+pub(crate) struct Own {
+    group: GroupName,
+    group_uuid: GroupUuid,
+    epoch: Epoch,
+    volumes: Vec<VolumeSize>,
+    /// What the volumes hold at most, holes left out.
+    data_bytes: u64,
+}
+
+impl Own {
+    pub fn of(state: GroupState) -> Own {
+        let data = |volume: &towline_journal::state::VolumeState| {
+            let meta = std::fs::metadata(&volume.path).ok().filter(|meta| meta.is_file());
+            // Blocks of 512 bytes, whatever the file system's are.
+            let allocated = meta.map_or(u64::MAX, |meta| meta.blocks().saturating_mul(512));
+            allocated.min(volume.size_bytes)
+        };
+        Own {
+            data_bytes: state.volumes.iter().map(data).sum(),
+            group: state.group,
+            group_uuid: GroupUuid(state.group_uuid.0),
+            epoch: Epoch(state.epoch),
+            volumes: state
+                .volumes
+                .into_iter()
+                .map(|v| VolumeSize { name: v.name, size_bytes: v.size_bytes })
+                .collect(),
+        }
+    }
+}
+
+impl Shelf {
+    /// Goes on with the export that was begun, or begins one. Everything that can be
+    /// refused is refused here, before anything is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] when a device carries something else, or the export is
+    /// finished; [`ErrorKind::NoSpace`] when it cannot fit.
+    pub fn open(own: &Own, plan: &ExportPlan, key: Option<KeyId>, dir: &GroupDir) -> Result<Shelf> {
+        let local = local(dir);
+        let given: Vec<Folder> = plan.to.iter().map(|to| Folder::of(to, &own.group)).collect();
+        let mut manifest = load(&local)?;
+        for folder in &given {
+            let found = match folder.identity()? {
+                Some(_) => load(folder)?,
+                None => None,
+            };
+            manifest = newest(manifest, found, folder)?;
+        }
+        let is_new = manifest.is_none();
+        let mut manifest = manifest.unwrap_or_else(|| Manifest {
+            version: MANIFEST_VERSION,
+            set: SetId::random(),
+            group: own.group.clone(),
+            group_uuid: own.group_uuid,
+            epoch: own.epoch,
+            volumes: own.volumes.clone(),
+            key,
+            pack_bytes: plan.pack_bytes,
+            begun_unix_ns: towline_journal::unix_now_ns(),
+            finished: false,
+            devices: 1,
+            packs: Vec::new(),
+        });
+        check_own(own, &manifest)?;
+        manifest.key = key;
+        let mut highest = if is_new { 0 } else { manifest.devices };
+        let mut slots = Vec::new();
+        for (to, folder) in plan.to.iter().zip(given) {
+            let device = match folder.identity()? {
+                Some(found) if found.set == manifest.set => found.device,
+                Some(found) => {
+                    let what = format!(
+                        "{} carries another export ({}): give an empty folder, or remove that one",
+                        folder.dir().display(),
+                        found.set
+                    );
+                    return Err(Error::new(ErrorKind::Refused, what));
+                }
+                None => {
+                    highest += 1;
+                    highest
+                }
+            };
+            slots.push(Slot { dir: to.clone(), folder, device, maps: 0 });
+        }
+        manifest.devices = manifest.devices.max(highest);
+        if manifest.devices > DEVICES_MAX {
+            let what = format!("an export has at most {DEVICES_MAX} devices");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let signer = plan.pki.as_deref().map(|pki| ManifestSigner::load(pki, &own.group));
+        let mut shelf = Shelf { local, slots, manifest, signer: signer.transpose()? };
+        shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
+        shelf.begin()?;
+        Ok(shelf)
+    }
+
+    fn check_space(&self, data_bytes: u64) -> Result<()> {
+        let needed = data_bytes.saturating_sub(self.manifest.bytes());
+        let mut free = 0u64;
+        let mut seen = Vec::new();
+        for slot in &self.slots {
+            // Two folders of one file system share its room.
+            let device = slot.dir.metadata().map(|meta| meta.dev());
+            let device = device.map_err(|e| {
+                let what = format!("the device's folder {} is not there", slot.dir.display());
+                Error::caused(ErrorKind::Unreachable, what, e)
+            })?;
+            if !seen.contains(&device) {
+                seen.push(device);
+                free += slot.folder.free_bytes()?.saturating_sub(RESERVE_BYTES);
+            }
+        }
+        if needed <= free {
+            return Ok(());
+        }
+        let what = format!(
+            "the volumes hold up to {} that the devices do not have yet, and there is room for {}: \
+             add a device to --to, or say with --expect what you expect the compressed data to take",
+            format_size(needed),
+            format_size(free)
+        );
+        Err(Error::new(ErrorKind::NoSpace, what))
+    }
+
+    /// Local copy first: it says which devices there are.
+    fn begin(&mut self) -> Result<()> {
+        std::fs::create_dir_all(self.local.dir()).map_err(|e| {
+            Error::storage(format!("cannot make {}", self.local.dir().display()), e)
+        })?;
+        self.local.make()?;
+        let folders: Vec<Folder> = self.slots.iter().map(|slot| slot.folder.clone()).collect();
+        for number in self.manifest.numbers() {
+            if self.local.map(number).exists() {
+                continue;
+            }
+            let has = folders.iter().find_map(|folder| self.sound_map(folder, number));
+            let bytes = has.ok_or_else(|| {
+                Error::damaged(format!(
+                    "the map of pack {number} is neither in the state directory nor on a device \
+                     that is here"
+                ))
+            })?;
+            Medium::default().replace(&self.local.map(number), &bytes)?;
+        }
+        self.write_manifest(&self.local)?;
+        for slot in &self.slots {
+            slot.folder.identify(self.manifest.set, slot.device)?;
+        }
+        self.bring_up_to_date();
+        Ok(())
+    }
+
+    fn sound_map(&self, folder: &Folder, number: usize) -> Option<Vec<u8>> {
+        let bytes = folder.read_map(number).ok().flatten()?;
+        let digest = self.manifest.pack(number)?.map;
+        (Digest::of(&bytes) == digest).then_some(bytes)
+    }
+
+    fn write_manifest(&self, folder: &Folder) -> Result<()> {
+        let bytes = self.manifest.encode(self.signer.as_ref())?;
+        Medium::default().replace(&folder.manifest(), &bytes)
+    }
+
+    /// Whether any device is there.
+    pub fn is_any_there(&self) -> bool {
+        self.slots.iter().any(|slot| slot.folder.is_there(self.manifest.set, slot.device))
+    }
+
+    /// The device for the next pack, and how large that may become: of those that have
+    /// room the one with the least of this export on it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when all that are there are full.
+    pub fn choose(&self) -> Result<(Folder, u32, u64)> {
+        if self.manifest.packs.len() >= PACKS_MAX {
+            let what = format!("an export has at most {PACKS_MAX} packs: begin with larger ones");
+            return Err(Error::new(ErrorKind::Refused, what));
+        }
+        let mut best: Option<(&Slot, u64, u64)> = None;
+        let mut there = 0;
+        for slot in &self.slots {
+            if !slot.folder.is_there(self.manifest.set, slot.device) {
+                continue;
+            }
+            there += 1;
+            let free = slot.folder.free_bytes()?.saturating_sub(RESERVE_BYTES);
+            let used = self.used(slot.device).1;
+            if free >= ROOM_BYTES_MIN && best.is_none_or(|(_, least, _)| used < least) {
+                best = Some((slot, used, free));
+            }
+        }
+        match best {
+            Some((slot, _, free)) => {
+                let room = free - BATCH_BYTES_MAX as u64;
+                Ok((slot.folder.clone(), slot.device, room.min(self.manifest.pack_bytes)))
+            }
+            None if there == 0 => {
+                let what = "none of the devices is there: plug one in, or end this and start again \
+                            with other folders";
+                Err(Error::new(ErrorKind::Unreachable, what))
+            }
+            None => {
+                let what = "the devices are full: start again with another folder in --to; what is \
+                            there stays";
+                Err(Error::new(ErrorKind::NoSpace, what))
+            }
+        }
+    }
+
+    /// Packs and bytes on a device.
+    fn used(&self, device: u32) -> (usize, u64) {
+        let of = self.manifest.packs.iter().filter(|pack| pack.device == device);
+        of.fold((0, 0), |(packs, bytes), pack| (packs + 1, bytes + pack.bytes))
+    }
+
+    /// A pack is durable on its device. Its map goes to every device that is there, then
+    /// the manifest; the local copy last: a manifest never names a map that is not beside
+    /// it.
+    pub fn add(&mut self, device: u32, map: &PackMap, after: Stream) -> Result<()> {
+        let bytes = map.encode();
+        let pack = Pack { device, bytes: map.pack_bytes(), map: Digest::of(&bytes), after };
+        self.manifest.packs.push(pack);
+        let number = self.manifest.packs.len();
+        let stored = Medium::default()
+            .replace(&self.local.map(number), &bytes)
+            .and_then(|()| self.write_manifest(&self.local));
+        if let Err(error) = stored {
+            self.manifest.packs.pop();
+            return Err(error);
+        }
+        self.bring_up_to_date();
+        Ok(())
+    }
+
+    /// Nothing more comes. Answers the devices that do not know it.
+    pub fn finish(&mut self) -> Result<Vec<PathBuf>> {
+        self.manifest.finished = true;
+        self.write_manifest(&self.local)?;
+        Ok(self.bring_up_to_date())
+    }
+
+    /// Gives every device that is there what it lacks. Answers those that are behind.
+    pub fn bring_up_to_date(&mut self) -> Vec<PathBuf> {
+        let mut behind = Vec::new();
+        for index in 0..self.slots.len() {
+            if let Err(error) = self.update(index) {
+                let dir = self.slots[index].dir.clone();
+                tracing::warn!(device = %dir.display(), "{error}; it is tried again later");
+                behind.push(dir);
+            }
+        }
+        behind
+    }
+
+    fn update(&mut self, index: usize) -> Result<()> {
+        let slot = &self.slots[index];
+        if !slot.folder.is_there(self.manifest.set, slot.device) {
+            let what = "the device is not there";
+            return Err(Error::new(ErrorKind::Unreachable, what));
+        }
+        for number in slot.maps + 1..=self.manifest.packs.len() {
+            if self.sound_map(&slot.folder, number).is_some() {
+                continue;
+            }
+            let bytes = self.sound_map(&self.local, number).ok_or_else(|| {
+                Error::damaged(format!(
+                    "the map of pack {number} in the state directory is damaged"
+                ))
+            })?;
+            Medium::default().replace(&slot.folder.map(number), &bytes)?;
+        }
+        self.write_manifest(&slot.folder)?;
+        self.slots[index].maps = self.manifest.packs.len();
+        Ok(())
+    }
+
+    pub fn views(&self) -> Vec<FolderView> {
+        let view = |slot: &Slot| {
+            let (packs, bytes) = self.used(slot.device);
+            FolderView { dir: slot.dir.clone(), device: slot.device, packs, bytes }
+        };
+        self.slots.iter().map(view).collect()
+    }
+}
+
+/// Of two manifests of one export the longer.
+fn newest(
+    known: Option<Manifest>,
+    found: Option<Manifest>,
+    folder: &Folder,
+) -> Result<Option<Manifest>> {
+    let (Some(known), Some(found)) = (&known, &found) else { return Ok(known.or(found)) };
+    if known.set != found.set {
+        let what = format!(
+            "{} carries another export ({}, not {}): give an empty folder, or remove that one",
+            folder.dir().display(),
+            found.set,
+            known.set
+        );
+        return Err(Error::new(ErrorKind::Refused, what));
+    }
+    let is_longer = (found.packs.len(), found.finished) > (known.packs.len(), known.finished);
+    Ok(Some(if is_longer { found.clone() } else { known.clone() }))
+}
+
+fn check_own(own: &Own, manifest: &Manifest) -> Result<()> {
+    let refused = |what: String| Err(Error::new(ErrorKind::Refused, what));
+    if manifest.group_uuid != own.group_uuid || manifest.volumes != own.volumes {
+        return refused(format!(
+            "the devices carry an export of another group {}, or of other volumes: give empty folders",
+            own.group
+        ));
+    }
+    if manifest.epoch != own.epoch {
+        return refused(format!(
+            "the export is of epoch {}, the group is in epoch {}: drop it (towline device forget) and \
+             begin anew on empty folders",
+            manifest.epoch.0, own.epoch.0
+        ));
+    }
+    if manifest.finished {
+        return refused(format!(
+            "the export of group {} is finished: take the devices to `towline device import`. To \
+             export everything once more, drop it (towline device forget) and give empty folders",
+            own.group
+        ));
+    }
+    Ok(())
+}
+
+/// While a device travels the group must not be sent to a target that does not have its
+/// content: everything would be sent.
+///
+/// # Errors
+/// [`ErrorKind::Unreachable`]: it may be imported any time.
+pub(crate) fn check_travelling(dir: &GroupDir, welcome: &Welcome) -> Result<()> {
+    let Some(manifest) = load(&local(dir))? else { return Ok(()) };
+    let travels = manifest.after().number;
+    if welcome.number >= travels || welcome.promoted.is_some() {
+        return Ok(());
+    }
+    let what = format!(
+        "batches up to {travels} of group {} travel on transport devices and the target has {}: import \
+         them there (towline device import), then shipping goes on by itself. To send everything over \
+         the network instead, drop the export: towline device forget",
+        manifest.group, welcome.number
+    );
+    Err(Error::new(ErrorKind::Unreachable, what))
+}
+
+/// Drops the group's export: its devices count for nothing more here. Answers whether there
+/// was one.
+pub fn forget(state_dir: &Path, group: &GroupName) -> Result<bool> {
+    let dir = GroupDir::of(state_dir, group);
+    let _lock = dir.lock("ship.lock", "shipper").map_err(crate::source::from_journal)?;
+    let local = local(&dir);
+    match std::fs::remove_dir_all(local.dir()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::storage(format!("cannot remove {}", local.dir().display()), e)),
+    }
+}

@@ -1,0 +1,288 @@
+//! The shipper's session with its devices: takes batches of the stream in order, writes
+//! packs, and acknowledges a pack once it is closed.
+//!
+//! What lies in a pack that is not closed counts for nothing: a device that is pulled out
+//! costs this pack, and its blocks and records are read again.
+
+use super::export::{ExportPlan, ExportView, Shared};
+use super::folder::Folder;
+use super::pack::PackWriter;
+use super::shelf::{Own, Shelf};
+use super::{LOOK_EVERY, SETTLE_EVERY, SETTLE_MAX};
+use crate::batch::Sealed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::receiver::Stream as Stand;
+use crate::source::ShipConfig;
+use crate::source::stream::{News, Next, Stream};
+use crate::wire::{Ack, PROTOCOL, Welcome};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use towline_journal::GroupDir;
+use towline_journal::progress::Figure;
+
+/// How often a missing group, the end of the baseline, and the wish to stop are looked for.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(
+    stream: &Stream,
+    plan: &ExportPlan,
+    shared: &Shared,
+    config: &ShipConfig,
+    dir: &GroupDir,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(export(stream, plan, shared, config, dir)),
+        Err(e) => Err(Error::storage("cannot start the runtime of the export", e)),
+    };
+    let error = outcome.as_ref().err().map(ToString::to_string);
+    stream.progress().set_error(&error.unwrap_or_default());
+    stream.progress().set(Figure::Connected, 0);
+    match outcome {
+        // Asked to stop.
+        Ok(None) => {}
+        Ok(Some(behind)) => shared.end(Ok(behind)),
+        Err(error) => shared.end(Err(error)),
+    }
+    stream.end();
+}
+
+/// `None` when it was asked to stop before it was finished.
+async fn export(
+    stream: &Stream,
+    plan: &ExportPlan,
+    shared: &Shared,
+    config: &ShipConfig,
+    dir: &GroupDir,
+) -> Result<Option<Vec<PathBuf>>> {
+    let own = loop {
+        if stream.stopping() {
+            return Ok(None);
+        }
+        if let Some(state) = dir.load().map_err(crate::source::from_journal)? {
+            break Own::of(state);
+        }
+        sleep(POLL).await;
+    };
+    let key = config.keys.newest().map(|key| key.id);
+    let shelf = Shelf::open(&own, plan, key, dir)?;
+    let closed = shelf.manifest.after();
+    tracing::info!(
+        set = %shelf.manifest.set, packs = shelf.manifest.packs.len(),
+        "the devices have everything up to batch {}", closed.number
+    );
+    stream.welcome(welcome(&closed));
+    let mut sink = Sink { stream, shared, shelf, open: None, settling: None };
+    sink.show();
+    sink.run().await
+}
+
+fn welcome(closed: &Stand) -> Welcome {
+    Welcome {
+        version: PROTOCOL,
+        batch_format: crate::batch::VERSION,
+        number: closed.number,
+        hash: closed.hash,
+        position: closed.position,
+        claims_upto: closed.claims_upto,
+        stream_bytes: closed.stream_bytes,
+        point: closed.point.map(|point| point.position),
+        broken: !closed.whole,
+        lacks: 0,
+        promoted: None,
+    }
+}
+
+fn ack(closed: &Stand) -> Ack {
+    Ack {
+        number: closed.number,
+        position: closed.position,
+        claims_upto: closed.claims_upto,
+        applied: closed.number,
+        stream_bytes: closed.stream_bytes,
+        point: closed.point.map(|point| point.position),
+        broken: !closed.whole,
+    }
+}
+
+/// Since when nothing was dirty, and when a pack was closed for that last.
+#[derive(Clone, Copy)]
+struct Settling {
+    since: Instant,
+    closed: Instant,
+}
+
+struct Open {
+    writer: PackWriter,
+    folder: Folder,
+    device: u32,
+}
+
+struct Sink<'a> {
+    stream: &'a Stream,
+    shared: &'a Shared,
+    shelf: Shelf,
+    open: Option<Open>,
+    settling: Option<Settling>,
+}
+
+impl Sink<'_> {
+    async fn run(&mut self) -> Result<Option<Vec<PathBuf>>> {
+        loop {
+            let step = self.step().await;
+            match step {
+                Ok(true) => return self.shelf.finish().map(Some),
+                Ok(false) => {}
+                Err(error) if is_final(error.kind()) => return Err(error),
+                Err(error) => self.wait_for_devices(&error).await,
+            }
+            if self.stream.stopping() {
+                self.close()?;
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes what waits, closes what is due; true once the export is finished.
+    async fn step(&mut self) -> Result<bool> {
+        while !self.stream.stopping()
+            && let Some(next) = self.stream.next()
+        {
+            match next {
+                Next::Batch(sealed) => self.put(&sealed).await?,
+                Next::Message(_) => {
+                    let what = "the group is exported to transport devices, which cannot take over";
+                    self.stream.tell(News::NotReady(what.into()));
+                }
+            }
+        }
+        if self.settle()? {
+            return Ok(true);
+        }
+        let _ = timeout(POLL, self.stream.wait_ready()).await;
+        Ok(false)
+    }
+
+    async fn put(&mut self, sealed: &Sealed) -> Result<()> {
+        self.pass(sealed).await;
+        let closed = self.shelf.manifest.after();
+        // The proxy came again: what was not acknowledged is cut anew.
+        if sealed.number == closed.number + 1 {
+            self.open = None;
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let number = self.shelf.manifest.packs.len() + 1;
+                let sizes = self.shelf.manifest.sizes();
+                let (folder, device, bytes_max) = self.shelf.choose()?;
+                let writer = PackWriter::create(&folder, number, closed, &sizes, bytes_max)?;
+                self.open.insert(Open { writer, folder, device })
+            }
+        };
+        if sealed.number != open.writer.after.number + 1 {
+            let what = format!("batch {} does not follow in the pack", sealed.number);
+            return Err(Error::new(ErrorKind::Protocol, what));
+        }
+        open.writer.push(sealed)?;
+        let is_full = open.writer.is_full();
+        self.stream.handed(sealed.number);
+        self.stream.progress().set(Figure::SentStreamBytes, sealed.stream_bytes);
+        if is_full { self.close() } else { Ok(()) }
+    }
+
+    /// The device's disk is read and written at the rate that is in force for the group.
+    async fn pass(&self, sealed: &Sealed) {
+        let pace = self.stream.pace();
+        let (mut rest, mut ops) = (sealed.bytes.len(), u64::from(sealed.op_count));
+        while rest > 0 && !self.stream.stopping() {
+            let piece = pace.piece_bytes().min(rest);
+            pace.pass(piece as u64, std::mem::take(&mut ops)).await;
+            rest -= piece;
+        }
+    }
+
+    /// Closes the pack in work, if it holds anything, and acknowledges it.
+    fn close(&mut self) -> Result<()> {
+        let Some(open) = self.open.take().filter(|open| !open.writer.is_empty()) else {
+            return Ok(());
+        };
+        let number = self.shelf.manifest.packs.len() + 1;
+        let (map, after) = open.writer.close(&open.folder, number)?;
+        self.shelf.add(open.device, &map, after.clone())?;
+        tracing::info!(
+            pack = number,
+            bytes = map.pack_bytes(),
+            device = open.device,
+            batch = after.number,
+            "a pack is closed"
+        );
+        self.stream.closed(ack(&after), after.hash);
+        self.show();
+        Ok(())
+    }
+
+    fn show(&self) {
+        let manifest = &self.shelf.manifest;
+        self.shared.show(ExportView {
+            set: Some(manifest.set),
+            folders: self.shelf.views(),
+            packs: manifest.packs.len(),
+            bytes: manifest.bytes(),
+            after: manifest.after(),
+        });
+    }
+
+    /// Once all blocks were read: small packs, so that their claims complete and HEAL can
+    /// follow. True when there is nothing more to wait for.
+    fn settle(&mut self) -> Result<bool> {
+        if self.stream.dirty_blocks() != Some(0) {
+            self.settling = None;
+            return Ok(false);
+        }
+        let now = Instant::now();
+        let settling = self.settling.get_or_insert(Settling { since: now, closed: now });
+        if now.duration_since(settling.closed) < SETTLE_EVERY {
+            return Ok(false);
+        }
+        settling.closed = now;
+        let is_late = now.duration_since(settling.since) >= SETTLE_MAX;
+        self.close()?;
+        let closed = self.shelf.manifest.after();
+        Ok(closed.whole || is_late && closed.number > 0)
+    }
+
+    /// A device failed: the pack in work is lost, the stream goes on behind the last closed
+    /// one once any device is there.
+    async fn wait_for_devices(&mut self, error: &Error) {
+        tracing::warn!("{error}; going on once a device is there");
+        self.open = None;
+        self.stream.lost();
+        self.stream.progress().set_error(&error.to_string());
+        loop {
+            sleep(LOOK_EVERY).await;
+            if self.stream.stopping() {
+                return;
+            }
+            if self.shelf.is_any_there() {
+                break;
+            }
+        }
+        self.shelf.bring_up_to_date();
+        self.stream.progress().set_error("");
+        self.stream.rewind(welcome(&self.shelf.manifest.after()));
+    }
+}
+
+/// What waiting does not cure.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Refused
+            | ErrorKind::InvalidInput
+            | ErrorKind::Damaged
+            | ErrorKind::TooNew
+            | ErrorKind::NoSpace
+    )
+}
