@@ -18,6 +18,7 @@ mod blocks;
 mod export;
 mod folder;
 mod import;
+mod later;
 mod ledger;
 mod manifest;
 mod map;
@@ -67,7 +68,7 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) const SETTLE_EVERY: Duration = Duration::from_millis(300);
 /// How long it is waited for the group to be whole once everything was read: a group that
 /// its guests keep broken is whole over the network, later.
-pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(20);
 
 const _: () = assert!(ROOM_BYTES_MIN as usize > 2 * BATCH_BYTES_MAX);
 

@@ -1,6 +1,7 @@
 //! Journeys on which nothing is lost.
 
 use crate::lab::{Lab, PACK_BYTES, plan};
+use towline_bench::stamp::{Pattern, Plan};
 use towline_shipper::batch::BATCH_BYTES_MAX;
 use towline_shipper::source::WINDOW_BYTES_MIN;
 use towline_tests::rig::Process;
@@ -139,4 +140,21 @@ fn shipping_that_begins_too_early_waits_for_the_import() {
     let sent = lab.rig.relay.forwarded_bytes() - before;
     assert!(sent < 256 << 10, "{sent} bytes crossed the network, nothing had to");
     lab.assert_ends_identical();
+}
+
+#[test]
+fn guests_that_outrun_their_ring_end_no_export_for_ever() {
+    let mut lab = Lab::new(1);
+    (lab.rig.ring, lab.rig.spill) = ("4M", "0");
+    let prefilled = lab.rig.prefill();
+    lab.rig.start_proxy();
+    let flood = Plan { rate_per_s: None, pattern: Pattern::Uniform, ..plan(5) };
+    let guest = lab.rig.guest_knowing(&flood, prefilled);
+    let report = lab.export();
+    let history = guest.stop();
+    println!("{report}");
+    let rest = lab.rig.status();
+    lab.import(&lab.devices, vec![]).exits(0);
+    lab.ship_only(rest.map_set_bytes() + rest.ring_used_bytes());
+    lab.rig.assert_ends_equal(&history);
 }

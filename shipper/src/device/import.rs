@@ -6,7 +6,7 @@
 //! behind both holds them whole. So the order in which devices arrive costs bytes, never
 //! truth.
 
-use super::blocks::{BlockRun, BlockSet};
+use super::later::Later;
 use super::ledger::{Entry, Ledger};
 use super::pack::PackReader;
 use super::set::{DeviceSet, Fate};
@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use towline_block::{BLOCK_BYTES, Extent, GroupName, VolumeId, VolumeName};
+use towline_block::{GroupName, VolumeName};
 
 /// Batches that are read ahead of each pack.
 const READ_AHEAD: usize = 4;
@@ -94,7 +94,8 @@ pub fn import(config: &ImportConfig, applied: &AtomicU64) -> Result<Imported> {
         Ledger::new(&layout.device, set.manifest.set, targets.iter().map(record).collect())
     });
     ledger.store()?;
-    let mut work = Work { set: &set, config, ledger, targets: &targets, applied };
+    let later = Later::of(&set, ledger)?;
+    let mut work = Work { set: &set, config, ledger, targets: &targets, later, applied };
     let damaged = work.run()?;
     let missing: Vec<usize> = set
         .manifest
@@ -258,6 +259,7 @@ struct Work<'a> {
     config: &'a ImportConfig,
     ledger: &'a mut Ledger,
     targets: &'a [Target],
+    later: Later,
     applied: &'a AtomicU64,
 }
 
@@ -294,12 +296,12 @@ impl Work<'_> {
     /// One pack. Answers why it is not usable, if so; what of it was written does no harm:
     /// its blocks are lacking.
     fn apply(&mut self, number: usize, batches: &Receiver<Read>) -> Result<Option<String>> {
-        let skip = self.begin(number)?;
+        self.begin(number)?;
         loop {
             match batches.recv() {
                 Ok(Read::Batch(batch)) => {
                     for entry in batch.view().ops() {
-                        self.write(entry.op, &skip)?;
+                        self.write(number, entry.op)?;
                     }
                     self.applied.fetch_add(batch.bytes().len() as u64, Ordering::Relaxed);
                 }
@@ -316,38 +318,21 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Notes durably that the targets may hold anything of the pack from now on. Answers the
-    /// blocks that it must not write: later packs have.
-    fn begin(&mut self, number: usize) -> Result<BlockSet> {
-        let mut skip = BlockSet::new(self.set.sizes());
-        for later in self.ledger.packs.range(number + 1..).map(|(later, _)| *later) {
-            let map = self.set.map(later).ok_or_else(|| {
-                let what = format!(
-                    "the map of pack {later}, which is imported, is on none of these devices: add \
-                     another one of the export"
-                );
-                Error::new(ErrorKind::Unreachable, what)
-            })?;
-            map.touched.iter().for_each(|run| skip.insert(run));
-        }
-        let Some(pack) = self.set.manifest.pack(number) else { return Ok(skip) };
-        let mut skipped = Vec::new();
-        if !skip.is_empty()
-            && let Some(map) = self.set.map(number)
-        {
-            skipped = common(&map.touched, &skip);
-        }
-        let map = pack.map;
-        self.ledger.packs.insert(number, Entry { map, done: false, skipped });
-        self.ledger.store()?;
-        Ok(skip)
+    /// Notes durably that the targets may hold anything of the pack from now on, but in the
+    /// blocks that later packs have written.
+    fn begin(&mut self, number: usize) -> Result<()> {
+        let Some(pack) = self.set.manifest.pack(number) else { return Ok(()) };
+        let touched = self.set.map(number).map(|map| map.touched).unwrap_or_default();
+        let skipped = self.later.common(&touched, number);
+        self.ledger.packs.insert(number, Entry { map: pack.map, done: false, skipped });
+        self.ledger.store()
     }
 
-    fn write(&self, op: Op<'_>, skip: &BlockSet) -> Result<()> {
+    fn write(&self, number: usize, op: Op<'_>) -> Result<()> {
         let Some((volume, extent)) = op.touches() else { return Ok(()) };
         let target = self.targets.get(volume.index());
         let target = target.ok_or_else(|| Error::damaged("a batch names an unknown volume"))?;
-        for piece in pieces(volume, extent, skip) {
+        for piece in self.later.pieces(volume, extent, number) {
             match op {
                 Op::Write { offset, payload, .. } => {
                     let from = (piece.offset - offset) as usize;
@@ -389,36 +374,6 @@ impl Work<'_> {
         self.ledger.remove()?;
         Ok(Stands { after, lacking_bytes: lacking.map(|lacking| lacking.bytes()) })
     }
-}
-
-/// What of these runs is in the set.
-fn common(runs: &[BlockRun], set: &BlockSet) -> Vec<BlockRun> {
-    let mut rest = set.clone();
-    let mut both = set.clone();
-    runs.iter().for_each(|run| rest.remove(run));
-    rest.runs().for_each(|run| both.remove(&run));
-    both.runs().collect()
-}
-
-/// The parts of a range that lie in no block of `skip`, as few as there are.
-fn pieces(volume: VolumeId, extent: Extent, skip: &BlockSet) -> Vec<Extent> {
-    if skip.is_empty() {
-        return vec![extent];
-    }
-    let mut pieces: Vec<Extent> = Vec::new();
-    let mut at = extent.offset;
-    while at < extent.end() {
-        let block = at / BLOCK_BYTES;
-        let end = extent.end().min((block + 1) * BLOCK_BYTES);
-        if !skip.contains(volume, block) {
-            match pieces.last_mut() {
-                Some(last) if last.end() == at => last.len += end - at,
-                _ => pieces.push(Extent::new(at, end - at)),
-            }
-        }
-        at = end;
-    }
-    pieces
 }
 
 /// Reads and checks a pack, ahead of who applies it.

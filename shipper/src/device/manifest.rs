@@ -12,8 +12,9 @@ use std::collections::BTreeSet;
 use towline_block::{Epoch, GroupName};
 
 pub const MANIFEST_VERSION: u32 = 1;
-/// Packs of one export; 256 TiB of the default size.
-pub const PACKS_MAX: usize = 1 << 16;
+/// Packs of one export: their numbers are kept in 16 bits a block where devices come out
+/// of order. 256 TiB of the default size.
+pub const PACKS_MAX: usize = u16::MAX as usize;
 /// A manifest of so many packs, with room.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 96 << 20;
 /// All volumes of a group together: their maps of blocks fit memory.

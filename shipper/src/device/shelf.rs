@@ -120,8 +120,8 @@ impl Shelf {
             devices: 1,
             packs: Vec::new(),
         });
-        check_own(own, &manifest)?;
-        manifest.key = key;
+        check_own(own, &manifest, key)?;
+        (manifest.key, manifest.pack_bytes) = (key, plan.pack_bytes);
         let mut highest = if is_new { 0 } else { manifest.devices };
         let mut slots = Vec::new();
         for (to, folder) in plan.to.iter().zip(given) {
@@ -363,7 +363,7 @@ fn newest(
     Ok(Some(if is_longer { found.clone() } else { known.clone() }))
 }
 
-fn check_own(own: &Own, manifest: &Manifest) -> Result<()> {
+fn check_own(own: &Own, manifest: &Manifest, key: Option<KeyId>) -> Result<()> {
     let refused = |what: String| Err(Error::new(ErrorKind::Refused, what));
     if manifest.group_uuid != own.group_uuid || manifest.volumes != own.volumes {
         return refused(format!(
@@ -377,6 +377,11 @@ fn check_own(own: &Own, manifest: &Manifest) -> Result<()> {
              begin anew on empty folders",
             manifest.epoch.0, own.epoch.0
         ));
+    }
+    if !manifest.packs.is_empty() && manifest.key.is_some() != key.is_some() {
+        return refused(
+            "an export is sealed as a whole or not at all: go on as it was begun".into(),
+        );
     }
     if manifest.finished {
         return refused(format!(

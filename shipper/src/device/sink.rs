@@ -9,8 +9,9 @@ use super::folder::Folder;
 use super::pack::PackWriter;
 use super::shelf::{Own, Shelf};
 use super::{LOOK_EVERY, SETTLE_EVERY, SETTLE_MAX};
-use crate::batch::Sealed;
+use crate::batch::{Header, Sealed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::BatchHash;
 use crate::receiver::Stream as Stand;
 use crate::source::ShipConfig;
 use crate::source::stream::{News, Next, Stream};
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use towline_journal::GroupDir;
 use towline_journal::progress::Figure;
+use zerocopy::FromBytes;
 
 /// How often a missing group, the end of the baseline, and the wish to stop are looked for.
 const POLL: Duration = Duration::from_millis(50);
@@ -157,7 +159,10 @@ impl Sink<'_> {
                 }
             }
         }
-        if self.settle()? {
+        if self.stream.walked().is_none() {
+            // The proxy is gone, and the drain waits for what it had cut.
+            self.close()?;
+        } else if self.settle()? {
             return Ok(true);
         }
         let _ = timeout(POLL, self.stream.wait_ready()).await;
@@ -167,10 +172,6 @@ impl Sink<'_> {
     async fn put(&mut self, sealed: &Sealed) -> Result<()> {
         self.pass(sealed).await;
         let closed = self.shelf.manifest.after();
-        // The proxy came again: what was not acknowledged is cut anew.
-        if sealed.number == closed.number + 1 {
-            self.open = None;
-        }
         let open = match &mut self.open {
             Some(open) => open,
             None => {
@@ -181,7 +182,7 @@ impl Sink<'_> {
                 self.open.insert(Open { writer, folder, device })
             }
         };
-        if sealed.number != open.writer.after.number + 1 {
+        if prev_hash(sealed) != Some(open.writer.after.hash) {
             let what = format!("batch {} does not follow in the pack", sealed.number);
             return Err(Error::new(ErrorKind::Protocol, what));
         }
@@ -234,23 +235,26 @@ impl Sink<'_> {
         });
     }
 
-    /// Once all blocks were read: small packs, so that their claims complete and HEAL can
-    /// follow. True when there is nothing more to wait for.
+    /// Once all blocks were read: small packs while nothing is dirty, so that claims
+    /// complete and HEAL can follow. True when there is nothing more to wait for: the group
+    /// is whole, or its guests keep it broken.
     fn settle(&mut self) -> Result<bool> {
-        if self.stream.dirty_blocks() != Some(0) {
+        let walked = self.stream.walked();
+        let Some(walked) = walked.filter(|w| w.dirty_blocks == 0 || w.rounds > 0) else {
             self.settling = None;
             return Ok(false);
-        }
+        };
         let now = Instant::now();
         let settling = self.settling.get_or_insert(Settling { since: now, closed: now });
-        if now.duration_since(settling.closed) < SETTLE_EVERY {
+        let is_late = now.duration_since(settling.since) >= SETTLE_MAX;
+        let is_due = now.duration_since(settling.closed) >= SETTLE_EVERY;
+        if !is_late && !(is_due && walked.dirty_blocks == 0) {
             return Ok(false);
         }
         settling.closed = now;
-        let is_late = now.duration_since(settling.since) >= SETTLE_MAX;
         self.close()?;
         let closed = self.shelf.manifest.after();
-        Ok(closed.whole || is_late && closed.number > 0)
+        Ok(closed.number > 0 && (is_late || closed.whole && walked.dirty_blocks == 0))
     }
 
     /// A device failed: the pack in work is lost, the stream goes on behind the last closed
@@ -273,6 +277,11 @@ impl Sink<'_> {
         self.stream.progress().set_error("");
         self.stream.rewind(welcome(&self.shelf.manifest.after()));
     }
+}
+
+/// The hash of the batch that it was cut behind.
+fn prev_hash(sealed: &Sealed) -> Option<BatchHash> {
+    Header::ref_from_prefix(&sealed.bytes).ok().map(|(header, _)| BatchHash(header.prev_hash))
 }
 
 /// What waiting does not cure.

@@ -10,7 +10,7 @@ use super::compress::{Compression, Compressor};
 use super::control::Order;
 use super::cutover::Driver;
 use super::history::History;
-use super::stream::{News, Stream};
+use super::stream::{News, Stream, Walked};
 use super::walker::{Chunk, Walker};
 use super::{ShipConfig, cutter, from_journal};
 use crate::batch::{BatchBuilder, Chain, Encoder, GroupKey, Method};
@@ -226,10 +226,11 @@ impl Drain {
             self.feed = None;
         }
         let Some(feed) = &mut self.feed else {
-            self.stream.set_dirty_blocks(None);
+            self.stream.set_walked(None);
             return self.begin();
         };
-        self.stream.set_dirty_blocks(Some(feed.reader.get(Counter::DirtyBlocks)));
+        let dirty_blocks = feed.reader.get(Counter::DirtyBlocks);
+        self.stream.set_walked(Some(Walked { dirty_blocks, rounds: feed.walker.rounds() }));
         feed.acknowledge(&self.stream)?;
         let mut moved = false;
         if feed.history.is_some() {

@@ -7,7 +7,6 @@ use crate::device::BlockRun;
 use crate::ids::{BatchHash, SessionId};
 use crate::wire::{Ack, Compared, Decision, Message, Welcome};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -42,6 +41,8 @@ struct Inner {
     next: usize,
     /// Number and hash of the last batch known durable: where the window begins.
     base: (u64, BatchHash),
+    /// Last batch that was handed over; beyond `base` it is not durable yet.
+    handed: u64,
     /// Set while the drain feeds a stream that continues what the target has.
     established: bool,
     connected: bool,
@@ -60,6 +61,8 @@ struct Inner {
     news: VecDeque<News>,
     /// Memory of batches that are durable, for batches to come.
     spare: Vec<Vec<u8>>,
+    /// `None` while no journal is drained.
+    walked: Option<Walked>,
     stopping: bool,
     /// Set by a refusal after which trying again is no use.
     ended: bool,
@@ -77,8 +80,15 @@ pub(crate) struct Stream {
     session: SessionId,
     is_store: bool,
     is_device: bool,
-    /// Dirty blocks of the journal that is drained; `u64::MAX` while none is.
-    dirty: AtomicU64,
+}
+
+/// How far the walk over the volumes is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Walked {
+    /// What the map has left.
+    pub dirty_blocks: u64,
+    /// How often it came to the end since the drain was attached.
+    pub rounds: u64,
 }
 
 /// What the session sends next.
@@ -99,7 +109,6 @@ impl Stream {
             session: SessionId::random(),
             is_store: false,
             is_device: false,
-            dirty: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -117,13 +126,13 @@ impl Stream {
         self.is_device
     }
 
-    /// What the map of the journal that is drained has left; `None` while none is.
-    pub fn set_dirty_blocks(&self, dirty: Option<u64>) {
-        self.dirty.store(dirty.unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// How far the drain's walk over the volumes is.
+    pub fn set_walked(&self, walked: Option<Walked>) {
+        self.lock().walked = walked;
     }
 
-    pub fn dirty_blocks(&self) -> Option<u64> {
-        Some(self.dirty.load(Ordering::Relaxed)).filter(|dirty| *dirty != u64::MAX)
+    pub fn walked(&self) -> Option<Walked> {
+        self.lock().walked
     }
 
     pub fn is_store(&self) -> bool {
@@ -226,7 +235,8 @@ impl Stream {
     /// at which a stream may begin.
     pub fn beginning(&self) -> Option<Welcome> {
         let inner = self.lock();
-        if !inner.connected || !inner.window.is_empty() {
+        let on_its_way = !inner.window.is_empty() || inner.handed > inner.base.0;
+        if !inner.connected || on_its_way {
             return None;
         }
         let mut welcome = inner.welcome.clone()?;
@@ -329,6 +339,7 @@ impl Stream {
             broken: welcome.broken,
         };
         inner.base = (welcome.number, welcome.hash);
+        inner.handed = welcome.number;
         inner.next = 0;
         // Frames of the lost connection are stale: whoever waits asks again on NetBack.
         inner.messages.clear();
@@ -385,12 +396,13 @@ impl Stream {
     }
 
     /// Batches up to this one are where they need not be kept here any more, and yet are
-    /// not durable: if that fails, they are cut anew.
+    /// not durable. No other stream begins before they are, or are lost
+    /// ([`Stream::rewind`]).
     pub fn handed(&self, number: u64) {
         let mut inner = self.lock();
         let base = inner.base;
         inner.drop_durable(number);
-        inner.base = base;
+        (inner.base, inner.handed) = (base, number);
     }
 
     /// What was handed over is durable up to here.

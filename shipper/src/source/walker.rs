@@ -29,6 +29,7 @@ pub(crate) struct Walker {
     block: u64,
     current: Option<Part>,
     compares: Compares,
+    rounds: u64,
 }
 
 /// A claim, partly read.
@@ -76,6 +77,7 @@ impl Walker {
             block: 0,
             current: None,
             compares: Compares::default(),
+            rounds: 0,
         })
     }
 
@@ -106,8 +108,14 @@ impl Walker {
             None => {
                 self.block = 0;
                 self.volume = (self.volume + 1) % self.sources.len().max(1);
+                self.rounds += u64::from(self.volume == 0);
             }
         }
+    }
+
+    /// How often it came to the end of all volumes.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
     }
 
     /// The record that must be in the stream before the current claim is read (P).

@@ -165,3 +165,28 @@ fn a_shipper_started_again_counts_what_was_on_its_way() {
     lab.stream.welcome(welcome(3, BatchHash([3; 32]), 4200));
     assert_eq!(lab.resent(), 800);
 }
+
+#[test]
+fn what_is_handed_over_is_not_kept_and_no_stream_begins_before_it_is_durable() {
+    let (mut lab, sent) = Lab::fed(3);
+    lab.stream.handed(2);
+    assert!(!lab.stream.is_drained(), "the third is still to be handed over");
+    lab.stream.handed(3);
+    assert!(lab.stream.is_drained() && lab.stream.fill() == 0.0);
+    assert_eq!(lab.stream.ack().number, 0, "nothing is durable");
+    assert!(lab.stream.beginning().is_none(), "the drain has to wait for the pack");
+    let ack = Ack { number: 3, position: position(3), ..Ack::default() };
+    lab.stream.closed(ack, sent[2].hash);
+    let begins = lab.stream.beginning().unwrap();
+    assert_eq!((begins.number, begins.hash, begins.position), (3, sent[2].hash, position(3)));
+    assert!(lab.stream.establish(&lab.chain));
+    // Lost before it was durable: all of it is cut anew.
+    lab.push();
+    let lost = lab.send_all();
+    lab.stream.handed(lost[0].number);
+    lab.stream.lost();
+    assert!(lab.stream.beginning().is_none());
+    lab.stream.rewind(welcome(3, sent[2].hash, sent[2].stream_bytes));
+    assert!(!lab.stream.established());
+    assert_eq!(lab.stream.beginning().unwrap().number, 3);
+}
