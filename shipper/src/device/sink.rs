@@ -146,26 +146,28 @@ impl Sink<'_> {
         }
     }
 
-    /// Takes what waits, closes what is due; true once the export is finished.
+    /// Takes one batch, closes what is due; true once the export is finished. There may
+    /// always be another batch: guests may write faster than that.
     async fn step(&mut self) -> Result<bool> {
-        while !self.stream.stopping()
-            && let Some(next) = self.stream.next()
-        {
-            match next {
-                Next::Batch(sealed) => self.put(&sealed).await?,
-                Next::Message(_) => {
-                    let what = "the group is exported to transport devices, which cannot take over";
-                    self.stream.tell(News::NotReady(what.into()));
-                }
+        let next = self.stream.next();
+        let is_idle = next.is_none();
+        match next {
+            Some(Next::Batch(sealed)) => self.put(&sealed).await?,
+            Some(Next::Message(_)) => {
+                let what = "the group is exported to transport devices, which cannot take over";
+                self.stream.tell(News::NotReady(what.into()));
             }
+            None => {}
         }
-        if self.stream.walked().is_none() {
+        if is_idle && self.stream.walked().is_none() {
             // The proxy is gone, and the drain waits for what it had cut.
             self.close()?;
         } else if self.settle()? {
             return Ok(true);
         }
-        let _ = timeout(POLL, self.stream.wait_ready()).await;
+        if is_idle {
+            let _ = timeout(POLL, self.stream.wait_ready()).await;
+        }
         Ok(false)
     }
 
