@@ -124,6 +124,15 @@ fn an_export_that_cannot_fit_or_is_not_protected_is_refused_before_it_begins() {
     let finished = lab.rig.towline([all.clone(), args!["--expect", "900T"]].concat()).exits(1);
     assert!(finished.stderr.contains("there is room for"), "{finished}");
     assert!(!lab.devices[0].join(&lab.rig.group).exists());
+    // What would be written elsewhere is not written.
+    let elsewhere = lab.rig.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::create_dir(lab.devices[0].join(&lab.rig.group)).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, lab.devices[0].join(&lab.rig.group).join("packs"))
+        .unwrap();
+    let finished = lab.rig.towline(all.clone()).exits(1);
+    assert!(finished.stderr.contains("is a link"), "{finished}");
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
     for (without, says) in [("--unsealed", "--key FILE"), ("--unsigned", "--pki DIR")] {
         let rest: Vec<_> = all.iter().filter(|arg| *arg != without).cloned().collect();
         let finished = lab.rig.towline(rest).exits(64);

@@ -116,3 +116,16 @@ fn blocks_of_a_damaged_segment_are_hot() {
     lab.drain();
     lab.assert_identical();
 }
+
+#[test]
+fn what_a_target_says_that_it_lacks_is_sent_behind_a_break_and_hot_until_then() {
+    let mut lab = cold_lab(SpillOptions::OFF);
+    lab.target.images[0][..4096].fill(0xee);
+    lab.target.whole = false;
+    // What lies outside its volumes it does not lack.
+    lab.journal().target_lacks(&[(0, 0, 1), (0, u64::MAX, 9), (7, 0, 1)]);
+    let journal = lab.journal();
+    assert_eq!((journal.get(Counter::DirtyBlocks), journal.get(Counter::Whole)), (1, 0));
+    assert!(journal.hot_bytes() > 0);
+    unjournaled_write_survives(&mut lab, 0);
+}

@@ -9,7 +9,7 @@ use crate::ids::SetId;
 use crate::receiver::medium::Medium;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use towline_block::GroupName;
@@ -68,14 +68,27 @@ impl Folder {
         self.dir.join("device.json")
     }
 
+    fn parts(&self) -> [PathBuf; 3] {
+        [self.dir.clone(), self.dir.join("maps"), self.dir.join("packs")]
+    }
+
     /// Makes what is missing of the folders below it, durably.
     pub(crate) fn make(&self) -> Result<()> {
-        for name in ["maps", "packs"] {
-            let dir = self.dir.join(name);
+        for dir in self.parts() {
             std::fs::create_dir_all(&dir)
                 .map_err(|e| Error::storage(format!("cannot make {}", dir.display()), e))?;
         }
+        if !self.is_plain() {
+            let what = format!("{} or a folder in it is a link", self.dir.display());
+            return Err(Error::new(ErrorKind::Refused, what));
+        }
         Medium::default().sync_dir(&self.dir)
+    }
+
+    /// What is written there must not land elsewhere.
+    fn is_plain(&self) -> bool {
+        let plain = |dir: &PathBuf| dir.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        self.parts().iter().all(plain)
     }
 
     /// Which device it is; `None` for none.
@@ -98,12 +111,13 @@ impl Folder {
         let file = DeviceFile { version: DEVICE_VERSION, set, device };
         let bytes = serde_json::to_vec(&file)
             .map_err(|e| Error::caused(ErrorKind::InvalidInput, "cannot write device.json", e))?;
-        Medium::default().replace(&self.device(), &bytes)
+        replace(&self.device(), &bytes)
     }
 
     /// Whether it is this device of this set now.
     pub(crate) fn is_there(&self, set: SetId, device: u32) -> bool {
-        self.identity().is_ok_and(|found| found.is_some_and(|f| (f.set, f.device) == (set, device)))
+        let is_it = |found: DeviceFile| (found.set, found.device) == (set, device);
+        self.is_plain() && self.identity().is_ok_and(|found| found.is_some_and(is_it))
     }
 
     pub(crate) fn read_map(&self, number: usize) -> Result<Option<Vec<u8>>> {
@@ -125,6 +139,21 @@ impl Folder {
         })?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// Replaces a whole file, atomically and durably, and follows no link.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("tmp");
+    // Gone, or not there: what another attempt or somebody else left.
+    let _ = std::fs::remove_file(&beside);
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|e| Error::storage(format!("cannot write {}", path.display()), e))?;
+    Medium::default().sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// The plain file there, not by a link; `None` when nothing is there.

@@ -14,7 +14,6 @@ use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Digest, GroupUuid, KeyId, SetId};
 use crate::receiver::Stream;
-use crate::receiver::medium::Medium;
 use crate::wire::{VolumeSize, Welcome};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -200,7 +199,7 @@ impl Shelf {
                      that is here"
                 ))
             })?;
-            Medium::default().replace(&self.local.map(number), &bytes)?;
+            folder::replace(&self.local.map(number), &bytes)?;
         }
         self.write_manifest(&self.local)?;
         for slot in &self.slots {
@@ -218,7 +217,7 @@ impl Shelf {
 
     fn write_manifest(&self, folder: &Folder) -> Result<()> {
         let bytes = self.manifest.encode(self.signer.as_ref())?;
-        Medium::default().replace(&folder.manifest(), &bytes)
+        folder::replace(&folder.manifest(), &bytes)
     }
 
     /// Whether any device is there.
@@ -281,8 +280,7 @@ impl Shelf {
         let pack = Pack { device, bytes: map.pack_bytes(), map: Digest::of(&bytes), after };
         self.manifest.packs.push(pack);
         let number = self.manifest.packs.len();
-        let stored = Medium::default()
-            .replace(&self.local.map(number), &bytes)
+        let stored = folder::replace(&self.local.map(number), &bytes)
             .and_then(|()| self.write_manifest(&self.local));
         if let Err(error) = stored {
             self.manifest.packs.pop();
@@ -327,7 +325,7 @@ impl Shelf {
                     "the map of pack {number} in the state directory is damaged"
                 ))
             })?;
-            Medium::default().replace(&slot.folder.map(number), &bytes)?;
+            folder::replace(&slot.folder.map(number), &bytes)?;
         }
         self.write_manifest(&slot.folder)?;
         self.slots[index].maps = self.manifest.packs.len();
