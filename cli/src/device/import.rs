@@ -2,7 +2,7 @@
 
 use super::{Counting, JOBS_DEFAULT, JOBS_MAX, TrustArgs};
 use crate::config::{self, Disk};
-use crate::exit::{Exit, usage};
+use crate::exit::Exit;
 use crate::output;
 use crate::table;
 use serde::Serialize;
@@ -66,12 +66,6 @@ struct DamagedPack {
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let trust = args.trust.trust()?;
-    if let Some(target) = args.targets.iter().find(|target| target.upstream.is_some()) {
-        return Err(usage(format!(
-            "{} is not usable as a target of an import: give raw image files and block devices",
-            target.path.display()
-        )));
-    }
     crate::prerequisite::check()?;
     let total = DeviceSet::open(&args.devices, args.group.as_ref(), &trust)?.manifest.bytes();
     let keys = config::keys(args.key.as_deref(), &args.state)?;

@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use towline_block::GroupName;
+use towline_block::sys::free_bytes;
 
 const DEVICE_VERSION: u32 = 1;
 const DEVICE_BYTES_MAX: u64 = 4096;
@@ -134,10 +135,9 @@ impl Folder {
                 _ => Path::new("."),
             };
         }
-        let stat = rustix::fs::statvfs(dir).map_err(|e| {
-            Error::storage(format!("cannot tell the free space of {}", dir.display()), e.into())
-        })?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(dir).map_err(|e| {
+            Error::storage(format!("cannot tell the free space of {}", dir.display()), e)
+        })
     }
 }
 

@@ -211,7 +211,7 @@ fn record(target: &Target) -> TargetRecord {
     TargetRecord {
         name: target.name.clone(),
         size_bytes: target.disk.size_bytes(),
-        path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+        path: receiver::place(path),
     }
 }
 
@@ -230,7 +230,7 @@ fn open_targets(
             );
             return Err(Error::new(ErrorKind::InvalidInput, what));
         };
-        let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let whole = receiver::place(path);
         if let Some(record) = records.and_then(|records| records.get(index))
             && record.path != whole
         {

@@ -250,13 +250,14 @@ impl Sink<'_> {
         let settling = self.settling.get_or_insert(Settling { since: now, closed: now });
         let is_late = now.duration_since(settling.since) >= SETTLE_MAX;
         let is_due = now.duration_since(settling.closed) >= SETTLE_EVERY;
-        if !is_late && !(is_due && walked.dirty_blocks == 0) {
+        let is_clean = walked.dirty_blocks == 0;
+        if !(is_late || is_due && is_clean) {
             return Ok(false);
         }
         settling.closed = now;
         self.close()?;
         let closed = self.shelf.manifest.after();
-        Ok(closed.number > 0 && (is_late || closed.whole && walked.dirty_blocks == 0))
+        Ok(closed.number > 0 && (is_late || closed.whole && is_clean))
     }
 
     /// A device failed: the pack in work is lost, the stream goes on behind the last closed

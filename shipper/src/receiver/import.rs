@@ -15,6 +15,7 @@ use std::path::Path;
 use towline_block::{Position, Seq, VolumeName};
 
 pub use super::apply::check_bounds;
+pub use super::target::place;
 
 /// Keeps receivers and other imports out while the file lives.
 pub fn occupy(layout: &Layout) -> Result<File> {
