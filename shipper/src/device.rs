@@ -8,7 +8,7 @@
 //!              packs/00000001.pack   whole batches, one after the other; on one device
 //! ```
 //! [`Exporter`] is a shipper whose receiver is these folders: a closed pack is what is
-//! durable there. [`import`] brings the packs to the targets of a receiver, which then
+//! durable there. [`import()`] brings the packs to the targets of a receiver, which then
 //! stands where the export ended. What of it is lost is lacking there, and comes over the
 //! network.
 //!
