@@ -36,6 +36,11 @@ pub(super) const SPANS_AT_ONCE: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// While there is something on disk, how often the ladder is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// While records come one after the other it looks for the next ones so often; being woken
+/// would cost the thread that ends a record more than the record.
+const NAP: Duration = Duration::from_micros(200);
+/// How long after a write that is.
+const BUSY_FOR: Duration = Duration::from_millis(2);
 /// Pause when records are wanted that have no outcome yet.
 const UNFINISHED_PAUSE: Duration = Duration::from_micros(200);
 
@@ -78,6 +83,7 @@ impl Persister {
             full: false,
             spare: None,
             lazy_until: None,
+            wrote_at: None,
         }));
         let observer = durable::observer();
         let (for_thread, its_spill) = (pen.clone(), spill.clone());
@@ -126,6 +132,7 @@ pub(super) struct Pen {
     pub spare: Option<Opened>,
     /// Until then the thread leaves records to the flushes that write them (`lone.rs`).
     pub lazy_until: Option<Instant>,
+    pub wrote_at: Option<Instant>,
 }
 
 /// The segment that is being filled.
@@ -161,7 +168,7 @@ fn run(spill: &Spill, pen: &Mutex<Pen>) {
     // Made at the first write: a group that never spills needs no io_uring for it.
     let mut driver = None;
     while !spill.stopping.load(Ordering::SeqCst) {
-        let (next, has_work) = {
+        let pause = {
             let mut pen = lock(pen);
             let next = pen.turn(&mut driver).unwrap_or_else(|error| {
                 // Cancels what is in flight: its outcome no longer counts.
@@ -169,13 +176,17 @@ fn run(spill: &Spill, pen: &Mutex<Pen>) {
                 pen.fault(&error);
                 Next::Pause(RETRY_AFTER)
             });
-            (next, pen.has_work())
+            match next {
+                Next::Again => continue,
+                _ if pen.is_busy() => Some(NAP),
+                _ if pen.has_work() => continue,
+                Next::Pause(pause) => Some(pause),
+                Next::Sleep => None,
+            }
         };
-        match next {
-            Next::Again => continue,
-            _ if has_work => continue,
-            Next::Pause(pause) => std::thread::park_timeout(pause),
-            Next::Sleep => std::thread::park(),
+        match pause {
+            Some(pause) => std::thread::park_timeout(pause),
+            None => std::thread::park(),
         }
         spill.idle.store(false, Ordering::Relaxed);
     }
@@ -189,7 +200,7 @@ impl Pen {
     /// Before a sleep: asks to be woken by the next finished record, if records are written
     /// as they come. True when there is one already.
     fn has_work(&self) -> bool {
-        if !self.writes_as_they_come() || self.retry_at.is_some() || self.full {
+        if !self.may_write() {
             return false;
         }
         self.spill.idle.store(true, Ordering::SeqCst);
@@ -206,6 +217,15 @@ impl Pen {
     pub(super) fn kept(&self) -> u64 {
         let ring = &self.owner.ring;
         ring.get(Counter::Acked).max(ring.get(Counter::Spilled))
+    }
+
+    /// Records come one after the other.
+    fn is_busy(&self) -> bool {
+        self.may_write() && self.wrote_at.is_some_and(|at| now() < at + BUSY_FOR)
+    }
+
+    fn may_write(&self) -> bool {
+        self.writes_as_they_come() && self.retry_at.is_none() && !self.full
     }
 
     fn writes_as_they_come(&self) -> bool {
@@ -457,6 +477,7 @@ impl Pen {
     pub(super) fn written(&mut self, spans: &[Built]) {
         let Some(current) = &self.current else { return };
         let (serial, file) = (current.serial, current.file);
+        self.wrote_at = Some(now());
         self.note_unsynced(spans);
         self.spilled(serial, file, spans);
     }
