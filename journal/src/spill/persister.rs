@@ -69,6 +69,7 @@ impl Persister {
             0 => Rung::Map,
             _ => Rung::from_code(owner.ring.get(Counter::Rung)),
         };
+        owner.ring.set(Counter::Rung, rung as u64);
         owner.ring.set(Counter::SpillFault, 0);
         let pen = Arc::new(Mutex::new(Pen {
             ladder: Ladder::starting_at(rung, spill.start_percent),
