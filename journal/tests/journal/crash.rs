@@ -6,6 +6,7 @@ use crate::harness::{End, Lab, Target, VOLUMES};
 use crate::sparse::{SECTOR_BYTES, Sparse};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -237,7 +238,10 @@ fn files(root: &Path) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(dir) else { continue };
         for path in entries.map(|entry| entry.unwrap().path()) {
             let kept = is_ring(&path) || path.parent() != Some(root);
-            if kept && path.is_file() && path.file_name().is_some_and(|name| name != "lock") {
+            // The ladder's history, which decides nothing, is replaced unobserved.
+            let is_other =
+                |name: &OsStr| name == "lock" || name == "ladder.json" || name == "ladder.tmp";
+            if kept && path.is_file() && path.file_name().is_some_and(|name| !is_other(name)) {
                 files.push(path);
             }
         }
