@@ -37,7 +37,7 @@ mod status;
 mod stream;
 pub mod target;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use counters::Counters;
 pub use follow::Follow;

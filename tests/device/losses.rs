@@ -65,7 +65,7 @@ fn devices_that_arrive_in_any_order_make_the_same_target() {
 }
 
 #[test]
-fn an_import_that_is_killed_goes_on_and_nobody_else_begins_meanwhile() {
+fn an_import_that_waits_for_a_pack_goes_on_and_nobody_else_begins_meanwhile() {
     let mut lab = Lab::new(1);
     lab.rig.prefill();
     lab.rig.start_proxy();

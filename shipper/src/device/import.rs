@@ -69,12 +69,21 @@ pub struct Stands {
 /// Nothing was written when the manifest, the state directory or the targets are refused.
 /// After any other error the same call goes on; at most one pack is applied again.
 pub fn import(config: &ImportConfig, applied: &AtomicU64) -> Result<Imported> {
+    import_on(config, applied, &Medium::default())
+}
+
+/// As [`import`], with its own way to the disk: tests observe it.
+pub(super) fn import_on(
+    config: &ImportConfig,
+    applied: &AtomicU64,
+    medium: &Medium,
+) -> Result<Imported> {
     let set = DeviceSet::open(&config.devices, config.group.as_ref(), &config.trust)?;
     check_key(&set, &config.keys)?;
     let layout = Layout::of(&config.state_dir);
     let _lock = receiver::occupy(&layout)?;
     let bound = receiver::bound_state(&layout)?;
-    let mut ledger = Ledger::load(&layout.device)?;
+    let mut ledger = Ledger::load(&layout.device, medium)?;
     if let Some(state) = &bound {
         check_state(&set, state)?;
         if state.applied.number > 0 {
@@ -89,9 +98,10 @@ pub fn import(config: &ImportConfig, applied: &AtomicU64) -> Result<Imported> {
         (None, Some(state)) => Some(&state.volumes),
         (None, None) => None,
     };
-    let targets = open_targets(&set, config, records.map(Vec::as_slice))?;
+    let targets = open_targets(&set, config, records.map(Vec::as_slice), medium)?;
     let ledger = ledger.get_or_insert_with(|| {
-        Ledger::new(&layout.device, set.manifest.set, targets.iter().map(record).collect())
+        let volumes = targets.iter().map(record).collect();
+        Ledger::new(&layout.device, set.manifest.set, volumes, medium)
     });
     ledger.store()?;
     let later = Later::of(&set, ledger)?;
@@ -105,7 +115,7 @@ pub fn import(config: &ImportConfig, applied: &AtomicU64) -> Result<Imported> {
     let done = set.manifest.numbers().filter(|n| work.ledger.is_done(*n)).count();
     let is_all = missing.is_empty() && damaged.is_empty();
     let stands = match is_all || config.without_missing {
-        true => Some(work.finish(&layout, bound)?),
+        true => Some(work.finish(&layout, bound, medium)?),
         false => None,
     };
     let (group, packs) = (set.manifest.group.clone(), set.manifest.packs.len());
@@ -220,6 +230,7 @@ fn open_targets(
     set: &DeviceSet,
     config: &ImportConfig,
     records: Option<&[TargetRecord]>,
+    medium: &Medium,
 ) -> Result<Vec<Target>> {
     let open = |(index, volume): (usize, &crate::wire::VolumeSize)| {
         let given = config.targets.iter().find(|(name, _)| *name == volume.name);
@@ -241,7 +252,7 @@ fn open_targets(
             );
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        receiver::open_target(name.clone(), path, volume.size_bytes, &Medium::default())
+        receiver::open_target(name.clone(), path, volume.size_bytes, medium)
     };
     set.manifest.volumes.iter().enumerate().map(open).collect()
 }
@@ -347,7 +358,7 @@ impl Work<'_> {
     }
 
     /// The receiver stands where the export ended: what is lost is lacking there.
-    fn finish(&mut self, layout: &Layout, bound: Option<State>) -> Result<Stands> {
+    fn finish(&mut self, layout: &Layout, bound: Option<State>, medium: &Medium) -> Result<Stands> {
         let manifest = &self.set.manifest;
         let ledger = &*self.ledger;
         let lacking = self.set.lacking(|number| match ledger.packs.get(&number) {
@@ -370,7 +381,7 @@ impl Work<'_> {
             last_error: None,
         });
         let state = State { applied: after.clone(), epoch: manifest.epoch, ..state };
-        receiver::stand(layout, state, lacking.as_ref())?;
+        receiver::stand(layout, state, lacking.as_ref(), medium)?;
         self.ledger.remove()?;
         Ok(Stands { after, lacking_bytes: lacking.map(|lacking| lacking.bytes()) })
     }

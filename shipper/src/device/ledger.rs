@@ -22,7 +22,7 @@ pub(crate) struct Entry {
     pub skipped: Vec<BlockRun>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Ledger {
     version: u32,
     pub set: SetId,
@@ -30,16 +30,18 @@ pub(crate) struct Ledger {
     pub packs: BTreeMap<usize, Entry>,
     #[serde(skip)]
     path: PathBuf,
+    #[serde(skip)]
+    medium: Medium,
 }
 
 impl Ledger {
-    pub fn new(path: &Path, set: SetId, volumes: Vec<TargetRecord>) -> Ledger {
-        let packs = BTreeMap::new();
-        Ledger { version: LEDGER_VERSION, set, volumes, packs, path: path.to_owned() }
+    pub fn new(path: &Path, set: SetId, volumes: Vec<TargetRecord>, medium: &Medium) -> Ledger {
+        let (packs, path, medium) = (BTreeMap::new(), path.to_owned(), medium.clone());
+        Ledger { version: LEDGER_VERSION, set, volumes, packs, path, medium }
     }
 
     /// `None` when no import is under way.
-    pub fn load(path: &Path) -> Result<Option<Ledger>> {
+    pub fn load(path: &Path, medium: &Medium) -> Result<Option<Ledger>> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -56,7 +58,7 @@ impl Ledger {
             let what = format!("{} is of a newer version: update towline", path.display());
             return Err(Error::new(ErrorKind::TooNew, what));
         }
-        Ok(Some(Ledger { path: path.to_owned(), ..ledger }))
+        Ok(Some(Ledger { path: path.to_owned(), medium: medium.clone(), ..ledger }))
     }
 
     pub fn store(&self) -> Result<()> {
@@ -67,13 +69,12 @@ impl Ledger {
                 e,
             )
         })?;
-        Medium::default().replace(&self.path, &bytes)
+        self.medium.replace(&self.path, &bytes)
     }
 
     pub fn remove(&self) -> Result<()> {
-        let medium = Medium::default();
-        medium.remove(&self.path)?;
-        medium.sync_dir(self.path.parent().unwrap_or(Path::new(".")))
+        self.medium.remove(&self.path)?;
+        self.medium.sync_dir(self.path.parent().unwrap_or(Path::new(".")))
     }
 
     pub fn is_done(&self, number: usize) -> bool {

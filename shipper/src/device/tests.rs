@@ -2,6 +2,7 @@
 //! not said to lack a block it has what the source had.
 
 use super::folder::Folder;
+use super::import::import_on;
 use super::manifest::{MANIFEST_VERSION, Manifest, Pack};
 use super::pack::PackWriter;
 use super::verify::{PackState, verify};
@@ -9,6 +10,8 @@ use super::*;
 use crate::batch::{BatchBuilder, Chain, Encoder, Keyring};
 use crate::error::ErrorKind;
 use crate::ids::{BatchHash, Digest, GroupUuid, SessionId, SetId};
+use crate::receiver::medium::Medium;
+use crate::receiver::tests::disk::{Crash, Model, Recorder, lay_out};
 use crate::receiver::{Layout, State, Stream};
 use crate::wire::VolumeSize;
 use rand::rngs::StdRng;
@@ -16,6 +19,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tempfile::TempDir;
 use towline_block::{BLOCK_BYTES, Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
@@ -99,7 +103,11 @@ fn sizes() -> Vec<u64> {
 
 impl World {
     fn new(seed: u64, devices: usize) -> World {
-        let dir = tempfile::tempdir().unwrap();
+        // Memory, where there is any: it is fsynced often.
+        let memory = std::path::Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.unwrap();
+        std::fs::create_dir(dir.path().join("there")).unwrap();
         let devices: Vec<PathBuf> =
             (0..devices).map(|n| dir.path().join(format!("d{n}"))).collect();
         let session = SessionId::random();
@@ -163,15 +171,31 @@ impl World {
         }
     }
 
+    /// What an import may write: a crash leaves any of it.
+    fn there(&self) -> PathBuf {
+        self.dir.path().join("there")
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.there().join("state")
+    }
+
+    fn target(&self, volume: usize) -> PathBuf {
+        self.there().join(format!("target{volume}"))
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::of(&self.state_dir())
+    }
+
     fn config(&self, devices: &[PathBuf]) -> ImportConfig {
-        let target = |n: usize| self.dir.path().join(format!("target{n}"));
-        let targets = (0..2).map(|n| (self.manifest.volumes[n].name.clone(), target(n))).collect();
+        let targets = (0..2).map(|n| (self.manifest.volumes[n].name.clone(), self.target(n)));
         ImportConfig {
             devices: devices.to_vec(),
             group: None,
             trust: Trust::Unsigned,
-            state_dir: self.dir.path().join("state"),
-            targets,
+            state_dir: self.state_dir(),
+            targets: targets.collect(),
             keys: Keyring::default(),
             jobs: 2,
             without_missing: false,
@@ -188,8 +212,7 @@ impl World {
 
     /// Every block that is not lacking is the source's. Answers the lacking ones.
     fn assert_equal_but_lacking(&self, seed: u64) -> BTreeSet<(u16, u64)> {
-        let layout = Layout::of(&self.dir.path().join("state"));
-        let text = std::fs::read(&layout.lacking).unwrap_or(br#"{"runs":[]}"#.to_vec());
+        let text = std::fs::read(self.layout().lacking).unwrap_or(br#"{"runs":[]}"#.to_vec());
         let file: serde_json::Value = serde_json::from_slice(&text).unwrap();
         let mut lacking = BTreeSet::new();
         for run in file["runs"].as_array().unwrap() {
@@ -197,7 +220,7 @@ impl World {
             lacking.extend((run.blocks.first..run.blocks.end()).map(|block| (run.volume.0, block)));
         }
         for (volume, model) in self.model.iter().enumerate() {
-            let target = std::fs::read(self.dir.path().join(format!("target{volume}"))).unwrap();
+            let target = std::fs::read(self.target(volume)).unwrap();
             for (block, (theirs, ours)) in target.chunks(BLOCK).zip(model.chunks(BLOCK)).enumerate()
             {
                 let is_lacking = lacking.contains(&(volume as u16, block as u64));
@@ -208,7 +231,7 @@ impl World {
     }
 
     fn state(&self) -> State {
-        let path = Layout::of(&self.dir.path().join("state")).state;
+        let path = self.layout().state;
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 
@@ -226,7 +249,7 @@ fn all_devices_at_once_make_the_source_and_the_receiver_stands_at_the_end() {
         assert_eq!((imported.done, imported.missing.len()), (PACKS, 0));
         assert_eq!(world.assert_equal_but_lacking(seed), BTreeSet::new());
         assert_eq!(world.state().applied, world.manifest.after());
-        assert!(!Layout::of(&world.dir.path().join("state")).device.exists());
+        assert!(!world.layout().device.exists());
         let again = world.import(&world.devices).unwrap_err();
         assert_eq!(again.kind(), ErrorKind::Refused, "{again}");
     }
@@ -290,10 +313,9 @@ fn whatever_is_lost_damaged_or_comes_late_is_lacking_or_equal() {
 }
 
 #[test]
-fn an_import_that_ends_anywhere_goes_on() {
+fn a_pack_that_comes_again_behind_later_ones_leaves_theirs_alone() {
     let world = World::new(1, 1);
-    // The target fails when pack 4 is written: its ledger says that it was begun.
-    let layout = Layout::of(&world.dir.path().join("state"));
+    let layout = world.layout();
     let hidden: Vec<PathBuf> = (4..=PACKS).map(|number| world.pack(number)).collect();
     hidden.iter().for_each(|path| std::fs::rename(path, path.with_extension("x")).unwrap());
     let part = world.import(&world.devices).unwrap();
@@ -339,7 +361,7 @@ fn manifests_that_contradict_themselves_or_each_other_are_refused() {
     std::fs::write(&second, other.encode(None).unwrap()).unwrap();
     let error = world.import(&world.devices).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
-    assert!(!Layout::of(&world.dir.path().join("state")).device.exists());
+    assert!(!world.layout().device.exists());
 }
 
 #[test]
@@ -360,7 +382,75 @@ fn a_shorter_manifest_is_the_beginning_of_a_longer_one() {
 fn what_stands_is_a_receiver_that_goes_on_there() {
     let world = World::new(4, 1);
     world.import(&world.devices).unwrap();
-    let recovered = crate::receiver::recover(&world.dir.path().join("state"), &Keyring::default());
+    let recovered = crate::receiver::recover(&world.state_dir(), &Keyring::default());
     let stream: Stream = recovered.unwrap().unwrap();
     assert_eq!(stream, world.manifest.after());
+}
+
+/// A crash at every third step of an import, by which everything or nothing of what was not
+/// synced is lost: the same call goes on, and the receiver stands as if nothing had happened.
+fn crashes_everywhere(seed: u64, lost: Option<usize>) {
+    let world = World::new(seed, 1);
+    if let Some(number) = lost {
+        std::fs::remove_file(world.pack(number)).unwrap();
+    }
+    let mut model = Model::default();
+    for (volume, size) in SIZES.iter().enumerate() {
+        std::fs::write(world.target(volume), vec![0; *size]).unwrap();
+        model.put(&world.target(volume), vec![0; *size]);
+    }
+    let config = ImportConfig { without_missing: true, jobs: 1, ..world.config(&world.devices) };
+    let recorder = Arc::new(Recorder::default());
+    let medium = Medium::observed(recorder.clone());
+    import_on(&config, &AtomicU64::new(0), &medium).unwrap();
+    let undisturbed = (world.assert_equal_but_lacking(seed), world.state());
+    assert_eq!(undisturbed.0.is_empty(), lost.is_none(), "the seed's pack {lost:?} is not missed");
+    let changes = recorder.take();
+    assert!(changes.len() > 50, "{} changes", changes.len());
+    for (step, change) in changes.iter().enumerate() {
+        for crash in [Crash::Kill, Crash::Torn, Crash::Power, Crash::PowerMixed(step as u64)] {
+            if step % 3 != 0 {
+                continue;
+            }
+            lay_out(&world.there(), &model.after(crash, Some(change)));
+            let again = import(&config, &AtomicU64::new(0));
+            let at =
+                format!("seed {seed}, step {step} of {}, {crash:?}: {change:?}", changes.len());
+            match again {
+                Ok(again) => assert!(again.stands.is_some(), "{at}"),
+                // Nothing was left to do.
+                Err(error) if error.kind() == ErrorKind::Refused => {
+                    assert_eq!(step + 1, changes.len(), "{at}: {error}");
+                }
+                Err(error) => panic!("{at}: {error}"),
+            }
+            let lacking = world.assert_equal_but_lacking(seed);
+            assert_eq!((lacking, world.state()), undisturbed, "{at}");
+        }
+        model.make(change);
+    }
+}
+
+#[test]
+fn an_import_goes_on_after_a_crash_at_any_step() {
+    crashes_everywhere(1, None);
+}
+
+#[test]
+fn an_import_without_a_lost_pack_goes_on_after_a_crash_at_any_step() {
+    crashes_everywhere(1, Some(PACKS));
+}
+
+#[test]
+fn a_manifest_with_any_changed_byte_is_refused_or_sound() {
+    let world = World::new(5, 1);
+    let bytes = world.manifest.encode(None).unwrap();
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        if let Ok(manifest) = Manifest::decode(&changed, &Trust::Unsigned) {
+            let sizes = manifest.sizes();
+            assert!(sizes.iter().all(|size| *size > 0) && sizes.iter().sum::<u64>() <= 256 << 40);
+        }
+    }
 }

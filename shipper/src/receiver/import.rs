@@ -58,12 +58,16 @@ pub fn stands_at(after: Stream, lacking: Option<&BlockSet>) -> Stream {
 
 /// Makes that durable: from now on it is a receiver like any other. What it lacks is there
 /// before it is one.
-pub fn stand(layout: &Layout, state: State, lacking: Option<&BlockSet>) -> Result<()> {
-    let medium = Medium::default();
+pub fn stand(
+    layout: &Layout,
+    state: State,
+    lacking: Option<&BlockSet>,
+    medium: &Medium,
+) -> Result<()> {
     if let Some(lacking) = lacking {
-        lacking::store(&layout.lacking, &medium, lacking)?;
+        lacking::store(&layout.lacking, medium, lacking)?;
     }
-    Books::create(&layout.state, medium, state).map(drop)
+    Books::create(&layout.state, medium.clone(), state).map(drop)
 }
 
 /// A receiver must not begin on targets that an import is writing.

@@ -8,7 +8,7 @@
 mod clones;
 mod crash;
 mod direct;
-mod disk;
+pub(crate) mod disk;
 mod export;
 mod history;
 mod logs;
