@@ -259,6 +259,16 @@ impl Journal {
         }
     }
 
+    /// Whether the stream is whole has changed: a step of the ladder, to be noted.
+    pub(crate) fn wake_ladder(&self) {
+        if let Some(spill) = &self.spill {
+            spill.wake();
+        }
+        if let Some(watch) = &self.rung_watch {
+            watch.wake();
+        }
+    }
+
     /// Dirty blocks go past the journal: BREAK first if the group was whole (R5).
     pub(crate) fn make_dirty(&self, cursor: &mut Cursor, volume: VolumeId, blocks: BlockRange) {
         if cursor.whole {
@@ -266,6 +276,7 @@ impl Journal {
             cursor.whole = false;
             self.ring.set(Counter::Whole, 0);
             self.ring.counter(Counter::Breaks).fetch_add(1, Ordering::Relaxed);
+            self.wake_ladder();
             tracing::warn!(
                 group = %self.group,
                 volume = volume.0,

@@ -229,6 +229,7 @@ impl Journal {
         cursor.whole = true;
         self.ring.set(Counter::Whole, 1);
         self.ring.set(Counter::HealedSeq, seq);
+        self.wake_ladder();
         tracing::info!(group = %self.group, seq, "the journal holds every change again (HEAL)");
         Some(seq)
     }

@@ -25,7 +25,8 @@ use crate::ring::{Ring, RingSpec};
 use crate::saved::Saved;
 use crate::spill::layout::SEGMENT_BYTES;
 use crate::spill::{
-    self, Durability, Owner, Persister, Place, Scanned, Segments, Spill, SpillOptions, Store,
+    self, Durability, Owner, Persister, Place, RungWatch, Scanned, Segments, Spill, SpillOptions,
+    Store,
 };
 use crate::state::*;
 use crate::sys::sync::{Mutex, Ordering};
@@ -122,6 +123,8 @@ pub struct Journal {
     pub(crate) clock: fn() -> u64,
     /// Ends before the lock is given up.
     pub(crate) persister: Option<Persister>,
+    /// In its place without a spill.
+    pub(crate) rung_watch: Option<RungWatch>,
     pub(crate) _lock: File,
 }
 
@@ -281,6 +284,7 @@ impl Journal {
             sources: options.sources,
             clock: options.clock,
             persister: None,
+            rung_watch: None,
             _lock: lock,
         };
         journal.start(&mut report)?;
@@ -290,16 +294,19 @@ impl Journal {
             report.spill_lost = true;
             journal.resync_all(Resync::Compare);
         }
-        if let Some(spill) = &journal.spill {
-            spill.publish(&journal.ring);
-            let owner = Owner {
-                group: journal.group.clone(),
-                ring: journal.ring.clone(),
-                cursor: journal.cursor.clone(),
-                steps_path: journal.dir.steps_path(),
-                clock: journal.clock,
-            };
-            journal.persister = Some(Persister::start(spill.clone(), owner)?);
+        let owner = Owner {
+            group: journal.group.clone(),
+            ring: journal.ring.clone(),
+            cursor: journal.cursor.clone(),
+            steps_path: journal.dir.steps_path(),
+            clock: journal.clock,
+        };
+        match &journal.spill {
+            Some(spill) => {
+                spill.publish(&journal.ring);
+                journal.persister = Some(Persister::start(spill.clone(), owner)?);
+            }
+            None => journal.rung_watch = Some(RungWatch::start(owner)?),
         }
         let journal = Arc::new(journal);
         if !found_in_ring.is_empty() {

@@ -72,8 +72,10 @@ impl Journal {
                 wake_seq: u64::MAX,
             })),
             spill: None,
+            flushed_with: Vec::new(),
             history: Mutex::new(None),
             persister: None,
+            rung_watch: None,
             claims: Mutex::new(BTreeMap::new()),
             // The ladder never holds a HEAL back: what is searched is who comes first.
             heal_asked_ns: AtomicU64::new(1),

@@ -8,7 +8,7 @@ use super::runs::{self, Run};
 use super::span::Built;
 use super::store::Store;
 use super::touched::{Touched, TouchedSet};
-use super::{Durability, Rung, SpillOptions};
+use super::{Durability, SpillOptions};
 use crate::format::Counter;
 use crate::ring::Ring;
 use std::collections::VecDeque;
@@ -398,21 +398,5 @@ impl Spill {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake();
-    }
-}
-
-/// Sentence for the log at a step of the ladder.
-pub fn step_reason(from: Rung, to: Rung) -> &'static str {
-    match (from, to) {
-        (Rung::Ring, Rung::Spill) => {
-            "the target lags: the ring is more than half full, its oldest records go to disk"
-        }
-        (Rung::Spill, Rung::Ring) => {
-            "the target has everything that was on disk: the journal is in memory alone again"
-        }
-        (Rung::Map, Rung::Ring) => "healed: the journal holds every change, in memory",
-        (Rung::Map, Rung::Spill) => "healed: the journal holds every change, in memory and on disk",
-        (_, Rung::Map) => "changes bypass the journal: the spill takes no more until HEAL",
-        _ => "no step",
     }
 }

@@ -15,6 +15,7 @@ mod joint;
 mod ladder;
 pub mod layout;
 mod lone;
+mod owner;
 mod persister;
 mod reader;
 mod runs;
@@ -26,13 +27,15 @@ mod store;
 mod touched;
 mod trailer;
 mod walk;
+mod watch;
 
 pub(crate) use index::{Place, Segments, Spill};
 pub use ladder::{
     HEAL_WAIT_MAX, HealSeen, Ladder, Observed, Rung, SPILL_START_PERCENT, SPILL_START_PERCENTS,
     may_heal,
 };
-pub(crate) use persister::{Owner, Persister};
+pub(crate) use owner::Owner;
+pub(crate) use persister::Persister;
 pub use reader::SpillReader;
 pub use runs::Run;
 pub(crate) use scan::{Scanned, scan};
@@ -41,6 +44,7 @@ pub use steps::{STEPS_MAX, Step, load as load_steps};
 pub use store::Store;
 pub use touched::Touched;
 pub(crate) use walk::{CHECK_THREADS_MAX, Headers, Sound, Walk};
+pub(crate) use watch::RungWatch;
 
 use std::path::{Path, PathBuf};
 use towline_block::sys::free_bytes;

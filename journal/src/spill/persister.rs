@@ -7,13 +7,13 @@
 
 use super::Durability;
 use super::files::{Opened, made, wait_all};
-use super::index::{Segment, SpanFigures, Spill, step_reason};
+use super::index::{Segment, SpanFigures, Spill};
 use super::ladder::{Ladder, Observed, Rung};
 use super::layout::{SPAN_BYTES_MAX, SPANS_END};
 use super::lone::LAZY_FOR;
+use super::owner::Owner;
 use super::span::{Built, Place, SpanBuilder};
-use super::steps::{self, Step};
-use crate::append::{AppendLock, free_up_to};
+use crate::append::free_up_to;
 use crate::durable::{self, Event};
 use crate::error::{Error, Result};
 use crate::format::{Counter, SlotState};
@@ -22,12 +22,11 @@ use crate::ring::Ring;
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::{self, SeqCst};
+use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use towline_block::GroupName;
 use towline_block::sys::uring::{Driver, Fd, Op, Window};
 
 /// Spans written at a time. Four of 1 MiB keep any disk busy.
@@ -50,16 +49,6 @@ pub struct Persister {
     /// Whoever holds it writes.
     pub(super) pen: Arc<Mutex<Pen>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the persister works on, besides the spill.
-pub struct Owner {
-    pub group: GroupName,
-    pub ring: Arc<Ring>,
-    pub cursor: Arc<AppendLock>,
-    /// Where the ladder's steps are noted.
-    pub steps_path: PathBuf,
-    pub clock: fn() -> u64,
 }
 
 impl Persister {
@@ -305,14 +294,7 @@ impl Pen {
                 && (!self.full || self.spill.has_room()),
         };
         if let Some((from, to)) = self.ladder.observe(&seen) {
-            tracing::info!(
-                group = %self.owner.group, ?from, ?to, fill_percent,
-                "{}", step_reason(from, to)
-            );
-            // Noted first: who sees the rung sees the step.
-            self.note_step(from, to, fill_percent);
-            ring.counter(Counter::LadderSteps).fetch_add(1, Ordering::Relaxed);
-            ring.set(Counter::Rung, to as u64);
+            self.owner.step(from, to, fill_percent, true);
             if to == Rung::Ring {
                 self.give_disk_back();
             }
@@ -320,20 +302,6 @@ impl Pen {
         let by_ladder = if self.ladder.is_spilling() { half.max(1) } else { 0 };
         let as_they_come = if self.writes_as_they_come() { ring.get(Counter::Done) } else { 0 };
         self.spill.wanted().max(by_ladder).max(as_they_come)
-    }
-
-    fn note_step(&self, from: Rung, to: Rung, fill_percent: u64) {
-        let (unix_ns, reason) = ((self.owner.clock)(), step_reason(from, to).to_owned());
-        let step = Step { unix_ns, from, to, fill_percent, reason };
-        match steps::note(&self.owner.steps_path, step) {
-            Ok(bytes) => {
-                self.owner.ring.counter(Counter::StateWrittenBytes).fetch_add(bytes, SeqCst);
-            }
-            Err(error) => {
-                let path = self.owner.steps_path.display();
-                tracing::warn!("a step of the ladder is not in {path}: {error}");
-            }
-        }
     }
 
     /// Arms the appender's wake-up and says how to wait.

@@ -1,6 +1,6 @@
 //! The last steps of the ladder, for people: `DIR/<group>/ladder.json`.
 //!
-//! Written by the persister at a step, replaced whole, not synced: after a power loss it
+//! Written at a step by the persister, without a spill by `watch.rs`, replaced whole, not synced: after a power loss it
 //! may lack its end. Nothing is decided by it; one that cannot be read is no steps.
 
 use super::Rung;

@@ -12,3 +12,4 @@ mod model;
 mod sparse;
 mod spill;
 mod start;
+mod tools;
