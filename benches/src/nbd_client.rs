@@ -12,10 +12,9 @@ mod reply;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod uri;
 
 pub use handshake::ExportInfo;
-pub use uri::{Address, NbdUri};
+pub use towline_block::upstream::{Address, NbdUri};
 
 use crate::error::{Error, ErrorKind, Result};
 use reply::{Flight, Receiver};

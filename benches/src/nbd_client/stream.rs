@@ -1,6 +1,6 @@
 //! A blocking socket, unix or TCP, with the two timeouts the client lives by.
 
-use super::uri::Address;
+use super::Address;
 use crate::error::{Error, ErrorKind, Result};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

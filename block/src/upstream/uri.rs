@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// The port registered for the protocol.
@@ -10,7 +10,7 @@ const PORT: u16 = 10809;
 /// Longest export name of the protocol.
 const EXPORT_BYTES_MAX: usize = 4096;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     Unix(PathBuf),
     /// A name or an address, without the brackets of IPv6, and the port.
@@ -18,13 +18,21 @@ pub enum Address {
 }
 
 /// An export at an address. `Display` gives one form for all that mean the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NbdUri {
     pub address: Address,
     pub export: String,
 }
 
 impl NbdUri {
+    pub fn unix(socket: impl AsRef<Path>, export: &str) -> NbdUri {
+        NbdUri { address: Address::Unix(socket.as_ref().into()), export: export.into() }
+    }
+
+    pub fn tcp(host: &str, port: u16, export: &str) -> NbdUri {
+        NbdUri { address: Address::Tcp(host.into(), port), export: export.into() }
+    }
+
     /// Whether a text means a URI rather than a path.
     pub fn is_meant_by(text: &str) -> bool {
         text.starts_with("nbd:")
@@ -49,7 +57,7 @@ impl FromStr for NbdUri {
 
 fn parse(text: &str) -> std::result::Result<NbdUri, &'static str> {
     if text.starts_with("nbds") {
-        return Err("TLS to an upstream server is not supported");
+        return Err("TLS to such a server is not supported");
     }
     if let Some(rest) = text.strip_prefix("nbd+unix://") {
         let (path, query) = rest.split_once('?').ok_or("no ?socket=")?;
@@ -149,8 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn a_uri_survives_being_printed_and_read_again() {
+        for uri in [
+            NbdUri::unix("/tmp/a b?.sock", "disk0"),
+            NbdUri::unix("/tmp/x", ""),
+            NbdUri::tcp("127.0.0.1", 10809, "päth/with space"),
+            NbdUri::tcp("::1", 1, "x"),
+        ] {
+            assert_eq!(uri.to_string().parse::<NbdUri>().unwrap(), uri, "{uri}");
+        }
+    }
+
+    #[test]
     fn what_is_no_uri_is_refused_with_the_form_to_write() {
         for text in [
+            "",
+            "http://x",
             "nbd://",
             "nbd:h",
             "nbd+unix:///x",
