@@ -240,7 +240,7 @@ fn fill_segment(lab: &Lab) {
     loop {
         let room = LAST_SPAN_AT - (journal.get(Counter::SpillWrittenBytes) - before);
         let (records, bytes) = match room {
-            0 => return,
+            0 => return make_durable(lab),
             room if room >= 8 * big => (8, BLOCK_BYTES as usize),
             room if room >= big => (1, BLOCK_BYTES as usize),
             _ => (1, SMALL_PAYLOAD_BYTES),
@@ -249,7 +249,7 @@ fn fill_segment(lab: &Lab) {
             write_block(lab, round, bytes);
             round += 1;
         }
-        make_durable(lab);
+        assert!(journal.wait_spilled(journal.get(Counter::Head), LIMIT));
     }
 }
 
