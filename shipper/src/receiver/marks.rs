@@ -106,8 +106,8 @@ pub struct DurableMark {
 const CLONE_WAIT: Duration = Duration::from_secs(60);
 
 /// The file that asks for a mark where the targets stand.
-pub(super) fn wanted(dir: &Path) -> PathBuf {
-    dir.join("wanted")
+pub(super) fn wanted(marks: &Path) -> PathBuf {
+    marks.with_file_name("wanted")
 }
 
 /// The mark of a file's header; `None` for what is damaged, unknown or of another group.

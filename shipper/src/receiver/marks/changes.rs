@@ -23,17 +23,24 @@ pub struct Seen {
     pub files: U64,
 }
 
-fn path(dir: &Path) -> PathBuf {
-    dir.join("changes")
+/// Beside the folder of the marks.
+fn path(marks: &Path) -> PathBuf {
+    marks.with_file_name("changes")
 }
 
-/// As a clone sees it.
-pub fn look(dir: &Path, open: &mut Option<File>) -> Result<Seen> {
-    let path = path(dir);
+/// As a clone sees it; zeroes before a receiver has told anything.
+pub fn look(marks: &Path, open: &mut Option<File>) -> Result<Seen> {
+    let path = path(marks);
     let file = match open.take() {
         Some(file) => file,
-        None => File::open(&path)
-            .map_err(|e| crate::Error::storage(format!("cannot open {}", path.display()), e))?,
+        None => match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Seen::default()),
+            Err(e) => {
+                let what = format!("cannot open {}", path.display());
+                return Err(crate::Error::storage(what, e));
+            }
+        },
     };
     let mut seen = Seen::default();
     read_at(&file, &path, seen.as_mut_bytes(), 0)?;
@@ -42,21 +49,24 @@ pub fn look(dir: &Path, open: &mut Option<File>) -> Result<Seen> {
 }
 
 pub struct Changes {
-    log: LogFile,
+    path: PathBuf,
+    medium: Medium,
+    log: Option<LogFile>,
     now: Seen,
     is_told: bool,
 }
 
 impl Changes {
-    /// Nothing of before is believed: a receiver begins by telling so.
-    pub fn open(dir: &Path, medium: &Medium) -> Result<Changes> {
-        let path = path(dir);
-        let log = if path.exists() { medium.open(&path)? } else { medium.create(&path)? };
+    /// Nothing of before is to be believed, which is told before anything is written.
+    pub fn open(marks: &Path, medium: &Medium) -> Result<Changes> {
+        let path = path(marks);
+        let log = if path.exists() { Some(medium.open(&path)?) } else { None };
         let mut now = Seen::default();
-        log.read_at(now.as_mut_bytes(), 0)?;
-        let mut changes = Changes { log, now, is_told: false };
+        if let Some(log) = &log {
+            log.read_at(now.as_mut_bytes(), 0)?;
+        }
+        let mut changes = Changes { path, medium: medium.clone(), log, now, is_told: false };
         changes.rewound();
-        changes.tell()?;
         Ok(changes)
     }
 
@@ -74,11 +84,17 @@ impl Changes {
 
     /// Call before anything is written.
     pub fn tell(&mut self) -> Result<()> {
-        if !self.is_told {
-            self.log.rewind(0);
-            self.log.append(self.now.as_bytes())?;
-            self.is_told = true;
+        if self.is_told {
+            return Ok(());
         }
-        Ok(())
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => self.medium.create(&self.path)?,
+        };
+        log.rewind(0);
+        let told = log.append(self.now.as_bytes());
+        self.log = Some(log);
+        self.is_told = told.is_ok();
+        told
     }
 }
