@@ -4,9 +4,11 @@
 //! Unknown keys are refused with file, line and key.
 
 mod file;
+mod groups;
 mod sources;
 
-pub use file::load;
+pub use file::{load, names_groups};
+pub use groups::{ReceiveGroups, ShipGroups};
 pub use sources::Disk;
 
 use crate::exit::usage;
@@ -299,6 +301,11 @@ impl ProxyConfig {
 }
 
 impl ReceiveConfig {
+    /// Of the group, for messages.
+    pub fn name(&self) -> String {
+        self.group.as_ref().map_or_else(|| "any".to_owned(), GroupName::to_string)
+    }
+
     pub fn check(&self) -> anyhow::Result<()> {
         check_disks(&self.targets, "target")?;
         check_listens(&self.nbd)?;

@@ -22,6 +22,7 @@ mod progress;
 mod proxy;
 mod receive;
 mod report;
+mod restart;
 mod ship;
 mod signals;
 mod status;

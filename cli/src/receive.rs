@@ -1,5 +1,7 @@
 //! `towline receive`: takes a group's batches, and its place after a cutover.
 
+mod groups;
+
 use crate::address::nbd_uri;
 use crate::config::{self, Disk, ReceiveConfig};
 use crate::daemon::Daemon;
@@ -14,7 +16,9 @@ use std::time::Duration;
 use towline_block::{GroupName, VolumeName};
 use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
 use towline_shipper::receiver::marks::KEEP_DEFAULT;
-use towline_shipper::receiver::{self, Counters, Follow, Limits, MarkPolicy, Promote, Receiver};
+use towline_shipper::receiver::{
+    self, Counters, Door, Follow, Limits, MarkPolicy, Promote, Receiver,
+};
 use towline_shipper::{Error, ErrorKind};
 
 #[derive(Debug, clap::Args)]
@@ -91,8 +95,39 @@ impl Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
+    if let Some(file) = &args.config
+        && config::names_groups(file)?
+    {
+        return groups::run(&config::load(file)?);
+    }
     let config = args.into_config()?;
     let daemon = Daemon::prepare("receive")?;
+    let metrics = config.metrics;
+    let followed = config.from.as_ref().map(|from| format!("following {from}"));
+    let (receiver, place) = start(config, None)?;
+    if let Some(address) = metrics {
+        let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));
+        metrics::serve(address, move || samples(&counters, &place))?;
+    }
+    let listening = receiver.address().map(|address| format!("listening on {address}"));
+    let doing: Vec<String> = listening.into_iter().chain(followed).collect();
+    daemon.ready(&doing.join(", "));
+    daemon.wait();
+    end(receiver, &place)?;
+    Ok(Exit::Ok)
+}
+
+/// Clients first: what they wrote is flushed before the receiver lets go.
+fn end(receiver: Receiver, place: &Place) -> anyhow::Result<()> {
+    if let Some(server) = place.take() {
+        server.stop()?;
+    }
+    receiver.stop();
+    Ok(())
+}
+
+/// Starts receiving, behind `door` where one is shared with other groups.
+fn start(config: ReceiveConfig, door: Option<&Door>) -> anyhow::Result<(Receiver, Arc<Place>)> {
     let exports_file = target_view::exports_file(&config.state);
     let marks = MarkPolicy {
         every: config.mark_every,
@@ -106,9 +141,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         (Some(url), Some(group)) => Some(Follow { url: url.parse()?, group: group.clone() }),
         _ => None,
     };
-    let followed = from.as_ref().map(|from| format!("following {}", from.url));
-    let receiver = Receiver::start(receiver::ReceiveConfig {
-        listen: config.listen,
+    let config = receiver::ReceiveConfig {
+        listen: config.listen.filter(|_| door.is_none()),
         from,
         state_dir: config.state,
         group: config.group,
@@ -117,21 +151,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         promote: Arc::<Place>::clone(&place),
         keys,
         limits,
-    })?;
-    if let Some(address) = config.metrics {
-        let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));
-        metrics::serve(address, move || samples(&counters, &place))?;
-    }
-    let listening = receiver.address().map(|address| format!("listening on {address}"));
-    let doing: Vec<String> = listening.into_iter().chain(followed).collect();
-    daemon.ready(&doing.join(", "));
-    daemon.wait();
-    // Clients first: what they wrote is flushed before the receiver lets go.
-    if let Some(server) = place.take() {
-        server.stop()?;
-    }
-    receiver.stop();
-    Ok(Exit::Ok)
+    };
+    let receiver = match door {
+        Some(door) => Receiver::start_behind(config, door)?,
+        None => Receiver::start(config)?,
+    };
+    Ok((receiver, place))
 }
 
 /// Where the guests go after a cutover: a server without a journal.

@@ -1,5 +1,7 @@
 //! `towline ship`: drains a group's journal to its receiver or into a store.
 
+mod groups;
+
 use crate::config::{self, Compress, ShipConfig};
 use crate::daemon::Daemon;
 use crate::exit::{Exit, usage};
@@ -107,6 +109,11 @@ impl Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
+    if let Some(file) = &args.config
+        && config::names_groups(file)?
+    {
+        return groups::run(&config::load(file)?);
+    }
     let config = args.into_config()?;
     check_identity(&config)?;
     // Before the first thread is started, which inherits it.
@@ -114,18 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         tracing::warn!(%error, "the shipper runs at the priority of everything else");
     }
     let daemon = Daemon::prepare("ship")?;
-    let (rate, link_plan) = (config.group_plan(), config.link_plan());
-    let shipper = Shipper::start(source::ShipConfig {
-        group: config.group.clone(),
-        state_dir: config.state.clone(),
-        to: config.to.clone(),
-        security: security(config.pki, config.insecure_loopback),
-        window_bytes: config.window.unwrap_or(window(&config.to)),
-        rate,
-        link: Link::new(link_plan, &config.state),
-        compression: compression(config.compress),
-        keys: config::keys(config.key.as_deref(), &config.state)?,
-    })?;
+    let shipper = start(&config, link(&config))?;
     let dir = GroupDir::of(&config.state, &config.group);
     let page = Arc::new(Page::view(&dir.progress_path())?);
     if let Some(address) = config.metrics {
@@ -145,6 +141,25 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     drop(progress);
     shipper.stop();
     Ok(Exit::Ok)
+}
+
+/// What the groups of one process share.
+fn link(config: &ShipConfig) -> Link {
+    Link::new(config.link_plan(), &config.state)
+}
+
+fn start(config: &ShipConfig, link: Link) -> anyhow::Result<Shipper> {
+    Ok(Shipper::start(source::ShipConfig {
+        group: config.group.clone(),
+        state_dir: config.state.clone(),
+        to: config.to.clone(),
+        security: security(config.pki.clone(), config.insecure_loopback),
+        window_bytes: config.window.unwrap_or(window(&config.to)),
+        rate: config.group_plan(),
+        link,
+        compression: compression(config.compress),
+        keys: config::keys(config.key.as_deref(), &config.state)?,
+    })?)
 }
 
 fn window(to: &str) -> u64 {

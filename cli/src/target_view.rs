@@ -46,6 +46,66 @@ pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>>
     }))
 }
 
+/// Every group that is received into `dir`: one, or each in a folder of its own.
+pub fn all(dir: &Path, keys: &Keyring) -> anyhow::Result<Vec<GroupStatus>> {
+    let mut found: Vec<GroupStatus> = status(dir, keys)?.into_iter().collect();
+    let mut folders: Vec<_> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| Layout::of(path).dir.is_dir())
+        .collect();
+    folders.sort_unstable();
+    for folder in folders {
+        // One that is damaged hides no other.
+        let (group, unreadable) = match status(&folder, keys) {
+            Ok(group) => (group, None),
+            Err(error) => (None, Some(crate::exit::sentence(&error))),
+        };
+        let error = noted_error(&folder).or(unreadable);
+        match (group, error) {
+            (Some(group), error) => {
+                found.push(GroupStatus { last_error: error.or(group.last_error.clone()), ..group });
+            }
+            // It never came to receive anything, or cannot be read.
+            (None, Some(error)) => found.push(GroupStatus {
+                group: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                role: "target",
+                state: "baseline".into(),
+                processes: vec![ProcessStatus { process: "receive", alive: false }],
+                last_error: Some(error),
+                ..GroupStatus::default()
+            }),
+            (None, None) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Why a group among several is not received now.
+fn error_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("receive.error")
+}
+
+/// For `status`; not durable.
+pub fn note_error(state_dir: &Path, why: Option<&str>) {
+    let file = error_file(state_dir);
+    let noted = match why {
+        Some(why) => std::fs::create_dir_all(state_dir).and_then(|()| std::fs::write(&file, why)),
+        None => match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    if let Err(error) = noted {
+        tracing::warn!("status is not told: cannot write {}: {error}", file.display());
+    }
+}
+
+fn noted_error(state_dir: &Path) -> Option<String> {
+    std::fs::read_to_string(error_file(state_dir)).ok().filter(|text| !text.is_empty())
+}
+
 fn is_locked(lock: &Path) -> bool {
     File::open(lock)
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))

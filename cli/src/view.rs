@@ -56,7 +56,7 @@ pub fn groups(
         }
     }
     all.extend(
-        crate::target_view::status(dir, keys)?
+        crate::target_view::all(dir, keys)?
             .into_iter()
             .filter(|s| group.is_none_or(|g| s.group == g.as_str())),
     );

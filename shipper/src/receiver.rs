@@ -17,6 +17,7 @@ mod apply;
 mod clerk;
 pub mod clones;
 mod counters;
+mod door;
 mod follow;
 mod handover;
 mod hello;
@@ -40,6 +41,7 @@ pub mod target;
 pub(crate) mod tests;
 
 pub use counters::Counters;
+pub use door::Door;
 pub use follow::Follow;
 pub use marks::{ListedMark, Mark, MarkHeader, MarkKind, MarkPolicy, PreImage};
 pub use promote::Promote;

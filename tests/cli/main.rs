@@ -4,6 +4,8 @@ mod bench;
 mod clone;
 mod daemons;
 mod forms;
+mod groups;
+mod groups_rig;
 mod journal;
 mod marks;
 mod status;

@@ -13,6 +13,14 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     parse(&text).map_err(|fault| usage(format!("{}:{fault}", path.display())))
 }
 
+/// Whether a file configures several groups, each in a `[[groups]]` table. What cannot be read
+/// does not: [`load`] says why.
+pub fn names_groups(path: &Path) -> anyhow::Result<bool> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| usage(format!("cannot read the configuration {}: {e}", path.display())))?;
+    Ok(text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("groups")))
+}
+
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);

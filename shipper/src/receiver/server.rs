@@ -2,32 +2,29 @@
 
 use super::clerk::{Clerk, Desk, Inbox, Order, Progress};
 use super::counters::Counters;
+use super::door::{Door, Entry, Room, Rooms};
 use super::follow::{self, Seat};
 use super::medium::Medium;
-use super::session::{self, Hall};
+use super::session;
 use super::state::{State, load};
 use super::{Layout, ReceiveConfig, recovery, room, target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::security::{Acceptor, Security};
 use std::fs::{File, TryLockError};
-use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-
-/// Connections at once, refused ones that linger included. One group has one
-/// shipper; the rest is room for its reconnects.
-pub const CONNECTIONS_MAX: usize = 64;
+use tokio::sync::watch;
+use towline_block::GroupName;
 
 /// How long a former receiver of the directory may take to end.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// A running receiver; it ends when dropped.
 pub struct Receiver {
-    address: Option<SocketAddr>,
+    door: Option<Door>,
+    rooms: Option<(Rooms, Option<GroupName>)>,
     counters: Arc<Counters>,
     inbox: Inbox,
     closing: watch::Sender<bool>,
@@ -49,16 +46,36 @@ impl Receiver {
 
     /// As [`Receiver::start`], with its own way to the disk: tests observe it.
     pub fn start_on(config: ReceiveConfig, medium: Medium) -> Result<Receiver> {
-        let layout = Layout::of(&config.state_dir);
-        for dir in [&layout.stage, &layout.marks] {
-            std::fs::create_dir_all(dir)
-                .map_err(|e| Error::storage(format!("cannot create {}", dir.display()), e))?;
+        let counters = Arc::<Counters>::default();
+        let lock = enter(&config.state_dir)?;
+        // An address in use ends the start here, before anything is recovered.
+        let door = config.listen.as_deref();
+        let door = door.map(|at| Door::open(at, &config.security, Arc::clone(&counters)));
+        let mut door = door.transpose()?;
+        let rooms = door.as_ref().map(|door| (door.rooms(), None));
+        let mut receiver = Receiver::start_in(config, medium, rooms, (counters, lock))?;
+        if let Some(door) = &mut door {
+            door.start()?;
         }
-        let lock = lock(&layout)?;
-        super::import::check_none_under_way(&layout)?;
-        let door = config.listen.as_deref().map(|at| Door::open(at, &config.security));
-        let door = door.transpose()?;
-        let address = door.as_ref().map(|door| door.address);
+        receiver.door = door;
+        Ok(receiver)
+    }
+
+    /// As [`Receiver::start`], behind a door that it shares with others: `config` names its group
+    /// and no address.
+    pub fn start_behind(config: ReceiveConfig, door: &Door) -> Result<Receiver> {
+        let rooms = Some((door.rooms(), config.group.clone()));
+        let lock = enter(&config.state_dir)?;
+        Receiver::start_in(config, Medium::default(), rooms, (Arc::default(), lock))
+    }
+
+    fn start_in(
+        config: ReceiveConfig,
+        medium: Medium,
+        rooms: Option<(Rooms, Option<GroupName>)>,
+        (counters, lock): (Arc<Counters>, File),
+    ) -> Result<Receiver> {
+        let layout = Layout::of(&config.state_dir);
         match load(&layout.state)? {
             Some(state) => check_config(&config, &state)?,
             None => look_at_targets(&config)?,
@@ -75,7 +92,6 @@ impl Receiver {
         }
         let (inbox, orders) = std::sync::mpsc::channel();
         let (progress, watcher) = watch::channel(Progress::default());
-        let counters = Arc::new(Counters::default());
         let desk = Desk {
             layout,
             medium,
@@ -102,31 +118,32 @@ impl Receiver {
                 memory: Arc::clone(&memory),
                 limits: config.limits,
             };
-            let closed = closed.clone();
             threads.push(spawn("towline-follow", move || {
                 on_runtime(follow::run(follow, seat, closed));
             })?);
         }
-        if let Some(Door { listener, acceptor, address }) = door {
-            let hall = Hall {
-                acceptor,
+        if let Some((rooms, group)) = &rooms {
+            let room = Room {
                 inbox: inbox.clone(),
                 progress: watcher,
                 memory,
                 limits: config.limits,
                 counters: Arc::clone(&counters),
             };
-            threads.push(spawn("towline-receive", move || {
-                on_runtime(accept_all(listener, hall, closed));
-            })?);
-            tracing::info!(%address, "receiving");
+            rooms.set(group.clone(), Entry::Open(Box::new(room)));
         }
-        Ok(Receiver { address, counters, inbox, closing, threads, _lock: lock })
+        let door = None;
+        Ok(Receiver { door, rooms, counters, inbox, closing, threads, _lock: lock })
     }
 
     /// Where it listens, if it does.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.address
+        self.door.as_ref().map(Door::address)
+    }
+
+    /// Whether a thread has ended by itself, for a reason that is in the log: only a new start helps.
+    pub fn has_failed(&self) -> bool {
+        self.threads.first().is_some_and(JoinHandle::is_finished)
     }
 
     pub fn counters(&self) -> &Arc<Counters> {
@@ -141,6 +158,11 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
+        // Its connections first: what they bring has nowhere to go any more.
+        self.door = None;
+        if let Some((rooms, group)) = &self.rooms {
+            rooms.set(group.clone(), Entry::Closed("its receiver has ended".to_owned()));
+        }
         self.closing.send_replace(true);
         let _ = self.inbox.send(Order::Stop);
         for thread in self.threads.drain(..) {
@@ -151,11 +173,23 @@ impl Drop for Receiver {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(body)
         .map_err(|e| Error::storage(format!("cannot start thread {name}"), e))
+}
+
+/// The directory is made and locked.
+fn enter(state_dir: &Path) -> Result<File> {
+    let layout = Layout::of(state_dir);
+    for dir in [&layout.stage, &layout.marks] {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::storage(format!("cannot create {}", dir.display()), e))?;
+    }
+    let lock = lock(&layout)?;
+    super::import::check_none_under_way(&layout)?;
+    Ok(lock)
 }
 
 /// What no shipper could ever be received into is told at once; a server that does not answer
@@ -232,77 +266,11 @@ pub fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-/// Where shippers connect.
-struct Door {
-    listener: StdListener,
-    acceptor: Acceptor,
-    address: SocketAddr,
-}
-
-impl Door {
-    fn open(listen: &str, security: &Security) -> Result<Door> {
-        let acceptor = Acceptor::new(security)?;
-        let failed = |e| {
-            let what = format!("cannot listen on {listen}: give HOST:PORT of this machine");
-            Error::caused(ErrorKind::InvalidInput, what, e)
-        };
-        let addresses: Vec<SocketAddr> = listen.to_socket_addrs().map_err(failed)?.collect();
-        addresses.iter().try_for_each(|address| acceptor.check_listen(*address))?;
-        let listener = StdListener::bind(addresses.as_slice()).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        Ok(Door { listener, acceptor, address })
-    }
-}
-
 /// A thread's own runtime, to the end of what it runs.
-fn on_runtime(work: impl Future<Output = ()>) {
+pub(super) fn on_runtime(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => tracing::error!(%error, "cannot start a runtime of the receiver"),
     }
-}
-
-async fn accept_all(listener: StdListener, hall: Hall, mut closed: watch::Receiver<bool>) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot listen"),
-    };
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut sessions = JoinSet::new();
-    let mut connection = 0;
-    loop {
-        let accepted = tokio::select! {
-            _ = closed.wait_for(|closed| *closed) => break,
-            Some(_) = sessions.join_next() => continue,
-            accepted = accept(&listener, &seats) => accepted,
-        };
-        match accepted {
-            Ok((tcp, seat)) => {
-                connection += 1;
-                let hall = hall.clone();
-                sessions.spawn(async move {
-                    session::run(hall, tcp, connection).await;
-                    drop(seat);
-                });
-            }
-            Err(error) => {
-                // Out of descriptors, usually: give those in use time to end.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    sessions.shutdown().await;
-}
-
-/// A seat first, then a connection for it.
-async fn accept(
-    listener: &TcpListener,
-    seats: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let seat = Arc::clone(seats).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (tcp, _) = listener.accept().await?;
-    Ok((tcp, seat))
 }

@@ -4,9 +4,9 @@
 //! that neither is ever dropped halfway through a frame. A peer that is refused
 //! hears why before the connection ends.
 
-use super::Limits;
-use super::clerk::{Inbox, Order, Outbox, Progress};
+use super::clerk::{Order, Outbox};
 use super::counters::{Counters, add};
+use super::door::{Room, Rooms};
 use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::{Acceptor, BoxedConnection};
@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, Sleep, timeout};
 
 /// Handshake and HELLO of a peer that means it.
@@ -53,10 +53,7 @@ pub fn memory_units(bytes: usize) -> u32 {
 #[derive(Clone)]
 pub struct Hall {
     pub acceptor: Acceptor,
-    pub inbox: Inbox,
-    pub progress: watch::Receiver<Progress>,
-    pub memory: Arc<Semaphore>,
-    pub limits: Limits,
+    pub rooms: Rooms,
     pub counters: Arc<Counters>,
 }
 
@@ -64,7 +61,7 @@ pub struct Hall {
 pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
     let address = tcp.peer_addr().map_or_else(|_| "a peer".to_owned(), |a| a.to_string());
     let introduced = timeout(HELLO_TIME_MAX, introduce(&hall, tcp)).await;
-    let (stream, hello) = match introduced {
+    let (stream, hello, room) = match introduced {
         Ok(Ok(Some(introduced))) => introduced,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
@@ -81,18 +78,18 @@ pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = Watched::new(reader);
     let order = Order::Hello { connection, hello: Box::new(hello), outbox: outbox.clone() };
-    if hall.inbox.send(order).is_err() {
+    if room.inbox.send(order).is_err() {
         return;
     }
     let refused = {
-        let reading = read_all(&hall, &mut reader, connection, outbox);
-        let writing = write_all(&hall, &mut writer, letters);
+        let reading = read_all(&room, &mut reader, connection, outbox);
+        let writing = write_all(&room, &mut writer, letters);
         tokio::select! {
             () = reading => false,
             refused = writing => refused,
         }
     };
-    let _ = hall.inbox.send(Order::Gone { connection });
+    let _ = room.inbox.send(Order::Gone { connection });
     if refused {
         let _ = writer.shutdown().await;
         let _ = timeout(LINGER, tokio::io::copy(&mut reader.inner, &mut tokio::io::sink())).await;
@@ -101,12 +98,15 @@ pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
 }
 
 /// Handshake, HELLO and the right to the group it names. `None`: refused, and told.
-async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnection, Hello)>> {
+async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnection, Hello, Room)>> {
     let mut peer = hall.acceptor.accept(tcp).await?;
     add(&hall.counters.connections, 1);
     let refusal = match read_message(&mut peer.connection).await {
         Ok(Some(Message::Hello(hello))) => match peer.authorise(&hello.group) {
-            Ok(()) => return Ok(Some((peer.connection, hello))),
+            Ok(()) => match hall.rooms.find(&hello.group) {
+                Ok(room) => return Ok(Some((peer.connection, hello, room))),
+                Err(refusal) => refusal,
+            },
             Err(error) => Refusal::new(RefusalCode::NotAuthorised, error.to_string()),
         },
         Ok(Some(other)) => {
@@ -129,13 +129,13 @@ async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnectio
 
 /// Hands what the peer sends to the clerk; ends when the peer is gone.
 async fn read_all(
-    hall: &Hall,
+    room: &Room,
     reader: &mut Watched<ReadHalf<BoxedConnection>>,
     connection: u64,
     outbox: Outbox,
 ) {
-    let mut progress = hall.progress.clone();
-    let limit = hall.limits.staging_bytes_max.max(1);
+    let mut progress = room.progress.clone();
+    let limit = room.limits.staging_bytes_max.max(1);
     loop {
         // Back-pressure: what is not read fills the peer's window.
         if progress.wait_for(|progress| progress.backlog_bytes < limit).await.is_err() {
@@ -144,7 +144,7 @@ async fn read_all(
         reader.touch();
         let refusal = match read_message(reader).await {
             Ok(None) => return,
-            Ok(Some(message)) => match forward(hall, connection, message).await {
+            Ok(Some(message)) => match forward(room, connection, message).await {
                 Ok(true) => continue,
                 Ok(false) => return,
                 Err(refusal) => refusal,
@@ -162,7 +162,7 @@ async fn read_all(
 
 /// False when the receiver is ending.
 async fn forward(
-    hall: &Hall,
+    room: &Room,
     connection: u64,
     message: Message,
 ) -> std::result::Result<bool, Refusal> {
@@ -172,7 +172,7 @@ async fn forward(
         _ => JSON_BYTES_MAX,
     };
     let units = memory_units(bytes);
-    let Ok(memory) = Arc::clone(&hall.memory).acquire_many_owned(units).await else {
+    let Ok(memory) = Arc::clone(&room.memory).acquire_many_owned(units).await else {
         return Ok(false);
     };
     let order = match message {
@@ -184,17 +184,17 @@ async fn forward(
             return Err(Refusal::new(RefusalCode::Protocol, what));
         }
     };
-    Ok(hall.inbox.send(order).is_ok())
+    Ok(room.inbox.send(order).is_ok())
 }
 
 /// Sends what the clerk says, acknowledgements and keep-alives. True when the
 /// peer was refused and told.
 async fn write_all(
-    hall: &Hall,
+    room: &Room,
     writer: &mut WriteHalf<BoxedConnection>,
     mut letters: mpsc::UnboundedReceiver<Message>,
 ) -> bool {
-    let mut progress = hall.progress.clone();
+    let mut progress = room.progress.clone();
     let mut welcomed = false;
     let mut alive = tokio::time::interval(KEEPALIVE_EVERY);
     alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -28,11 +28,15 @@ use towline_journal::progress::Figure;
 use towline_journal::spill::Store;
 use towline_journal::{Claim, Durable, GroupDir, RingReader, unix_now_ns};
 
-/// Pause between two looks at the ring: while there was something lately, and later.
+/// Pause between two looks at the ring: while there was something lately, later, and when there
+/// was nothing for long, as in most groups of a shipper of many.
 const POLL_BUSY: Duration = Duration::from_millis(2);
 const POLL_IDLE: Duration = Duration::from_millis(20);
+const POLL_ASLEEP: Duration = Duration::from_millis(100);
 /// How long "lately" is.
 const BUSY_FOR: Duration = Duration::from_millis(200);
+/// How long "long" is.
+const ASLEEP_AFTER: Duration = Duration::from_secs(2);
 /// Records wait so long for others to fill their batch. Each batch is a sync at the target,
 /// and where that shares a disk with the guests, their flushes wait for it.
 const LINGER: Duration = Duration::from_millis(50);
@@ -174,8 +178,11 @@ impl Drain {
         match &self.feed {
             None => POLL_MISSING,
             Some(feed) if feed.linger.since.is_some() => POLL_LINGER,
-            Some(_) if Instant::now() < self.busy_until => POLL_BUSY,
-            Some(_) => POLL_IDLE,
+            Some(_) => match Instant::now().checked_duration_since(self.busy_until) {
+                None => POLL_BUSY,
+                Some(idle) if idle < ASLEEP_AFTER => POLL_IDLE,
+                Some(_) => POLL_ASLEEP,
+            },
         }
     }
 

@@ -157,6 +157,12 @@ impl Shipper {
         self.stream.ended().then(|| self.progress.error().unwrap_or_default())
     }
 
+    /// Whether a thread has ended by itself, and not because shipping has ended for good: only a new
+    /// start helps.
+    pub fn has_failed(&self) -> bool {
+        !self.stream.ended() && self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// What the governor allows besides what the operator said; the least counts.
     pub fn govern(&self, limit: Limit) {
         self.stream.pace().govern(limit);
