@@ -11,6 +11,11 @@ const DISK_BYTES: u64 = 4 << 20;
 /// Looks at a clone while the guest goes on.
 const ROUNDS: usize = 5;
 
+/// No faster than the target: status would never say live.
+fn paced() -> Plan {
+    Plan { rate_per_s: Some(500.0), ..Plan::default() }
+}
+
 struct Cloned {
     daemon: Daemon,
     socket: PathBuf,
@@ -69,7 +74,7 @@ fn clones_show_their_mark_and_their_own_writes_while_the_guest_overwrites_everyt
     let mut rig = Rig::new(2, DISK_BYTES);
     let prefilled = rig.prefill();
     rig.start_all();
-    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    let guest = rig.guest_knowing(&paced(), prefilled);
     rig.wait_live();
     assert!(guest.wait_for_acks(200, PATIENCE));
     let mut images = images_at_rest(&rig, &guest);
@@ -123,7 +128,7 @@ fn a_clone_of_the_present_point_needs_no_mark_whether_a_receiver_runs_or_not() {
     let mut rig = Rig::new(1, DISK_BYTES);
     let prefilled = rig.prefill();
     rig.start_all();
-    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    let guest = rig.guest_knowing(&paced(), prefilled);
     rig.wait_live();
     let images = images_at_rest(&rig, &guest);
     let first = Cloned::start(&rig, "first.nbd", "now");

@@ -16,6 +16,11 @@ fn rig() -> Rig {
     rig
 }
 
+/// No faster than the target: status would never say live.
+fn paced() -> Plan {
+    Plan { rate_per_s: Some(300.0), ..Plan::default() }
+}
+
 fn qcow2(rig: &Rig) -> PathBuf {
     let image = rig.path("target.qcow2");
     let size = DISK_BYTES.to_string();
@@ -53,7 +58,7 @@ fn a_killed_qemu_nbd_with_qcow2_costs_nothing_and_the_target_becomes_equal() {
     qcow2(&rig);
     let mut server = Some(qemu_nbd(&rig));
     rig.start_all();
-    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    let guest = rig.guest_knowing(&paced(), prefilled);
     // In the baseline, and after it.
     for _ in 0..2 {
         assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
@@ -88,7 +93,7 @@ fn a_killed_nbdkit_costs_nothing_and_the_target_becomes_equal() {
     let prefilled = rig.prefill();
     let mut server = Some(nbdkit(&rig, &[]));
     rig.start_all();
-    let guest = rig.guest_knowing(&Plan::default(), prefilled);
+    let guest = rig.guest_knowing(&paced(), prefilled);
     rig.wait_live();
     for _ in 0..3 {
         assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());

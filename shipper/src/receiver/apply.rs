@@ -16,11 +16,15 @@ use crate::batch::{Batch, BatchView, Keyring, Op};
 use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
 use std::sync::Arc;
+use std::time::Duration;
 use towline_block::VolumeId;
 
 /// Batches applied under one flush of all targets: enough to make flushing
 /// cheap, little enough to hold in memory while a failing disk is retried.
 pub const GROUP_BYTES_MAX: usize = 32 << 20;
+
+/// How long a clone's wish waits until everything durable is applied.
+const GRANT_WITHIN: Duration = Duration::from_secs(2);
 
 pub struct Apply {
     pub targets: Vec<Target>,
@@ -40,6 +44,8 @@ pub struct Apply {
     compared: Vec<Compared>,
     /// The targets hold `applied` and nothing of what follows it.
     is_exact: bool,
+    /// Since when a clone asks for a mark, by the target's clock.
+    wanted_since: Option<u64>,
 }
 
 impl Apply {
@@ -69,6 +75,7 @@ impl Apply {
             peeked,
             compared,
             is_exact,
+            wanted_since: None,
         }
     }
 
@@ -100,9 +107,7 @@ impl Apply {
         self.collect()?;
         self.targets.iter().for_each(|target| target.disk.start_over());
         self.is_exact |= self.group.is_empty();
-        if self.is_exact && self.marks.is_wanted() {
-            self.marks.grant(&self.applied)?;
-        }
+        self.grant_wanted()?;
         let Some(last) = self.group.last().map(|next| next.after.clone()) else {
             return Ok(None);
         };
@@ -126,6 +131,22 @@ impl Apply {
         self.marks.prune(&last, now)?;
         self.reader.remove_applied(&self.medium, last.number)?;
         Ok(Some(last))
+    }
+
+    /// Makes the mark that a clone asks for: once everything durable is applied, or where the targets
+    /// stand when that does not come to be.
+    fn grant_wanted(&mut self) -> Result<()> {
+        if !self.is_exact || !self.marks.is_wanted() {
+            return Ok(());
+        }
+        let now = unix_ns();
+        let since = *self.wanted_since.get_or_insert(now);
+        if self.group.is_empty() || u128::from(now.saturating_sub(since)) > GRANT_WITHIN.as_nanos()
+        {
+            self.marks.grant(&self.applied)?;
+            self.wanted_since = None;
+        }
+        Ok(())
     }
 
     /// The mark that is made where this group ends.

@@ -32,6 +32,8 @@ use towline_block::VolumeName;
 
 /// How long a receiver may take to make a mark. It looks every second, after the group in work.
 const MARK_WAIT: Duration = Duration::from_secs(60);
+/// How long a running receiver may take to apply its first point.
+const POINT_WAIT: Duration = Duration::from_secs(2);
 const MARK_LOOK: Duration = Duration::from_millis(50);
 /// A mark may go between being chosen and being held.
 const TRIES_MAX: usize = 5;
@@ -114,9 +116,14 @@ fn state_of(state_dir: &Path) -> Result<State> {
 /// The mark of the present point: made by the receiver, or by us where none runs.
 fn present(state_dir: &Path, keys: &Keyring) -> Result<u64> {
     let layout = Layout::of(state_dir);
-    if state_of(state_dir)?.applied.point.is_none() {
-        let what = "no point yet: the baseline is not done";
-        return Err(Error::new(ErrorKind::InvalidInput, what));
+    let begun = Instant::now();
+    while state_of(state_dir)?.applied.point.is_none() {
+        // A receiver that has it durably is about to apply it.
+        if begun.elapsed() >= POINT_WAIT || server::try_lock(&layout)?.is_some() {
+            let what = "no point yet: the baseline is not done";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        std::thread::sleep(MARK_LOOK);
     }
     let wanted = marks::wanted(&layout.marks);
     std::fs::write(&wanted, b"")
