@@ -31,13 +31,14 @@ async fn connect(lab: &Lab, receiver: &Receiver, secret: u8) -> Sender {
     sender
 }
 
-/// All files below `dir`.
+/// All files below `dir`, but the word to clones that a receiver looked there: nothing is
+/// decided by it.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
             found.append(&mut files(&entry));
-        } else {
+        } else if !entry.ends_with("marks/changes") {
             found.insert(entry.clone(), std::fs::read(&entry).unwrap());
         }
     }

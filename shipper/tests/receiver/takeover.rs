@@ -148,7 +148,9 @@ async fn heal_after_a_broken_phase_discards_the_old_point() {
     sender.ship(&[(0, 0, b"new")], &[Control::Break]).await;
     sender.applied(2).await;
     let marks = lab.state_dir().join("receive/marks");
-    let kept = || std::fs::read_dir(&marks).unwrap().count();
+    let is_mark = |path: std::path::PathBuf| path.extension().is_some_and(|of| of == "mark");
+    let entries = || std::fs::read_dir(&marks).unwrap().map(|entry| entry.unwrap().path());
+    let kept = || entries().filter(|path| is_mark(path.clone())).count();
     assert_eq!(kept(), 1);
     sender.ship(&[], &[Control::Heal]).await;
     let ack = sender.applied(3).await;
