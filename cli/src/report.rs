@@ -44,6 +44,10 @@ pub struct GroupStatus {
     pub map_set_bytes: u64,
     /// The part of `map_set_bytes` that is compared with the target before it is sent.
     pub map_suspect_bytes: u64,
+    /// What travels, or did, on transport devices; null: nothing.
+    pub device: Option<DeviceStatus>,
+    /// What a target lacks of packs that were lost.
+    pub lacking_bytes: u64,
     pub baseline: Baseline,
     pub resent_bytes: u64,
     pub sent_bytes: u64,
@@ -55,6 +59,15 @@ pub struct GroupStatus {
     pub volumes: Vec<VolumeStatus>,
     pub processes: Vec<ProcessStatus>,
     pub last_error: Option<String>,
+}
+
+/// A group's export onto transport devices.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceStatus {
+    /// `exporting|travelling|imported`
+    pub state: &'static str,
+    pub packs: usize,
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

@@ -147,6 +147,15 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         let text = format!("{} of them, before any is sent", format_size(group.map_suspect_bytes));
         lines.row("to compare", text);
     }
+    if let Some(device) = &group.device {
+        let what = match device.state {
+            "exporting" => "on devices so far; the export is not finished",
+            "travelling" => "travel; no target that has them was met yet",
+            _ => "travelled and are imported",
+        };
+        let (packs, bytes) = (device.packs, format_size(device.bytes));
+        lines.row("devices", format!("{packs} packs, {bytes} {what}"));
+    }
     let added = [
         ("write", group.added_write_us),
         ("read", group.added_read_us),
@@ -203,6 +212,10 @@ fn target_rows(group: &GroupStatus, lines: &mut Table) {
     };
     lines.row("point", point);
     lines.row("received", format!("durable up to seq {}", group.durable_seq));
+    if group.lacking_bytes > 0 {
+        let bytes = format_size(group.lacking_bytes);
+        lines.row("lacking", format!("{bytes} of lost packs, which the shipper sends"));
+    }
 }
 
 #[cfg(test)]

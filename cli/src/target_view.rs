@@ -39,6 +39,7 @@ pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>>
         acked_seq: durable.position.seq.0,
         point_seq: point.map(|position| position.seq.0),
         lag_bytes: durable.stream_bytes.saturating_sub(applied.stream_bytes),
+        lacking_bytes: found.lacking_bytes,
         volumes: state.volumes.iter().map(volume).collect(),
         processes: vec![ProcessStatus { process: "receive", alive }],
         last_error: state.last_error.clone().or_else(|| found.locked.clone()),

@@ -3,8 +3,8 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles, ProcessStatus,
-    Rate, Shipping, VolumeStatus,
+    Baseline, DeviceStatus, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles,
+    ProcessStatus, Rate, Shipping, VolumeStatus,
 };
 use std::path::Path;
 use towline_block::{BLOCK_BYTES, GroupName};
@@ -14,6 +14,7 @@ use towline_journal::spill::{Rung, load_steps};
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
 use towline_shipper::batch::Keyring;
+use towline_shipper::device::{Leg, Travel, travel};
 
 /// A receiver's folder in its state directory; it holds a group's target side.
 const RECEIVER_FOLDER: &str = "receive";
@@ -52,7 +53,7 @@ pub fn groups(
     let mut all = Vec::new();
     for found in source_dirs(dir)? {
         if group.is_none_or(|group| is_of(&found, group)) {
-            all.push(source_status(&GroupView::open(&found)?));
+            all.push(source_status(&GroupView::open(&found)?, device(&found)?));
         }
     }
     all.extend(
@@ -74,7 +75,20 @@ fn is_of(dir: &GroupDir, group: &GroupName) -> bool {
         || dir.load().is_ok_and(|state| state.is_some_and(|state| state.group == *group))
 }
 
-fn source_status(view: &GroupView) -> GroupStatus {
+fn device(dir: &GroupDir) -> anyhow::Result<Option<DeviceStatus>> {
+    let status = |travel: Travel| DeviceStatus {
+        state: match travel.leg {
+            Leg::Exporting => "exporting",
+            Leg::Travelling => "travelling",
+            Leg::Imported => "imported",
+        },
+        packs: travel.packs,
+        bytes: travel.bytes,
+    };
+    Ok(travel(dir)?.map(status))
+}
+
+fn source_status(view: &GroupView, device: Option<DeviceStatus>) -> GroupStatus {
     let state = &view.state;
     let figure = |figure| view.progress.as_ref().map_or(0, |page| page.get(figure));
     let map_blocks = view.get(Counter::DirtyBlocks) + view.get(Counter::ClaimedBlocks);
@@ -107,6 +121,8 @@ fn source_status(view: &GroupView) -> GroupStatus {
         ladder: ladder(view),
         map_set_bytes,
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
+        device,
+        lacking_bytes: 0,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),

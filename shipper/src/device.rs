@@ -27,6 +27,7 @@ mod set;
 mod shelf;
 mod sign;
 mod sink;
+mod travel;
 mod verify;
 
 pub use blocks::{BlockRun, BlockSet};
@@ -37,12 +38,12 @@ pub use manifest::{Manifest, PACKS_MAX, Pack};
 pub use map::{MAP_MAGIC, MapHeader, PackMap};
 pub use set::DeviceSet;
 pub use sign::{ManifestSigner, Trust};
+pub use travel::{Leg, Travel, forget, travel};
 pub use verify::{Checked, PackState, verify};
 
 pub(crate) use export::Shared;
-pub(crate) use shelf::check_travelling;
-pub use shelf::forget;
 pub(crate) use sink::run;
+pub(crate) use travel::check_travelling;
 
 use crate::batch::BATCH_BYTES_MAX;
 use std::time::Duration;

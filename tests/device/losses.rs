@@ -4,7 +4,7 @@ use crate::DISK_BYTES;
 use crate::lab::Lab;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use towline_tests::args;
+use towline_tests::{Daemon, args};
 
 /// Changes one byte in the middle of a file.
 fn damage(path: &Path) {
@@ -82,5 +82,30 @@ fn an_import_that_waits_for_a_pack_goes_on_and_nobody_else_begins_meanwhile() {
     assert_eq!(whole["ready"], true, "{whole}");
     let lacking = whole["lacking_bytes"].as_u64().unwrap();
     lab.ship_only(lacking);
+    lab.assert_ends_identical();
+}
+
+#[test]
+fn an_import_that_is_killed_again_and_again_ends_as_an_undisturbed_one() {
+    let mut lab = Lab::new(1);
+    lab.rig.prefill();
+    lab.rig.start_proxy();
+    lab.export();
+    let ledger = lab.rig.path("target-state/receive/device.json");
+    let state = lab.rig.path("target-state/receive/state.json");
+    let done = || {
+        let text = std::fs::read_to_string(&ledger).unwrap_or_default();
+        text.matches("\"done\":true").count()
+    };
+    for _ in 0..4 {
+        let seen = done();
+        let import = Daemon::start(&lab.import_args(&lab.devices));
+        lab.rig.wait_status("further", |_| done() > seen || state.exists());
+        import.kill();
+    }
+    if ledger.exists() || !state.exists() {
+        lab.import(&lab.devices, vec![]).exits(0);
+    }
+    lab.ship_only(0);
     lab.assert_ends_identical();
 }

@@ -131,6 +131,7 @@ fn shipping_that_begins_too_early_waits_for_the_import() {
     lab.rig.start_ship();
     let ship = lab.rig.ship.as_mut().unwrap();
     ship.wait_for_line(|line| line.contains("import them there (towline device import)"));
+    assert_eq!(lab.rig.status().0["device"]["state"], "travelling");
     lab.rig.terminate(Process::Receive);
     lab.import(&lab.devices, vec![]).exits(0);
     lab.rig.start_receive();
@@ -139,6 +140,7 @@ fn shipping_that_begins_too_early_waits_for_the_import() {
     lab.rig.wait_drained();
     let sent = lab.rig.relay.forwarded_bytes() - before;
     assert!(sent < 256 << 10, "{sent} bytes crossed the network, nothing had to");
+    assert_eq!(lab.rig.status().0["device"]["state"], "imported");
     lab.assert_ends_identical();
 }
 

@@ -14,9 +14,9 @@ use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Digest, GroupUuid, KeyId, SetId};
 use crate::receiver::Stream;
-use crate::wire::{VolumeSize, Welcome};
+use crate::wire::VolumeSize;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use towline_block::size::format_size;
 use towline_block::{Epoch, GroupName};
 use towline_journal::GroupDir;
@@ -28,7 +28,7 @@ pub(crate) fn local(dir: &GroupDir) -> Folder {
 }
 
 /// A manifest of our own making.
-fn load(folder: &Folder) -> Result<Option<Manifest>> {
+pub(super) fn load(folder: &Folder) -> Result<Option<Manifest>> {
     let path = folder.manifest();
     let Some(bytes) = folder::read(&path, MANIFEST_BYTES_MAX)? else { return Ok(None) };
     let manifest = Manifest::decode(&bytes, &Trust::Unsigned);
@@ -389,37 +389,4 @@ fn check_own(own: &Own, manifest: &Manifest, key: Option<KeyId>) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// While a device travels the group must not be sent to a target that does not have its
-/// content: everything would be sent.
-///
-/// # Errors
-/// [`ErrorKind::Unreachable`]: it may be imported any time.
-pub(crate) fn check_travelling(dir: &GroupDir, welcome: &Welcome) -> Result<()> {
-    let Some(manifest) = load(&local(dir))? else { return Ok(()) };
-    let travels = manifest.after().number;
-    if welcome.number >= travels || welcome.promoted.is_some() {
-        return Ok(());
-    }
-    let what = format!(
-        "batches up to {travels} of group {} travel on transport devices and the target has {}: import \
-         them there (towline device import), then shipping goes on by itself. To send everything over \
-         the network instead, drop the export: towline device forget",
-        manifest.group, welcome.number
-    );
-    Err(Error::new(ErrorKind::Unreachable, what))
-}
-
-/// Drops the group's export: its devices count for nothing more here. Answers whether there
-/// was one.
-pub fn forget(state_dir: &Path, group: &GroupName) -> Result<bool> {
-    let dir = GroupDir::of(state_dir, group);
-    let _lock = dir.lock("ship.lock", "shipper").map_err(crate::source::from_journal)?;
-    let local = local(&dir);
-    match std::fs::remove_dir_all(local.dir()) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::storage(format!("cannot remove {}", local.dir().display()), e)),
-    }
 }

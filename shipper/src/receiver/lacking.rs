@@ -155,6 +155,11 @@ impl Lacking {
         self.set.is_empty() && self.coming.is_empty() && self.stored == 0
     }
 
+    /// Bytes of the volumes that are lacking.
+    pub fn bytes(&self) -> u64 {
+        self.set.bytes()
+    }
+
     /// As the shipper is told.
     pub fn frames(&self) -> Vec<Lacks> {
         let runs: Vec<BlockRun> = self.set.runs().collect();

@@ -1,6 +1,8 @@
 //! What a receiver's files say, read without disturbing it: works when it is dead.
 
 use super::Layout;
+use super::lacking::Lacking;
+use super::medium::Medium;
 use super::recovery;
 use super::state::{State, load};
 use super::stream::Stream;
@@ -18,6 +20,8 @@ pub struct ReceiverStatus {
     /// Staged batches are sealed with a key that was not given: `durable` is what is
     /// applied, and may be more.
     pub locked: Option<String>,
+    /// What the targets lack of packs that were lost.
+    pub lacking_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +57,9 @@ impl ReceiverStatus {
             segments: scan.segments.len() as u64,
             bytes: scan.segments.iter().map(|segment| segment.bytes).sum(),
         };
-        Ok(Some(ReceiverStatus { state, durable, staged, locked }))
+        let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
+        let lacking = Lacking::load(&layout.lacking, &Medium::default(), &sizes)?;
+        let lacking_bytes = lacking.map_or(0, |lacking| lacking.bytes());
+        Ok(Some(ReceiverStatus { state, durable, staged, locked, lacking_bytes }))
     }
 }
