@@ -60,8 +60,15 @@ fn a_device_of_another_export_group_or_epoch_is_refused() {
     let mut lab = Lab::new(1);
     lab.rig.start_proxy();
     lab.export();
-    let finished = lab.rig.towline(lab.export_args(&lab.devices)).exits(1);
+    // What is finished is not begun again elsewhere; a device that was away is brought up to
+    // date.
+    let new = lab.rig.path("new");
+    std::fs::create_dir(&new).unwrap();
+    let finished = lab.rig.towline(lab.export_args(&[new])).exits(1);
     assert!(finished.stderr.contains("is finished"), "{finished}");
+    std::fs::remove_file(manifest_path(&lab)).unwrap();
+    lab.export();
+    assert_eq!(lab.manifest(0)["finished"], true);
     let import = |lab: &Lab| lab.import(&lab.devices, args!["--without-missing"]);
 
     // A receiver of another epoch, and of another group.

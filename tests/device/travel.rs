@@ -48,6 +48,23 @@ fn a_ring_that_overflows_while_the_device_travels_costs_its_blocks() {
 }
 
 #[test]
+fn a_host_that_restarts_while_the_device_travels_costs_nothing_more() {
+    let mut lab = Lab::new(1);
+    lab.rig.prefill();
+    lab.rig.start_proxy();
+    lab.export();
+    let changed = lab.change(40, 3);
+    let ring = lab.rig.ring_path();
+    lab.rig.terminate(Process::Proxy);
+    // As a reboot does; an orderly stop has saved what it held.
+    let _ = std::fs::remove_file(ring);
+    lab.rig.start_proxy();
+    lab.import(&lab.devices, vec![]).exits(0);
+    lab.ship_only(changed);
+    lab.assert_ends_identical();
+}
+
+#[test]
 fn a_device_that_is_pulled_out_and_plugged_in_again_costs_one_pack() {
     let lab = Lab::new(2);
     lab.rig.prefill();

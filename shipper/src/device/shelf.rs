@@ -120,7 +120,9 @@ impl Shelf {
             packs: Vec::new(),
         });
         check_own(own, &manifest, key)?;
-        (manifest.key, manifest.pack_bytes) = (key, plan.pack_bytes);
+        if !manifest.finished {
+            (manifest.key, manifest.pack_bytes) = (key, plan.pack_bytes);
+        }
         let mut highest = if is_new { 0 } else { manifest.devices };
         let mut slots = Vec::new();
         for (to, folder) in plan.to.iter().zip(given) {
@@ -134,6 +136,7 @@ impl Shelf {
                     );
                     return Err(Error::new(ErrorKind::Refused, what));
                 }
+                None if manifest.finished => return Err(finished(&own.group)),
                 None => {
                     highest += 1;
                     highest
@@ -148,7 +151,9 @@ impl Shelf {
         }
         let signer = plan.pki.as_deref().map(|pki| ManifestSigner::load(pki, &own.group));
         let mut shelf = Shelf { local, slots, manifest, signer: signer.transpose()? };
-        shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
+        if !shelf.manifest.finished {
+            shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
+        }
         shelf.begin()?;
         Ok(shelf)
     }
@@ -361,6 +366,14 @@ fn newest(
     Ok(Some(if is_longer { found.clone() } else { known.clone() }))
 }
 
+fn finished(group: &GroupName) -> Error {
+    let what = format!(
+        "the export of group {group} is finished: take the devices to `towline device import`. To \
+         export everything once more, drop it (towline device forget) and give empty folders"
+    );
+    Error::new(ErrorKind::Refused, what)
+}
+
 fn check_own(own: &Own, manifest: &Manifest, key: Option<KeyId>) -> Result<()> {
     let refused = |what: String| Err(Error::new(ErrorKind::Refused, what));
     if manifest.group_uuid != own.group_uuid || manifest.volumes != own.volumes {
@@ -380,13 +393,6 @@ fn check_own(own: &Own, manifest: &Manifest, key: Option<KeyId>) -> Result<()> {
         return refused(
             "an export is sealed as a whole or not at all: go on as it was begun".into(),
         );
-    }
-    if manifest.finished {
-        return refused(format!(
-            "the export of group {} is finished: take the devices to `towline device import`. To \
-             export everything once more, drop it (towline device forget) and give empty folders",
-            own.group
-        ));
     }
     Ok(())
 }

@@ -68,7 +68,11 @@ async fn export(
         sleep(POLL).await;
     };
     let key = config.keys.newest().map(|key| key.id);
-    let shelf = Shelf::open(&own, plan, key, dir)?;
+    let mut shelf = Shelf::open(&own, plan, key, dir)?;
+    if shelf.manifest.finished {
+        show(shared, &shelf);
+        return Ok(Some(shelf.bring_up_to_date()));
+    }
     let closed = shelf.manifest.after();
     tracing::info!(
         set = %shelf.manifest.set, packs = shelf.manifest.packs.len(),
@@ -76,7 +80,7 @@ async fn export(
     );
     stream.welcome(welcome(&closed));
     let mut sink = Sink { stream, shared, shelf, open: None, settling: None };
-    sink.show();
+    show(shared, &sink.shelf);
     sink.run().await
 }
 
@@ -222,19 +226,8 @@ impl Sink<'_> {
             "a pack is closed"
         );
         self.stream.closed(ack(&after), after.hash);
-        self.show();
+        show(self.shared, &self.shelf);
         Ok(())
-    }
-
-    fn show(&self) {
-        let manifest = &self.shelf.manifest;
-        self.shared.show(ExportView {
-            set: Some(manifest.set),
-            folders: self.shelf.views(),
-            packs: manifest.packs.len(),
-            bytes: manifest.bytes(),
-            after: manifest.after(),
-        });
     }
 
     /// Once all blocks were read: small packs while nothing is dirty, so that claims
@@ -280,6 +273,17 @@ impl Sink<'_> {
         self.stream.progress().set_error("");
         self.stream.rewind(welcome(&self.shelf.manifest.after()));
     }
+}
+
+fn show(shared: &Shared, shelf: &Shelf) {
+    let manifest = &shelf.manifest;
+    shared.show(ExportView {
+        set: Some(manifest.set),
+        folders: shelf.views(),
+        packs: manifest.packs.len(),
+        bytes: manifest.bytes(),
+        after: manifest.after(),
+    });
 }
 
 /// The hash of the batch that it was cut behind.

@@ -118,8 +118,10 @@ async fn ship(
         to = %url, session = writer.session(), number = writer.after().number,
         "the store has everything up to here"
     );
+    let welcome = welcome(writer.after());
+    crate::device::check_travelling(dir, &welcome)?;
     stream.progress().set_error("");
-    stream.welcome(welcome(writer.after()));
+    stream.welcome(welcome);
     Sink::new(stream, bucket, writer).run().await
 }
 
