@@ -19,10 +19,11 @@ use towline_journal::link::{self, Link};
 use towline_journal::{GroupState, activity, inspect};
 use towline_proxy::nbd::handshake::{Export, Negotiation, Next, OptionHead};
 use towline_proxy::nbd::request::{RawRequest, Request, Terms, validate};
-use towline_shipper::GroupUuid;
 use towline_shipper::batch::{Batch, BatchView, GroupKey, KeyId, Keyring, encoded_len};
+use towline_shipper::device::{Manifest, PackMap, Trust};
 use towline_shipper::receiver::marks;
 use towline_shipper::wire::read_frame;
+use towline_shipper::{Digest, GroupUuid};
 
 fn exports() -> Arc<[Export]> {
     let export = |name: &str, read_only| Export {
@@ -205,4 +206,20 @@ pub fn link_line(data: &[u8]) {
     while let Ok(Some((reply, _))) = link.receive::<link::Reply>() {
         let _ = format!("{reply:?}");
     }
+}
+
+/// What lies on a transport device: a manifest or, when the first byte is odd, a map under
+/// the hash that it has.
+pub fn device(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    if which & 1 == 1 {
+        let sizes = [1 << 30, 300 << 10];
+        let Ok(map) = PackMap::decode(bytes, Digest::of(bytes), &sizes) else { return };
+        assert!(map.touched.iter().chain(&map.covered).all(|run| run.is_within(&sizes)));
+        assert!(map.encode() == bytes, "a map says one thing in one way");
+        return;
+    }
+    let Ok(manifest) = Manifest::decode(bytes, &Trust::Unsigned) else { return };
+    assert_eq!(manifest.after().stream_bytes, manifest.bytes());
+    assert!(manifest.sizes().iter().all(|size| *size > 0));
 }

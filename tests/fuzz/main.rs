@@ -31,7 +31,7 @@ macro_rules! replayed {
 
 replayed! {
     nbd_handshake nbd_request batch wire_frame ring_open saved_map state_json link_line
-    spill_segment activity_map mark_file
+    spill_segment activity_map mark_file device
 }
 
 #[test]

@@ -277,9 +277,9 @@ impl Shelf {
         of.fold((0, 0), |(packs, bytes), pack| (packs + 1, bytes + pack.bytes))
     }
 
-    /// A pack is durable on its device. Its map goes to every device that is there, then
-    /// the manifest; the local copy last: a manifest never names a map that is not beside
-    /// it.
+    /// A pack is durable on its device: its map and the manifest become so here, then on
+    /// every device that is there. Map before manifest everywhere: none names a map that is
+    /// not beside it. What a device lacks then it gets with the next pack, or at the end.
     pub fn add(&mut self, device: u32, map: &PackMap, after: Stream) -> Result<()> {
         let bytes = map.encode();
         let pack = Pack { device, bytes: map.pack_bytes(), map: Digest::of(&bytes), after };
