@@ -13,7 +13,8 @@
 //!                   | flushes by a worker count down               | something came: it waited for us;
 //!   left > 0: by a worker  <---------------------------------------+ pause doubles
 //! ```
-//! A disk that takes longer than [`TOOK_MAX`] is never waited for here.
+//! A disk that takes longer than [`TOOK_MAX`] is never waited for here. Where a flush has to
+//! find the records in the spill, the thread writes these, too (`journal/src/spill/lone.rs`).
 
 use super::run::Engine;
 use std::io;
