@@ -23,6 +23,7 @@ use towline_journal::activity::COOL_EVERY_RANGE;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 use towline_shipper::batch::{Keyring, keyfile};
+use towline_shipper::source::STREAMS_MAX;
 use towline_shipper::store::StoreUrl;
 
 /// Volume ids are 16 bits in every format.
@@ -113,6 +114,9 @@ pub struct ShipConfig {
     pub insecure_loopback: bool,
     #[serde(default, deserialize_with = "size")]
     pub window: Option<u64>,
+    /// 1 to 8.
+    #[serde(default)]
+    pub streams: Option<u8>,
     #[serde(default, deserialize_with = "size")]
     pub rate: Option<u64>,
     pub ops: Option<u64>,
@@ -343,6 +347,11 @@ impl ShipConfig {
     pub fn check(&self) -> anyhow::Result<()> {
         if let Some(nice) = self.nice.filter(|nice| *nice > NICE_MAX) {
             return Err(usage(format!("nice = {nice} is not usable: give 0 to {NICE_MAX}")));
+        }
+        if let Some(streams) = self.streams.filter(|n| !(1..=STREAMS_MAX).contains(n)) {
+            return Err(usage(format!(
+                "streams = {streams} is not usable: give 1 to {STREAMS_MAX}"
+            )));
         }
         if StoreUrl::is_meant(&self.to) {
             self.to.parse::<StoreUrl>()?;

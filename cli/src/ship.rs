@@ -20,7 +20,7 @@ use towline_journal::state::GroupDir;
 use towline_shipper::batch::Method;
 use towline_shipper::pki;
 use towline_shipper::security::Security;
-use towline_shipper::source::{self, Compression, Link, Shipper, WINDOW_BYTES_DEFAULT};
+use towline_shipper::source::{self, Compression, Link, STREAMS_MAX, Shipper};
 use towline_shipper::store::{self, StoreUrl};
 
 /// A saturated host serves its guests first: five steps are a third of a guest's share. With
@@ -47,9 +47,13 @@ pub struct Args {
     /// No encryption and no identity; only for a receiver on this machine.
     #[arg(long)]
     insecure_loopback: bool,
-    /// Most bytes sent and not yet durable at the target.
+    /// Most bytes sent and not yet durable at the target; without it twice bandwidth times
+    /// delay, 4 MiB to 256 MiB.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     window: Option<u64>,
+    /// Connections to the receiver at a time, 1 to 8: several on a link that loses packets.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(STREAMS_MAX)))]
+    streams: u8,
     /// Most bytes a second on the network, until `towline throttle` says otherwise.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     rate: Option<u64>,
@@ -88,6 +92,7 @@ impl Args {
                 pki: self.pki,
                 insecure_loopback: self.insecure_loopback,
                 window: self.window,
+                streams: Some(self.streams),
                 rate: self.rate,
                 ops: self.ops,
                 windows: self.windows,
@@ -154,7 +159,8 @@ fn start(config: &ShipConfig, link: Link) -> anyhow::Result<Shipper> {
         state_dir: config.state.clone(),
         to: config.to.clone(),
         security: security(config.pki.clone(), config.insecure_loopback),
-        window_bytes: config.window.unwrap_or(window(&config.to)),
+        window_bytes: config.window.or(window(&config.to)),
+        streams: config.streams.unwrap_or(1),
         rate: config.group_plan(),
         link,
         compression: compression(config.compress),
@@ -162,11 +168,9 @@ fn start(config: &ShipConfig, link: Link) -> anyhow::Result<Shipper> {
     })?)
 }
 
-fn window(to: &str) -> u64 {
-    match StoreUrl::is_meant(to) {
-        true => store::WINDOW_BYTES_DEFAULT,
-        false => WINDOW_BYTES_DEFAULT,
-    }
+/// A store's; on the way to a receiver it is measured.
+fn window(to: &str) -> Option<u64> {
+    StoreUrl::is_meant(to).then_some(store::WINDOW_BYTES_DEFAULT)
 }
 
 /// What no retry would cure is told at once: a missing certificate, an address that

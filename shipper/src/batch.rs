@@ -18,7 +18,7 @@ mod view;
 
 pub use build::{BatchBuilder, Chain, Filled};
 pub use encode::{Encoder, Gains, Sealed};
-pub use header::encoded_len;
+pub use header::{encoded_len, number_of};
 pub use key::{GroupKey, KEY_BYTES, KEY_ID_BYTES, KeyId, Keyring, SALT_BYTES, TAG_BYTES};
 pub use layout::{HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
 pub use open::Batch;

@@ -23,6 +23,7 @@ mod handover;
 mod hello;
 pub(crate) mod import;
 mod lacking;
+mod lanes;
 pub mod marks;
 pub mod medium;
 mod promote;

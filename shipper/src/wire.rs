@@ -12,7 +12,8 @@ pub use ack::{ACK_BYTES, Ack, AckLayout};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind, JSON_BYTES_MAX};
 pub use frame::{FrameWriter, read_frame, write_frame};
 pub use message::{
-    ATTEMPT_BYTES_MAX, Abort, Compared, Decision, Differing, Hello, LACKS_RUNS_MAX, Lacks, Message,
-    Outcome, PROTOCOL, Promote, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize, Welcome,
+    ATTEMPT_BYTES_MAX, Abort, Compared, Decision, Differing, Hello, Join, LACKS_RUNS_MAX, Lacks,
+    Message, Outcome, PROTOCOL, Promote, Promoted, Refusal, RefusalCode, VOLUMES_MAX, VolumeSize,
+    Welcome,
 };
 pub use message::{read_message, write_message};

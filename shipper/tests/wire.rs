@@ -41,6 +41,7 @@ fn all() -> Vec<Message> {
         point: Some(at(1)),
         broken: true,
         lacks: 0,
+        join: None,
         promoted: Some(Promoted {
             attempt: "a".into(),
             epoch: Epoch(2),

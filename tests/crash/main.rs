@@ -5,6 +5,7 @@ mod kills;
 mod overflow;
 mod recovery;
 mod spill;
+mod streams;
 
 use std::time::Duration;
 use towline_bench::stamp::{Pattern, Plan};

@@ -45,6 +45,8 @@ pub struct Rig {
     pub receiver_address: SocketAddr,
     /// Certificates instead of `--insecure-loopback`.
     pub pki: Option<PathBuf>,
+    /// `--streams` of the shipper.
+    pub streams: u8,
     /// Key file: batches are sealed.
     pub key: Option<PathBuf>,
     pub relay: Relay,
@@ -87,6 +89,7 @@ impl Rig {
             mark_every: None,
             receiver_address,
             pki: None,
+            streams: 1,
             key: None,
             relay,
             order: Arc::default(),
@@ -166,6 +169,7 @@ impl Rig {
         let mut all = args!["ship", "--group", &self.group, "--state", self.state()];
         all.extend(args!["--to", self.relay.address().to_string()]);
         all.extend(args!["--window", WINDOW_BYTES.to_string()]);
+        all.extend(args!["--streams", self.streams.to_string()]);
         // Other tests share the processors: giving way to them would only cost time.
         all.extend(args!["--nice", "0"]);
         all.extend(self.security());

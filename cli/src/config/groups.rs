@@ -66,6 +66,8 @@ pub struct ShipGroups {
     insecure_loopback: bool,
     #[serde(default, deserialize_with = "size")]
     window: Option<u64>,
+    #[serde(default)]
+    streams: Option<u8>,
     #[serde(default, deserialize_with = "size")]
     link_rate: Option<u64>,
     link_ops: Option<u64>,
@@ -88,6 +90,8 @@ struct ShipGroup {
     to: Option<String>,
     #[serde(default, deserialize_with = "size")]
     window: Option<u64>,
+    #[serde(default)]
+    streams: Option<u8>,
     #[serde(default, deserialize_with = "size")]
     rate: Option<u64>,
     ops: Option<u64>,
@@ -167,6 +171,7 @@ impl ShipGroups {
                 pki: self.pki.clone(),
                 insecure_loopback: self.insecure_loopback,
                 window: group.window.or(self.window),
+                streams: group.streams.or(self.streams),
                 rate: group.rate,
                 ops: group.ops,
                 windows: group.windows.clone(),

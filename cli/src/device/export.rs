@@ -150,7 +150,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         to: String::new(),
         security: Security::InsecureLoopback,
         // What is cut ahead of the pack is cut again when a device fails.
-        window_bytes: WINDOW_BYTES_MIN,
+        window_bytes: Some(WINDOW_BYTES_MIN),
+        streams: 1,
         rate: Plan { base, windows: args.windows.clone() },
         link: Link::new(Plan::default(), &args.state),
         compression: ship::compression(args.compress),

@@ -40,6 +40,11 @@ pub fn encoded_len(header: &[u8]) -> Result<usize> {
     Ok(HEADER_BYTES + shape(header).tag.end)
 }
 
+/// Number of the batch that begins with these bytes, unchecked.
+pub fn number_of(bytes: &[u8]) -> Option<u64> {
+    split(bytes).ok().map(|(header, _)| header.number.get())
+}
+
 pub(super) fn split(bytes: &[u8]) -> Result<(&Header, &[u8])> {
     Header::ref_from_prefix(bytes).map_err(|_| {
         let len = bytes.len();

@@ -96,6 +96,7 @@ fn welcome(closed: &Stand) -> Welcome {
         point: closed.point.map(|point| point.position),
         broken: !closed.whole,
         lacks: 0,
+        join: None,
         promoted: None,
     }
 }

@@ -16,6 +16,7 @@ use super::apply::check_bounds;
 use super::counters::{Counters, add};
 use super::handover::{Handover, Ready};
 use super::lacking::Lacking;
+use super::lanes::Lanes;
 use super::medium::Medium;
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
@@ -27,7 +28,7 @@ use crate::batch::{Batch, Keyring};
 use crate::error::{Error, ErrorKind};
 use crate::ids::SessionId;
 use crate::wire::{
-    Abort, Ack, Compared, Hello, Message, Promote as PromoteRequest, Refusal, RefusalCode,
+    Abort, Ack, Compared, Hello, Join, Message, Promote as PromoteRequest, Refusal, RefusalCode,
 };
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -48,6 +49,11 @@ pub enum Order {
     Hello {
         connection: u64,
         hello: Box<Hello>,
+        outbox: Outbox,
+    },
+    Join {
+        connection: u64,
+        join: Join,
         outbox: Outbox,
     },
     Batch {
@@ -118,6 +124,7 @@ pub struct Current {
     pub connection: u64,
     pub session: SessionId,
     pub outbox: Outbox,
+    pub lanes: Lanes,
 }
 
 /// What a clerk has once a group is bound.
@@ -219,8 +226,9 @@ impl Clerk {
     fn handle(&mut self, order: Order) -> bool {
         match order {
             Order::Hello { connection, hello, outbox } => self.hello(connection, *hello, outbox),
+            Order::Join { connection, join, outbox } => self.join(connection, &join, outbox),
             Order::Batch { connection, bytes, memory } => {
-                if self.speaks(connection)
+                if self.carries(connection)
                     && let Err(refusal) = self.take(bytes, memory)
                 {
                     self.refuse(refusal);
@@ -244,6 +252,9 @@ impl Clerk {
                 if self.speaks(connection) {
                     self.current = None;
                     self.forget_waiting();
+                } else if self.carries(connection) {
+                    let what = "a connection of the session is gone: connect again";
+                    self.refuse(Refusal::new(RefusalCode::OutOfOrder, what));
                 }
             }
             Order::Applied { applied, stalled } => {
@@ -264,6 +275,25 @@ impl Clerk {
 
     fn speaks(&self, connection: u64) -> bool {
         self.current.as_ref().is_some_and(|current| current.connection == connection)
+    }
+
+    fn carries(&self, connection: u64) -> bool {
+        let is_lane = |current: &Current| current.lanes.has(connection);
+        self.speaks(connection) || self.current.as_ref().is_some_and(is_lane)
+    }
+
+    /// A further connection for the batches of the current session.
+    fn join(&mut self, connection: u64, join: &Join, outbox: Outbox) {
+        let current = self.current.as_mut().filter(|current| current.session == join.session);
+        let refusal = match current {
+            Some(current) => match current.lanes.add(join.join, connection, outbox.clone()) {
+                Ok(()) => return,
+                Err(refusal) => refusal,
+            },
+            None => Refusal::new(RefusalCode::Superseded, "the session to join is over"),
+        };
+        add(&self.desk.counters.refused, 1);
+        let _ = outbox.send(Message::Error(refusal));
     }
 
     /// Ends the current session with a sentence.
@@ -308,6 +338,20 @@ impl Clerk {
             let what = "a batch came while the takeover was being decided";
             return Err(Refusal::new(RefusalCode::Protocol, what));
         }
+        let (Some(bound), Some(current)) = (&self.bound, &mut self.current) else { return Ok(()) };
+        let Some(early) = current.lanes.in_turn((bytes, memory), bound.next_number())? else {
+            return Ok(());
+        };
+        let mut next = Some(early);
+        while let Some((bytes, memory)) = next {
+            self.queue(bytes, memory)?;
+            let (Some(bound), Some(current)) = (&self.bound, &mut self.current) else { break };
+            next = current.lanes.next(bound.next_number());
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, bytes: Vec<u8>, memory: OwnedSemaphorePermit) -> Result<(), Refusal> {
         let Some(bound) = &mut self.bound else { return Ok(()) };
         if bound.waiting.is_empty() && bound.may_admit() {
             return self.admit(bytes, memory);
@@ -432,6 +476,11 @@ impl Clerk {
 }
 
 impl Bound {
+    /// Of the batch that is to come next.
+    fn next_number(&self) -> u64 {
+        self.received.number + self.waiting.len() as u64 + 1
+    }
+
     /// Whether the next batch can be admitted now. Staging begins once all that was
     /// handed over directly is applied, so that no durable batch has a gap before it.
     fn may_admit(&mut self) -> bool {

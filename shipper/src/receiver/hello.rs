@@ -3,6 +3,7 @@
 use super::clerk::{Bound, Clerk, Current, Outbox, old_epoch, refusal_of};
 use super::counters::add;
 use super::lacking::Lacking;
+use super::lanes::Lanes;
 use super::medium::{Medium, Target};
 use super::recovery::Store;
 use super::room;
@@ -21,7 +22,8 @@ impl Clerk {
     /// HELLO on a new connection: it becomes the current one, or hears why not.
     pub fn hello(&mut self, connection: u64, hello: Hello, outbox: Outbox) {
         self.commit();
-        match self.welcome(&hello) {
+        let join = rand::random();
+        match self.welcome(&hello, join) {
             Ok(welcome) => {
                 if let Some(old) = self.current.take() {
                     let what = format!(
@@ -37,7 +39,8 @@ impl Clerk {
                 for lacks in lacking.map(Lacking::frames).unwrap_or_default() {
                     let _ = outbox.send(Message::Lacks(lacks));
                 }
-                self.current = Some(Current { connection, session: hello.session, outbox });
+                let lanes = Lanes::new(join);
+                self.current = Some(Current { connection, session: hello.session, outbox, lanes });
             }
             Err(refusal) => {
                 add(&self.desk.counters.refused, 1);
@@ -47,7 +50,7 @@ impl Clerk {
         }
     }
 
-    fn welcome(&mut self, hello: &Hello) -> Result<Welcome, Refusal> {
+    fn welcome(&mut self, hello: &Hello, join: u64) -> Result<Welcome, Refusal> {
         check_hello(hello)?;
         check_key(hello, &self.desk.keys)?;
         if let Some(group) = self.desk.group.as_ref().filter(|group| **group != hello.group) {
@@ -80,6 +83,7 @@ impl Clerk {
             point: durable.point.map(|point| point.position),
             broken: !durable.whole,
             lacks: bound.lacking.as_ref().map_or(0, |lacking| lacking.frames().len() as u32),
+            join: Some(join),
             promoted: bound.promoted.as_ref().map(|takeover| Promoted {
                 attempt: takeover.attempt.clone(),
                 epoch: takeover.epoch,

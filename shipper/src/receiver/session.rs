@@ -11,7 +11,7 @@ use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::{Acceptor, BoxedConnection};
 use crate::wire::{
-    Hello, JSON_BYTES_MAX, Message, Refusal, RefusalCode, read_message, write_message,
+    Hello, JSON_BYTES_MAX, Join, Message, Refusal, RefusalCode, read_message, write_message,
 };
 use std::pin::Pin;
 use std::sync::Arc;
@@ -44,6 +44,11 @@ pub fn memory() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(MEMORY_BYTES_MAX.div_ceil(MEMORY_UNIT)))
 }
 
+/// For one lane: a batch that waits for others, and one that arrives.
+fn lane_memory() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(2 * BATCH_BYTES_MAX.div_ceil(MEMORY_UNIT)))
+}
+
 /// Permits for a message of so many bytes.
 pub fn memory_units(bytes: usize) -> u32 {
     bytes.div_ceil(MEMORY_UNIT) as u32
@@ -61,7 +66,7 @@ pub struct Hall {
 pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
     let address = tcp.peer_addr().map_or_else(|_| "a peer".to_owned(), |a| a.to_string());
     let introduced = timeout(HELLO_TIME_MAX, introduce(&hall, tcp)).await;
-    let (stream, hello, room) = match introduced {
+    let (stream, first, room) = match introduced {
         Ok(Ok(Some(introduced))) => introduced,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => {
@@ -73,17 +78,27 @@ pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
             return tracing::warn!(%address, "no HELLO in time");
         }
     };
-    tracing::info!(%address, group = %hello.group, session = %hello.session, "hello");
     let (outbox, letters) = mpsc::unbounded_channel();
+    let is_lane = matches!(first, First::Join(_));
+    let (order, room) = match first {
+        First::Hello(hello) => {
+            tracing::info!(%address, group = %hello.group, session = %hello.session, "hello");
+            (Order::Hello { connection, hello, outbox: outbox.clone() }, room)
+        }
+        First::Join(join) => {
+            tracing::info!(%address, group = %join.group, session = %join.session, "join");
+            let room = Room { memory: lane_memory(), ..room };
+            (Order::Join { connection, join, outbox: outbox.clone() }, room)
+        }
+    };
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = Watched::new(reader);
-    let order = Order::Hello { connection, hello: Box::new(hello), outbox: outbox.clone() };
     if room.inbox.send(order).is_err() {
         return;
     }
     let refused = {
         let reading = read_all(&room, &mut reader, connection, outbox);
-        let writing = write_all(&room, &mut writer, letters);
+        let writing = write_all(&room, &mut writer, letters, !is_lane);
         tokio::select! {
             () = reading => false,
             refused = writing => refused,
@@ -97,27 +112,46 @@ pub async fn run(hall: Hall, tcp: TcpStream, connection: u64) {
     tracing::info!(%address, "connection ended");
 }
 
-/// Handshake, HELLO and the right to the group it names. `None`: refused, and told.
-async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnection, Hello, Room)>> {
+/// How a peer introduces itself.
+enum First {
+    Hello(Box<Hello>),
+    Join(Join),
+}
+
+/// Handshake, HELLO or JOIN, and the right to the group it names. `None`: refused, and told.
+async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnection, First, Room)>> {
     let mut peer = hall.acceptor.accept(tcp).await?;
     add(&hall.counters.connections, 1);
-    let refusal = match read_message(&mut peer.connection).await {
-        Ok(Some(Message::Hello(hello))) => match peer.authorise(&hello.group) {
-            Ok(()) => match hall.rooms.find(&hello.group) {
-                Ok(room) => return Ok(Some((peer.connection, hello, room))),
+    let first = match read_message(&mut peer.connection).await {
+        Ok(Some(Message::Hello(hello))) => {
+            let group = hello.group.clone();
+            Ok((First::Hello(Box::new(hello)), group))
+        }
+        Ok(Some(Message::Join(join))) => {
+            let group = join.group.clone();
+            Ok((First::Join(join), group))
+        }
+        other => Err(other),
+    };
+    let refusal = match first {
+        Ok((first, group)) => match peer.authorise(&group) {
+            Ok(()) => match hall.rooms.find(&group) {
+                Ok(room) => return Ok(Some((peer.connection, first, room))),
                 Err(refusal) => refusal,
             },
             Err(error) => Refusal::new(RefusalCode::NotAuthorised, error.to_string()),
         },
-        Ok(Some(other)) => {
-            let what = format!("a {:?} frame came where HELLO belongs", other.kind());
-            Refusal::new(RefusalCode::Protocol, what)
-        }
-        Ok(None) => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::Protocol => {
-            Refusal::new(RefusalCode::Protocol, error.to_string())
-        }
-        Err(error) => return Err(error),
+        Err(other) => match other {
+            Ok(Some(other)) => {
+                let what = format!("a {:?} frame came where HELLO belongs", other.kind());
+                Refusal::new(RefusalCode::Protocol, what)
+            }
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Protocol => {
+                Refusal::new(RefusalCode::Protocol, error.to_string())
+            }
+            Err(error) => return Err(error),
+        },
     };
     let error = Error::new(ErrorKind::NotAuthorised, refusal.message.clone());
     let mut stream = peer.connection;
@@ -193,6 +227,7 @@ async fn write_all(
     room: &Room,
     writer: &mut WriteHalf<BoxedConnection>,
     mut letters: mpsc::UnboundedReceiver<Message>,
+    tells_progress: bool,
 ) -> bool {
     let mut progress = room.progress.clone();
     let mut welcomed = false;
@@ -205,15 +240,13 @@ async fn write_all(
                 Some(letter) => letter,
                 None => return false,
             },
-            changed = progress.changed(), if welcomed => match changed {
+            changed = progress.changed(), if welcomed && tells_progress => match changed {
                 Ok(()) => Message::Ack(progress.borrow_and_update().ack()),
                 Err(_) => return false,
             },
             _ = alive.tick(), if welcomed => Message::KeepAlive,
         };
-        if matches!(message, Message::Welcome(_)) {
-            welcomed = true;
-        }
+        welcomed |= matches!(message, Message::Welcome(_) | Message::KeepAlive);
         if write_message(writer, &message).await.is_err() {
             return false;
         }

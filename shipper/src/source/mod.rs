@@ -15,6 +15,7 @@ mod cutover;
 mod cutter;
 mod drain;
 mod history;
+mod lanes;
 mod pace;
 mod session;
 pub(crate) mod stream;
@@ -37,10 +38,11 @@ use towline_control::rate::{Limit, Plan};
 use towline_journal::GroupDir;
 use towline_journal::progress::{Figure, Progress};
 
-/// Bytes that may be sent and not yet durable. 32 MiB: 2.5 Gbit/s at 100 ms.
-pub const WINDOW_BYTES_DEFAULT: u64 = 32 << 20;
-/// Least window: one batch of the largest size on its way, one being made.
+/// Least window that can be given: one batch of the largest size on its way, one being made.
 pub const WINDOW_BYTES_MIN: u64 = 2 * crate::batch::BATCH_BYTES_MAX as u64;
+
+/// Most connections of a session.
+pub const STREAMS_MAX: u8 = 8;
 
 #[derive(Clone, Debug)]
 pub struct ShipConfig {
@@ -50,7 +52,10 @@ pub struct ShipConfig {
     /// HOST:PORT of the receiver, or the URL of a store.
     pub to: String,
     pub security: Security,
-    pub window_bytes: u64,
+    /// Bytes that may be sent and not yet durable; none: twice bandwidth times delay.
+    pub window_bytes: Option<u64>,
+    /// Connections to the receiver over which batches go, 1 to [`STREAMS_MAX`].
+    pub streams: u8,
     /// How fast this group may be shipped, until `towline throttle` says otherwise.
     pub rate: Plan,
     /// What it shares with the other groups of this process.
@@ -107,11 +112,10 @@ impl Shipper {
         progress.set(Figure::Pid, u64::from(std::process::id()));
         progress.set(Figure::Connected, 0);
         progress.set(Figure::CutoverRunning, 0);
-        progress.set(Figure::WindowBytes, config.window_bytes.max(WINDOW_BYTES_MIN));
         progress.set_error("");
         let own = throttle::Throttle::new(config.rate.clone(), throttle::group_file(&dir));
         let stream = stream::Stream::new(
-            config.window_bytes.max(WINDOW_BYTES_MIN),
+            config.window_bytes.map(|bytes| bytes.max(WINDOW_BYTES_MIN)),
             progress.clone(),
             pace::Pace::new(own, config.link.clone()),
         );

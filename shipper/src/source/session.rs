@@ -2,7 +2,7 @@
 //! again and again with jittered back-off.
 
 use super::ShipConfig;
-use super::pace::Pace;
+use super::lanes;
 use super::stream::{News, Next, Stream};
 use crate::batch::{Sealed, VERSION};
 use crate::device::BlockRun;
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::security::{BoxedConnection, connect};
 use crate::wire::{
-    FrameKind, FrameWriter, Hello, Message, PROTOCOL, RefusalCode, VolumeSize, read_message,
+    FrameKind, FrameWriter, Hello, Join, Message, PROTOCOL, RefusalCode, VolumeSize, read_message,
     write_message,
 };
 use std::time::Duration;
@@ -18,7 +18,6 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep, timeout};
 use towline_block::Epoch;
 use towline_journal::GroupDir;
-use towline_journal::progress::Figure;
 
 /// First and longest pause between two attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -26,9 +25,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(2);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// When nothing else was sent for so long, a KEEPALIVE is.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(1);
 /// A target that says nothing for so long is gone: it answers every KEEPALIVE.
-const SILENCE_MAX: Duration = Duration::from_secs(6);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
 /// How often a missing group is looked for.
 const GROUP_POLL: Duration = Duration::from_millis(50);
 
@@ -114,9 +113,10 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
         connected = timeout(CONNECT_MAX, connecting) => connected.map_err(late)??,
         () = stop_asked(stream) => return Ok(()),
     };
+    let (group, session) = (hello.group.clone(), hello.session);
     write_message(&mut connection, &Message::Hello(hello)).await?;
     let answer = timeout(CONNECT_MAX, read_message(&mut connection)).await.map_err(late)??;
-    match answer {
+    let lanes = match answer {
         Some(Message::Welcome(welcome)) => {
             check_batch_format(welcome.batch_format)?;
             crate::device::check_travelling(dir, &welcome)?;
@@ -127,16 +127,26 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
             let lacks = timeout(CONNECT_MAX, lacks(&mut connection, welcome.lacks)).await;
             stream.set_lacks(lacks.map_err(late)??);
             stream.progress().set_error("");
+            let lanes = match welcome.join {
+                Some(join) => {
+                    let join = Join { group, session, join };
+                    lanes::open(config, &join, config.streams.saturating_sub(1)).await
+                }
+                None => Vec::new(),
+            };
             stream.welcome(welcome);
+            stream.set_parallel(!lanes.is_empty());
+            lanes
         }
         Some(Message::Error(refusal)) => return Err(refused(refusal)),
         Some(other) => return Err(out_of_turn(&other)),
         None => return Err(closed()),
-    }
+    };
     let (mut reader, mut writer) = tokio::io::split(connection);
     tokio::select! {
         ended = receive(stream, &mut reader) => ended,
         ended = send(stream, &mut writer) => ended,
+        ended = lanes::carry(stream, lanes) => ended,
         () = stop_asked(stream) => Ok(()),
     }
 }
@@ -171,7 +181,7 @@ fn check_batch_format(newest_read: u16) -> Result<()> {
     Err(Error::new(ErrorKind::Refused, what))
 }
 
-fn refused(refusal: crate::wire::Refusal) -> Error {
+pub(super) fn refused(refusal: crate::wire::Refusal) -> Error {
     let kind = match refusal.code {
         RefusalCode::NotAuthorised
         | RefusalCode::WrongGroup
@@ -185,11 +195,11 @@ fn refused(refusal: crate::wire::Refusal) -> Error {
     Error::new(kind, format!("the receiver refused: {}", refusal.message))
 }
 
-fn out_of_turn(message: &Message) -> Error {
+pub(super) fn out_of_turn(message: &Message) -> Error {
     Error::new(ErrorKind::Protocol, format!("the receiver sent {:?} out of turn", message.kind()))
 }
 
-fn closed() -> Error {
+pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Unreachable, "the receiver closed the connection")
 }
 
@@ -227,21 +237,19 @@ async fn send(stream: &Stream, writer: &mut WriteHalf<BoxedConnection>) -> Resul
         };
         match next {
             Next::Message(message) => write_message(writer, &message).await?,
-            Next::Batch(sealed) => {
-                // Counted before the first byte leaves: what may have arrived counts as sent.
-                stream.progress().set(Figure::SentStreamBytes, sealed.stream_bytes);
-                send_batch(stream.pace(), writer, &sealed).await?;
-            }
+            Next::Batch(sealed) => send_batch(stream, writer, &sealed).await?,
         }
     }
 }
 
 /// In pieces where a limit holds it back.
-async fn send_batch(
-    pace: &Pace,
+pub(super) async fn send_batch(
+    stream: &Stream,
     writer: &mut WriteHalf<BoxedConnection>,
     sealed: &Sealed,
 ) -> Result<()> {
+    stream.sending(sealed);
+    let pace = stream.pace();
     let mut frame = FrameWriter::begin(writer, FrameKind::Batch, sealed.bytes.len()).await?;
     let mut ops = u64::from(sealed.op_count);
     let mut rest = &sealed.bytes[..];

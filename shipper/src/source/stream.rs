@@ -1,6 +1,8 @@
 //! The window between drain and session: batches in order, from the oldest that is
 //! not durable at the target to the newest that was cut.
 
+mod window;
+
 use super::pace::Pace;
 use crate::batch::{Chain, Sealed};
 use crate::device::BlockRun;
@@ -11,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use towline_journal::progress::{Figure, Progress};
+use window::Sizing;
 
 /// Batches whose times are kept; more in flight are not timed.
 const TIMED_MAX: usize = 4096;
@@ -33,12 +36,14 @@ pub(crate) enum News {
     NetBack,
 }
 
-#[derive(Default)]
 struct Inner {
     window: VecDeque<Arc<Sealed>>,
     window_bytes: u64,
-    /// Index in the window of the next batch to send on this connection.
+    sizing: Sizing,
+    /// Index in the window of the next batch to send in this session.
     next: usize,
+    /// Batches go over several connections.
+    is_parallel: bool,
     /// Number and hash of the last batch known durable: where the window begins.
     base: (u64, BatchHash),
     /// Last batch that was handed over; beyond `base` it is not durable yet.
@@ -74,7 +79,8 @@ pub(crate) struct Stream {
     changed: Condvar,
     /// Wakes the session.
     ready: Notify,
-    window_bytes_max: u64,
+    /// Wakes all its lanes.
+    cut: Notify,
     progress: Arc<Progress>,
     pace: Pace,
     session: SessionId,
@@ -98,12 +104,15 @@ pub(crate) enum Next {
 }
 
 impl Stream {
-    pub fn new(window_bytes_max: u64, progress: Arc<Progress>, pace: Pace) -> Stream {
+    /// With a window of so many bytes, or one that is measured.
+    pub fn new(window_bytes: Option<u64>, progress: Arc<Progress>, pace: Pace) -> Stream {
+        let sizing = Sizing::new(window_bytes);
+        progress.set(Figure::WindowBytes, sizing.bytes());
         Stream {
-            inner: Mutex::new(Inner::default()),
+            inner: Mutex::new(Inner::new(sizing)),
             changed: Condvar::new(),
             ready: Notify::new(),
-            window_bytes_max,
+            cut: Notify::new(),
             progress,
             pace,
             session: SessionId::random(),
@@ -228,7 +237,8 @@ impl Stream {
 
     /// Whether the window takes another batch.
     pub fn has_room(&self) -> bool {
-        self.lock().window_bytes < self.window_bytes_max
+        let inner = self.lock();
+        inner.window_bytes < inner.sizing.bytes()
     }
 
     /// What the target has, if it is connected and nothing is on its way: the moment
@@ -283,6 +293,7 @@ impl Stream {
         inner.window.push_back(Arc::new(sealed));
         drop(inner);
         self.ready.notify_one();
+        self.cut.notify_waiters();
     }
 
     /// Memory of a batch that is durable, for the next one to be cut.
@@ -292,7 +303,8 @@ impl Stream {
 
     /// How full the window is: 1 when the target is what shipping waits for.
     pub fn fill(&self) -> f64 {
-        self.lock().window_bytes as f64 / self.window_bytes_max.max(1) as f64
+        let inner = self.lock();
+        inner.window_bytes as f64 / inner.sizing.bytes().max(1) as f64
     }
 
     /// Sends a frame once all batches of the window were sent.
@@ -340,6 +352,7 @@ impl Stream {
         };
         inner.base = (welcome.number, welcome.hash);
         inner.handed = welcome.number;
+        inner.sizing.reconnected();
         inner.next = 0;
         // Frames of the lost connection are stale: whoever waits asks again on NetBack.
         inner.messages.clear();
@@ -373,13 +386,46 @@ impl Stream {
         self.changed.notify_all();
     }
 
+    /// Over how many connections this session's batches go: one, or more.
+    pub fn set_parallel(&self, is_parallel: bool) {
+        self.lock().is_parallel = is_parallel;
+    }
+
     pub fn next(&self) -> Option<Next> {
         let mut inner = self.lock();
-        if let Some(sealed) = inner.window.get(inner.next).cloned() {
-            inner.next += 1;
+        if let Some(sealed) = Self::take_batch(&mut inner) {
             return Some(Next::Batch(sealed));
         }
+        // What another connection carries may arrive after a frame of this one.
+        if inner.is_parallel && !inner.window.is_empty() {
+            return None;
+        }
         inner.messages.pop_front().map(Next::Message)
+    }
+
+    /// The next batch, for a lane.
+    pub async fn next_batch(&self) -> Arc<Sealed> {
+        loop {
+            let mut cut = std::pin::pin!(self.cut.notified());
+            // From here on no batch is missed.
+            cut.as_mut().enable();
+            if let Some(sealed) = Self::take_batch(&mut self.lock()) {
+                return sealed;
+            }
+            cut.await;
+        }
+    }
+
+    fn take_batch(inner: &mut Inner) -> Option<Arc<Sealed>> {
+        let sealed = inner.window.get(inner.next).cloned()?;
+        inner.next += 1;
+        Some(sealed)
+    }
+
+    /// Its first byte is about to leave: what may have arrived counts as sent.
+    pub fn sending(&self, sealed: &Sealed) {
+        let sent = self.progress.get(Figure::SentStreamBytes);
+        self.progress.set(Figure::SentStreamBytes, sent.max(sealed.stream_bytes));
     }
 
     pub fn acked(&self, ack: Ack) {
@@ -391,8 +437,12 @@ impl Stream {
         inner.time(&ack);
         inner.ack = ack;
         self.publish(&inner);
+        let may_speak = inner.window.is_empty() && !inner.messages.is_empty();
         drop(inner);
         self.changed.notify_all();
+        if may_speak {
+            self.ready.notify_one();
+        }
     }
 
     /// Batches up to this one are where they need not be kept here any more, and yet are
@@ -426,6 +476,7 @@ impl Stream {
         let ack = &inner.ack;
         self.progress.set(Figure::DurableStreamBytes, ack.stream_bytes);
         self.progress.set(Figure::DurableNumber, ack.number);
+        self.progress.set(Figure::WindowBytes, inner.sizing.bytes());
         self.progress.set(Figure::DurableIncarnation, u64::from(ack.position.incarnation.0));
         self.progress.set(Figure::DurableSeq, ack.position.seq.0);
         self.progress.set(Figure::PointSeq, ack.point.map_or(0, |point| point.seq.0));
@@ -440,6 +491,32 @@ impl Stream {
 }
 
 impl Inner {
+    fn new(sizing: Sizing) -> Inner {
+        Inner {
+            window: VecDeque::new(),
+            window_bytes: 0,
+            sizing,
+            next: 0,
+            is_parallel: false,
+            base: Default::default(),
+            handed: 0,
+            established: false,
+            connected: false,
+            welcome: None,
+            lacks: Vec::new(),
+            ack: Ack::default(),
+            cut_at: VecDeque::new(),
+            durable_s: None,
+            applied_s: None,
+            messages: VecDeque::new(),
+            news: VecDeque::new(),
+            spare: Vec::new(),
+            walked: None,
+            stopping: false,
+            ended: false,
+        }
+    }
+
     /// Learns how long batches take, from the newest that this ack covers.
     fn time(&mut self, ack: &Ack) {
         let now = Instant::now();
@@ -454,6 +531,7 @@ impl Inner {
             && let Some(seconds) = age(&self.cut_at, ack.number)
         {
             blend(&mut self.durable_s, seconds);
+            self.sizing.acked(now, ack.stream_bytes, Duration::from_secs_f64(seconds));
         }
         if ack.applied > self.ack.applied
             && let Some(seconds) = age(&self.cut_at, ack.applied)

@@ -157,6 +157,7 @@ fn welcome(durable: &Stand) -> Welcome {
         point: durable.point.map(|point| point.position),
         broken: !durable.whole,
         lacks: 0,
+        join: None,
         promoted: None,
     }
 }

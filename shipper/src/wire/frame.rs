@@ -51,10 +51,11 @@ pub enum FrameKind {
     Error,
     Compared,
     Lacks,
+    Join,
 }
 
 impl FrameKind {
-    pub const ALL: [FrameKind; 11] = [
+    pub const ALL: [FrameKind; 12] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Batch,
@@ -66,6 +67,7 @@ impl FrameKind {
         FrameKind::Error,
         FrameKind::Compared,
         FrameKind::Lacks,
+        FrameKind::Join,
     ];
 
     pub fn number(self) -> u16 {
@@ -81,6 +83,7 @@ impl FrameKind {
             FrameKind::Error => 9,
             FrameKind::Compared => 10,
             FrameKind::Lacks => 11,
+            FrameKind::Join => 12,
         }
     }
 

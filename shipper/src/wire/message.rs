@@ -62,7 +62,20 @@ pub struct Welcome {
     /// So many LACKS follow, which say what of it is not there all the same.
     #[serde(default)]
     pub lacks: u32,
+    /// What a JOIN of this session has to say; none: this receiver takes one connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<u64>,
     pub promoted: Option<Promoted>,
+}
+
+/// First frame of a further connection of a session, which carries batches alone. The
+/// answer is KEEPALIVE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub group: GroupName,
+    pub session: SessionId,
+    /// From WELCOME.
+    pub join: u64,
 }
 
 fn first_batch_format() -> u16 {
@@ -225,6 +238,7 @@ pub enum Message {
     Error(Refusal),
     Compared(Compared),
     Lacks(Lacks),
+    Join(Join),
 }
 
 impl Message {
@@ -241,6 +255,7 @@ impl Message {
             Message::Error(_) => FrameKind::Error,
             Message::Compared(_) => FrameKind::Compared,
             Message::Lacks(_) => FrameKind::Lacks,
+            Message::Join(_) => FrameKind::Join,
         }
     }
 
@@ -257,6 +272,7 @@ impl Message {
             FrameKind::Error => Message::Error(from_json(kind, &body)?),
             FrameKind::Compared => Message::Compared(from_json(kind, &body)?),
             FrameKind::Lacks => Message::Lacks(from_json(kind, &body)?),
+            FrameKind::Join => Message::Join(from_json(kind, &body)?),
         })
     }
 }
@@ -291,6 +307,7 @@ where
         Message::Error(body) => to_json(kind, body)?,
         Message::Compared(body) => to_json(kind, body)?,
         Message::Lacks(body) => to_json(kind, body)?,
+        Message::Join(body) => to_json(kind, body)?,
     };
     write_frame(writer, kind, &json).await
 }

@@ -7,6 +7,7 @@ mod hostile;
 mod kill;
 mod lab;
 mod lacking;
+mod lanes;
 mod sealing;
 mod sessions;
 mod takeover;

@@ -29,6 +29,7 @@ fn welcome(number: u64, hash: BatchHash, stream_bytes: u64) -> Welcome {
         point: None,
         broken: true,
         lacks: 0,
+        join: None,
         promoted: None,
     }
 }
@@ -39,7 +40,7 @@ impl Lab {
         let progress = Arc::new(Progress::open(&dir.path().join("p")).unwrap());
         let own = Throttle::new(Plan::default(), dir.path().join("throttle.json"));
         let pace = Pace::new(own, Link::new(Plan::default(), dir.path()));
-        let stream = Stream::new(1 << 20, progress, pace);
+        let stream = Stream::new(Some(1 << 20), progress, pace);
         let chain = Chain {
             group: GroupUuid([1; 16]),
             session: stream.session(),
