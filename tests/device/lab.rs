@@ -166,6 +166,14 @@ impl Lab {
         println!("{sent} bytes crossed the network, {needed_bytes} had to");
     }
 
+    /// What the target says that it lacks.
+    #[track_caller]
+    pub fn lacking_bytes(&self) -> u64 {
+        let state = self.rig.path("target-state");
+        let status = self.rig.towline(args!["status", "--state", state, "--json"]).exits(0);
+        status.json()["groups"][0]["lacking_bytes"].as_u64().unwrap()
+    }
+
     /// Data put into batches by all shippers and exports so far, as stored.
     pub fn stored_bytes(&self) -> u64 {
         let group = self.rig.group.parse().unwrap();

@@ -40,7 +40,9 @@ fn a_damaged_pack_and_a_lost_device_cost_their_blocks_and_no_more() {
     let lacking = last["lacking_bytes"].as_u64().unwrap();
     assert!(lacking > 0 && lacking == verified["lacking_bytes"].as_u64().unwrap(), "{last}");
     assert!(lacking < DISK_BYTES, "less than half of both volumes: {last}");
+    assert_eq!(lab.lacking_bytes(), lacking);
     lab.ship_only(changed + lacking);
+    assert_eq!(lab.lacking_bytes(), 0);
     lab.assert_ends_identical();
 }
 

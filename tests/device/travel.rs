@@ -66,9 +66,8 @@ fn a_host_that_restarts_while_the_device_travels_costs_nothing_more() {
 
 #[test]
 fn a_device_that_is_pulled_out_and_plugged_in_again_costs_one_pack() {
-    let lab = Lab::new(2);
+    let mut lab = Lab::new(2);
     lab.rig.prefill();
-    let mut lab = lab;
     lab.rig.start_proxy();
     let mut export = lab.start_export(args!["--rate", "8M"]);
     export.wait_for_line(|line| line.contains("a pack is closed"));
@@ -176,4 +175,18 @@ fn guests_that_outrun_their_ring_end_no_export_for_ever() {
     lab.import(&lab.devices, vec![]).exits(0);
     lab.ship_only(rest.map_set_bytes() + rest.ring_used_bytes());
     lab.rig.assert_ends_equal(&history);
+}
+
+#[test]
+fn an_export_keeps_to_its_rate() {
+    const RATE: u64 = 4 << 20;
+    let mut lab = Lab::new(1);
+    lab.rig.prefill();
+    lab.rig.start_proxy();
+    let all = [lab.export_args(&lab.devices), args!["--rate", RATE.to_string()]].concat();
+    let report = lab.rig.towline(all).exits(0).json();
+    let (bytes, took) = (report["bytes"].as_u64().unwrap(), report["elapsed_s"].as_f64().unwrap());
+    // A bucket that is full at the start lets a second's worth pass.
+    let least = bytes.saturating_sub(RATE) as f64 / RATE as f64;
+    assert!(bytes > 3 * RATE && took >= least, "{bytes} bytes in {took} s: {report}");
 }
