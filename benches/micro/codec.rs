@@ -54,7 +54,7 @@ fn overlap(found: &mut Found, others: u64, name: &'static str) {
     }));
 }
 
-fn write_request(cookie: u64) -> [u8; REQUEST_BYTES] {
+pub fn write_request(cookie: u64) -> [u8; REQUEST_BYTES] {
     let mut bytes = [0; REQUEST_BYTES];
     bytes[..4].copy_from_slice(&0x2560_9513_u32.to_be_bytes());
     bytes[6..8].copy_from_slice(&1_u16.to_be_bytes());

@@ -1,11 +1,12 @@
 //! The journal's figures in one table: `cargo bench -p towline-bench --bench micro`.
 //! `-- --json FILE` writes them as JSON, too; `-- --only PART` measures one part
 //! (steps, codec, append, drain, durable, restart, activity, engines). Single operations are timed by themselves; the timer's
-//! own cost is measured and shown, and not subtracted.
+//! own cost is measured and shown, and not subtracted. `-- --step NAME --times N` only does a step (`count.rs`).
 
 mod activity;
 mod append;
 mod codec;
+mod count;
 mod drain;
 mod durable;
 mod engines;
@@ -40,6 +41,10 @@ fn main() {
     if arguments.next().is_some_and(|first| first == restart::CHILD) {
         let dir = arguments.next().expect("the child's folder");
         return restart::fill_and_wait(dir.as_ref());
+    }
+    if let Some(times) = value_of("--times") {
+        let step = value_of("--step").expect("--step NAME");
+        return count::run(&step, times.parse().expect("--times N"));
     }
     let (json, only) = (value_of("--json"), value_of("--only"));
     let mut found = Found::default();
