@@ -26,6 +26,7 @@ mod restart;
 mod ship;
 mod signals;
 mod status;
+mod store;
 mod table;
 mod target;
 mod target_view;
@@ -64,6 +65,8 @@ enum Command {
     Mark(mark::Args),
     /// Move the baseline on disks that travel.
     Device(device::Args),
+    /// Keep a store small.
+    Store(store::Args),
     /// Look at a target's marks and go back to one.
     Target(target::Args),
     /// Change how fast a group is shipped, at once.
@@ -116,6 +119,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Cutover(args) => cutover::run(&args),
         Command::Mark(args) => mark::run(&args),
         Command::Device(args) => device::run(args),
+        Command::Store(args) => store::run(args),
         Command::Target(args) => target::run(&args),
         Command::Throttle(args) => throttle::run(&args),
         Command::Journal(args) => journal::run(&args),

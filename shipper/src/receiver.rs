@@ -21,6 +21,7 @@ mod door;
 mod follow;
 mod handover;
 mod hello;
+mod hydrate;
 pub(crate) mod import;
 mod lacking;
 mod lanes;

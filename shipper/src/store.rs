@@ -13,10 +13,13 @@
 //! ends the session for good. Whatever a dead shipper still writes behind an END is
 //! never looked at.
 //!
-//! Names are made here and never read from the store; nothing is ever listed, overwritten
-//! or removed.
+//! Names are made here and never read from the store, and nothing is ever listed. Compaction
+//! alone replaces objects, by their headers, once a base (`bases/`) has what they did.
 
+mod base;
 mod bucket;
+mod compact;
+mod fold;
 mod frontier;
 mod group;
 mod names;
@@ -26,7 +29,9 @@ mod sink;
 mod url;
 mod writer;
 
+pub use base::{Base, BaseReader};
 pub use bucket::{Answer, Bucket, Created, Objects};
+pub use compact::{Compacted, Compaction, GRACE_DEFAULT, HISTORY_DEFAULT, compact, compact_at};
 pub use group::GroupFile;
 pub use object::{At, OBJECT_HEADER_BYTES, ObjectHeader, ObjectKind};
 pub use reader::{Found, Reader};

@@ -195,6 +195,97 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
+fn compact(rig: &Rig, store: &Store, and: Vec<OsString>) -> serde_json::Value {
+    let now = args!["--keep-history", "0s", "--grace", "0s", "--json"];
+    let all = [args!["store", "compact", &store.url, "--group", &rig.group], now, and].concat();
+    let finished = rig.towline(all);
+    assert_eq!(finished.code(), 0, "{finished}");
+    finished.json()
+}
+
+fn bytes_in(rig: &Rig) -> u64 {
+    walk(&rig.path("store")).iter().map(|file| file.metadata().unwrap().len()).sum()
+}
+
+/// The volume overwritten a few times, so that most of what lies in the store is of no use.
+fn overwrite(rig: &Rig, byte: u8) {
+    for round in 0..8 {
+        for at in 0..16 {
+            let mut client = rig.client(VOLUME);
+            let noise: Vec<u8> = (0..65536_u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ round ^ byte)
+                .collect();
+            client.write(at * 65536, &noise).unwrap();
+        }
+        rig.wait_drained();
+    }
+}
+
+#[test]
+fn a_compacted_store_is_smaller_and_hydrates_goes_on_and_has_its_marks() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let (store, key) = (folder(&rig), rig.path("erp.key"));
+    assert_eq!(rig.towline(args!["pki", "key", &key]).code(), 0);
+    rig.start_proxy();
+    let ship = [ship_args(&rig, &store), args!["--key", &key]].concat();
+    rig.ship = started(&ship, &store);
+    rig.wait_drained();
+    overwrite(&rig, 1);
+
+    let before = bytes_in(&rig);
+    let report = compact(&rig, &store, args!["--key", &key]);
+    assert_eq!(report["base"], 1, "{report}");
+    assert!(report["freed_bytes"].as_u64().unwrap() > before / 2, "{report}");
+    let after = bytes_in(&rig);
+    assert!(after < before / 2, "{before} -> {after} bytes in the store: {report}");
+
+    write(&rig, VOLUME, 3 << 20, 7);
+    rig.wait_drained();
+    let at_mark = std::fs::read(rig.source(VOLUME)).unwrap();
+    let mark = args!["mark", &rig.group, "--state", rig.state(), "--name", "kept"];
+    assert_eq!(rig.towline([mark, args!["--wait", "30s"]].concat()).code(), 0);
+    overwrite(&rig, 2);
+    let report = compact(&rig, &store, args!["--key", &key]);
+    assert_eq!(report["held_by"], "kept", "{report}");
+    rig.kill(Process::Ship);
+    rig.ship = started(&ship, &store);
+    write(&rig, VOLUME, 1 << 20, 9);
+    rig.wait_drained();
+
+    receive_from(&mut rig, &store, args!["--key", &key]);
+    wait_same(&rig);
+    write(&rig, VOLUME, 2 << 20, 10);
+    rig.wait_drained();
+    wait_same(&rig);
+    rig.terminate(Process::Receive);
+    let back = args!["target", "rewind", "--state", rig.path("target-state"), "--to", "kept"];
+    let finished = rig.towline([back, args!["--key", &key]].concat());
+    assert_eq!(finished.code(), 0, "{finished}");
+    assert!(std::fs::read(rig.target(VOLUME)).unwrap() == at_mark, "the target is not at the mark");
+}
+
+#[test]
+fn a_target_that_lags_behind_the_kept_history_says_so_and_a_new_one_begins_with_the_base() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    write(&rig, VOLUME, 4096, 1);
+    rig.wait_drained();
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+    rig.terminate(Process::Receive);
+    overwrite(&rig, 3);
+    assert_eq!(compact(&rig, &store, vec![])["base"], 1);
+    receive_from(&mut rig, &store, vec![]);
+    let receive = rig.receive.as_mut().unwrap();
+    receive.wait_for_line(|line| line.contains("begin anew"));
+    rig.terminate(Process::Receive);
+    std::fs::remove_dir_all(rig.path("target-state")).unwrap();
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}
+
 #[test]
 fn a_cutover_needs_a_receiver_not_a_store() {
     let mut rig = Rig::new(1, DISK_BYTES);

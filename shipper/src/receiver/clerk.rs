@@ -21,7 +21,7 @@ use super::medium::Medium;
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
 use super::staging::Staging;
-use super::state::{Books, Takeover};
+use super::state::{Books, State, Takeover};
 use super::stream::Stream;
 use super::{Layout, Limits};
 use crate::batch::{Batch, Keyring};
@@ -33,7 +33,7 @@ use crate::wire::{
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use towline_block::{Epoch, GroupName, VolumeName};
 
 pub type Inbox = std_mpsc::Sender<Order>;
@@ -77,6 +77,11 @@ pub enum Order {
     Applied {
         applied: Box<Stream>,
         stalled: bool,
+    },
+    /// A new target's disks hold this: from a store's base.
+    Hydrated {
+        state: Box<State>,
+        done: oneshot::Sender<crate::error::Result<()>>,
     },
     /// Verdict for whoever ships now; nobody: it will be asked for again.
     Compared(Compared),
@@ -262,6 +267,9 @@ impl Clerk {
                 if let Err(refusal) = told.and_then(|()| self.admit_waiting()) {
                     self.refuse(refusal);
                 }
+            }
+            Order::Hydrated { state, done } => {
+                let _ = done.send(self.hydrated(*state));
             }
             Order::Compared(verdict) => {
                 if let Some(current) = &self.current {

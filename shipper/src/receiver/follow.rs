@@ -6,15 +6,16 @@
 
 use super::Limits;
 use super::clerk::{Inbox, Order, Progress};
+use super::hydrate::Ground;
 use crate::batch::{HEADER_BYTES, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KeyId, SessionId};
-use crate::store::{Bucket, Found, GroupFile, Reader, StoreUrl};
+use crate::store::{Base, Bucket, Found, GroupFile, Reader, StoreUrl};
 use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, Welcome};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::sleep;
 use towline_block::{Epoch, GroupName};
 use zerocopy::FromBytes;
@@ -39,6 +40,7 @@ pub(super) struct Seat {
     pub progress: watch::Receiver<Progress>,
     pub memory: Arc<Semaphore>,
     pub limits: Limits,
+    pub ground: Ground,
 }
 
 /// Follows until `closed`, or until somebody else ships.
@@ -106,6 +108,11 @@ impl Follower {
     async fn follow(&mut self) -> std::result::Result<std::convert::Infallible, Halt> {
         let bucket = self.follow.url.open(&self.follow.group, false)?;
         let file = self.group(&bucket).await?;
+        if self.seat.ground.is_new()
+            && let Some(base) = Base::newest(&*bucket, file.group_uuid).await?
+        {
+            self.hydrate(&bucket, &file, base).await?;
+        }
         let next = self.seat.progress.borrow().durable.number + 1;
         let mut reader = Reader::open(bucket, file.group_uuid, next).await?;
         tracing::info!(from = %self.follow.url, batch = next, "following the store");
@@ -119,6 +126,22 @@ impl Follower {
                 Found::Nothing => self.idle().await?,
             }
         }
+    }
+
+    /// A new target begins with the base, not with the first batch.
+    async fn hydrate(
+        &self,
+        bucket: &Arc<dyn Bucket>,
+        file: &GroupFile,
+        base: Base,
+    ) -> std::result::Result<(), Halt> {
+        let state = self.seat.ground.hydrate(bucket, file, base, &self.follow).await?;
+        let (done, told) = oneshot::channel();
+        let over = || Halt::Over("the receiver ends".into());
+        let order = Order::Hydrated { state: Box::new(state), done };
+        self.seat.inbox.send(order).map_err(|_| over())?;
+        told.await.map_err(|_| over())??;
+        Ok(())
     }
 
     async fn group(&self, bucket: &Arc<dyn Bucket>) -> Result<GroupFile> {

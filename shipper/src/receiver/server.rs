@@ -4,6 +4,7 @@ use super::clerk::{Clerk, Desk, Inbox, Order, Progress};
 use super::counters::Counters;
 use super::door::{Door, Entry, Room, Rooms};
 use super::follow::{self, Seat};
+use super::hydrate::Ground;
 use super::medium::Medium;
 use super::session;
 use super::state::{State, load};
@@ -90,6 +91,13 @@ impl Receiver {
         {
             tracing::error!(%error, "cannot apply what is staged yet; trying again");
         }
+        let ground = Ground {
+            layout: layout.clone(),
+            medium: medium.clone(),
+            limits: config.limits,
+            targets: config.targets.clone(),
+            keys: config.keys.clone(),
+        };
         let (inbox, orders) = std::sync::mpsc::channel();
         let (progress, watcher) = watch::channel(Progress::default());
         let desk = Desk {
@@ -117,6 +125,7 @@ impl Receiver {
                 progress: watcher.clone(),
                 memory: Arc::clone(&memory),
                 limits: config.limits,
+                ground,
             };
             threads.push(spawn("towline-follow", move || {
                 on_runtime(follow::run(follow, seat, closed));

@@ -1,10 +1,12 @@
-//! What is asked of a store: create if absent, and read. All of it is here, so that tests
-//! can stand between.
+//! What is asked of a store: create if absent, and read; of compaction also to replace and to
+//! remove. All of it is here, so that tests can stand between.
 
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use towline_block::GroupName;
@@ -28,6 +30,13 @@ pub trait Bucket: Send + Sync {
     /// object of more than `max` bytes is an error.
     fn read<'a>(&'a self, name: &'a str, first: Option<u64>, max: u64)
     -> Answer<'a, Option<Bytes>>;
+
+    /// Puts `bytes` in the place of what has that name: whoever reads meanwhile gets one of
+    /// the two as a whole.
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, ()>;
+
+    /// Gone afterwards, also when it was not there.
+    fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()>;
 }
 
 /// A group's prefix in a real store.
@@ -89,6 +98,24 @@ impl Bucket for Objects {
                 )));
             }
             found.bytes().await.map(Some).map_err(|e| failed("read", &path, e))
+        })
+    }
+
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let path = self.path(name);
+            let put = self.store.put(&path, PutPayload::from_bytes(bytes)).await;
+            put.map(drop).map_err(|e| failed("replace", &path, e))
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let path = self.path(name);
+            match self.store.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(e) => Err(failed("remove", &path, e)),
+            }
         })
     }
 }

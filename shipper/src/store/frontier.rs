@@ -76,6 +76,10 @@ impl Objects<'_> {
     /// be built upon it.
     async fn check_last(&self, session: u32, index: u32) -> Result<()> {
         let Some((header, bytes)) = self.whole(session, index).await? else { return Ok(()) };
+        // Was checked before it was folded.
+        if header.kind() == ObjectKind::Folded {
+            return Ok(());
+        }
         let batches = header.split(&bytes)?;
         let hash = batches.last().map(|batch| BatchHash::of(batch));
         if hash == Some(header.after().hash) {
@@ -107,7 +111,7 @@ pub(crate) fn next(at: u32) -> Result<u32> {
 
 /// The largest `n` with `is_there(n)`, where that holds from 1 up to somewhere; 0 when
 /// it does not hold for 1.
-async fn longest(is_there: impl AsyncFn(u32) -> Result<bool>) -> Result<u32> {
+pub(crate) async fn longest(is_there: impl AsyncFn(u32) -> Result<bool>) -> Result<u32> {
     let (mut there, mut beyond) = (0, 1);
     while is_there(beyond).await? {
         there = beyond;

@@ -7,3 +7,13 @@ pub(crate) const GROUP: &str = "group.json";
 pub(crate) fn object(session: u32, index: u32) -> String {
     format!("{session:08}/{index:010}.batches")
 }
+
+/// What makes a generation of the base one, from 1.
+pub(crate) fn base(generation: u32) -> String {
+    format!("bases/{generation:08}.json")
+}
+
+/// Part `part` of an attempt to make a generation of the base, all from 1.
+pub(crate) fn part(generation: u32, attempt: u32, part: u32) -> String {
+    format!("bases/{generation:08}/{attempt:04}/{part:010}.batches")
+}

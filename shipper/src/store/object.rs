@@ -1,5 +1,6 @@
 //! An object: a header that says where it belongs and where the stream stands after it,
-//! then whole batches, one after the other. An END has no batches.
+//! then whole batches, one after the other. An END has no batches, and what was folded into a
+//! base has none any more.
 
 use crate::batch::{HEADER_BYTES, encoded_len};
 use crate::error::{Error, ErrorKind, Result};
@@ -10,9 +11,14 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"TWLOBJCT";
+/// Of what every shipper writes.
 const VERSION: u16 = 1;
+/// Of what came with compaction.
+const VERSION_FOLDED: u16 = 2;
 const KIND_BATCHES: u8 = 1;
 const KIND_END: u8 = 2;
+const KIND_FOLDED: u8 = 3;
+const KIND_PART: u8 = 4;
 const FLAG_WHOLE: u8 = 1;
 const FLAG_POINT: u8 = 2;
 const FLAG_SEALED: u8 = 4;
@@ -56,6 +62,10 @@ pub enum ObjectKind {
     Batches,
     /// The session ends before this place; the next one goes on with the same stream.
     End,
+    /// Had batches; a base has what they did.
+    Folded,
+    /// Batches of a base, which are a chain of their own.
+    Part,
 }
 
 /// Where an object belongs, and whose it is.
@@ -86,6 +96,34 @@ impl ObjectHeader {
         ObjectHeader::new(at, KIND_END, after, after.number + 1, 0, 0)
     }
 
+    /// A part of a base: `at` has its generation in place of a session, and its owner made it.
+    pub fn part(
+        at: At,
+        first_number: u64,
+        batch_count: u32,
+        body_bytes: u64,
+        after: &Stream,
+    ) -> ObjectHeader {
+        ObjectHeader::new(at, KIND_PART, after, first_number, batch_count, body_bytes)
+    }
+
+    /// What lies in the place of this object of batches once a base has what they did: all
+    /// that says where the stream stands stays. An END stays as it is.
+    pub fn folded(&self) -> ObjectHeader {
+        let mut folded = self.clone();
+        if self.kind == KIND_BATCHES {
+            folded.kind = KIND_FOLDED;
+            folded.version = VERSION_FOLDED.into();
+            folded.set_crc();
+        }
+        folded
+    }
+
+    fn set_crc(&mut self) {
+        let (covered, _) = self.as_bytes().split_at(CRC_COVERS);
+        self.header_crc32c = crc32c(covered).into();
+    }
+
     fn new(
         at: At,
         kind: u8,
@@ -98,7 +136,7 @@ impl ObjectHeader {
         let flag = |is: bool, flag| if is { flag } else { 0 };
         let mut header = ObjectHeader {
             magic: MAGIC,
-            version: VERSION.into(),
+            version: version_of(kind).into(),
             kind,
             flags: flag(after.whole, FLAG_WHOLE)
                 | flag(after.point.is_some(), FLAG_POINT)
@@ -124,8 +162,7 @@ impl ObjectHeader {
             reserved: [0; 84],
             header_crc32c: 0.into(),
         };
-        let (covered, _) = header.as_bytes().split_at(CRC_COVERS);
-        header.header_crc32c = crc32c(covered).into();
+        header.set_crc();
         header
     }
 
@@ -135,6 +172,35 @@ impl ObjectHeader {
     /// [`ErrorKind::TooNew`] for a later format; [`ErrorKind::Damaged`] for all else.
     pub fn read(bytes: &[u8], group: GroupUuid, session: u32, index: u32) -> Result<ObjectHeader> {
         let name = super::names::object(session, index);
+        let header = ObjectHeader::check(bytes, group, session, index, &name)?;
+        match header.kind() {
+            ObjectKind::Part => Err(Error::damaged(format!("object {name} is a base's part"))),
+            _ => Ok(header),
+        }
+    }
+
+    /// As [`ObjectHeader::read`], of a part of a base.
+    pub fn read_part(
+        bytes: &[u8],
+        group: GroupUuid,
+        generation: u32,
+        part: u32,
+    ) -> Result<ObjectHeader> {
+        let name = format!("part {part} of base {generation}");
+        let header = ObjectHeader::check(bytes, group, generation, part, &name)?;
+        match header.kind() {
+            ObjectKind::Part => Ok(header),
+            _ => Err(Error::damaged(format!("object {name} is no part of a base"))),
+        }
+    }
+
+    fn check(
+        bytes: &[u8],
+        group: GroupUuid,
+        session: u32,
+        index: u32,
+        name: &str,
+    ) -> Result<ObjectHeader> {
         let damaged = |what: &str| Err(Error::damaged(format!("object {name} {what}")));
         let Ok((header, _)) = ObjectHeader::read_from_prefix(bytes) else {
             return damaged("is cut off");
@@ -142,7 +208,7 @@ impl ObjectHeader {
         if header.magic != MAGIC {
             return damaged("is no object of a store of Towline's");
         }
-        if header.version.get() > VERSION {
+        if header.version.get() > VERSION_FOLDED {
             let version = header.version;
             let what =
                 format!("object {name} has format {version}, newer than this program: update it");
@@ -169,7 +235,9 @@ impl ObjectHeader {
         let ends_at = first.checked_add(count) == self.number.get().checked_add(1);
         let body = self.body_bytes.get();
         let kind_fits = match self.kind {
-            KIND_BATCHES => count > 0 && body >= count * HEADER_BYTES as u64,
+            KIND_BATCHES | KIND_FOLDED | KIND_PART => {
+                count > 0 && body >= count * HEADER_BYTES as u64
+            }
             KIND_END => count == 0 && body == 0,
             _ => false,
         };
@@ -178,13 +246,15 @@ impl ObjectHeader {
             && ends_at
             && first > 0
             && flags_known
-            && self.version.get() == VERSION
+            && self.version.get() == version_of(self.kind)
             && self.reserved == [0; 84]
     }
 
     pub fn kind(&self) -> ObjectKind {
         match self.kind {
             KIND_END => ObjectKind::End,
+            KIND_FOLDED => ObjectKind::Folded,
+            KIND_PART => ObjectKind::Part,
             _ => ObjectKind::Batches,
         }
     }
@@ -236,5 +306,12 @@ impl ObjectHeader {
             true => Ok(batches),
             false => Err(wrong("has not as many batches as its header says")),
         }
+    }
+}
+
+fn version_of(kind: u8) -> u16 {
+    match kind {
+        KIND_BATCHES | KIND_END => VERSION,
+        _ => VERSION_FOLDED,
     }
 }

@@ -4,7 +4,7 @@ use super::bucket::Bucket;
 use super::frontier::{Objects, next};
 use super::object::ObjectKind;
 use super::{AHEAD_MAX, names};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -58,6 +58,19 @@ impl Reader {
             self.waits = 0;
             if header.kind() == ObjectKind::End {
                 (self.session, self.index) = (next(self.session)?, 1);
+                continue;
+            }
+            if header.kind() == ObjectKind::Folded && header.after().number >= self.number {
+                let what = format!(
+                    "batch {} was folded into the store's base: what reads here was behind for longer \
+                     than the store keeps its history; begin anew (an empty state directory), it then \
+                     starts from the base",
+                    self.number
+                );
+                return Err(Error::new(ErrorKind::Refused, what));
+            }
+            if header.kind() == ObjectKind::Folded {
+                self.index = next(self.index)?;
                 continue;
             }
             let skip = self.number.saturating_sub(header.first_number.get());

@@ -1,5 +1,6 @@
 //! The store under shippers that die, live on beside their successors and write late.
 
+mod compact;
 mod damage;
 mod world;
 
@@ -89,6 +90,20 @@ impl Bucket for Shelf {
 
     fn read<'a>(&'a self, name: &'a str, first: Option<u64>, _: u64) -> Answer<'a, Option<Bytes>> {
         Box::pin(async move { Ok(self.get(name, first)) })
+    }
+
+    fn replace<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.objects.lock().unwrap().insert(name.to_owned(), bytes);
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.objects.lock().unwrap().remove(name);
+            Ok(())
+        })
     }
 }
 

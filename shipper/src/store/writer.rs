@@ -193,8 +193,11 @@ pub(crate) async fn put(bucket: &dyn Bucket, made: &Made) -> Result<()> {
     let first = Some(OBJECT_HEADER_BYTES as u64);
     let there = bucket.read(&made.name, first, super::OBJECT_BYTES_MAX as u64).await?;
     let there = there.unwrap_or_default();
-    // The header has the hash of the last batch: the same header is the same object.
-    if there.starts_with(made.header.as_bytes()) {
+    // The header has the hash of the last batch: the same header is the same object, which may
+    // have been folded since.
+    if there.starts_with(made.header.as_bytes())
+        || there.starts_with(made.header.folded().as_bytes())
+    {
         return Ok(());
     }
     let what = format!("another shipper has taken over the store at {}: end this one", made.name);
