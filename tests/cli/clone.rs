@@ -171,6 +171,6 @@ fn there_is_nothing_to_clone_before_the_baseline_is_done() {
     let state = rig.path("target-state");
     std::fs::create_dir_all(&state).unwrap();
     let all = args!["target", "clone", "--state", state, "--nbd", "unix:/nowhere/s"];
-    let refused = rig.towline(all).exits(64);
+    let refused = rig.towline(all).exits(69);
     assert!(refused.stderr.contains("no group was ever received"), "{refused}");
 }

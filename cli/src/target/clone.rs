@@ -42,10 +42,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let daemon = Daemon::prepare("target clone")?;
     let keys = config::keys(args.key.as_deref(), &args.state)?;
+    let (_, marks) = load(&args.state, &keys)?;
     let at = match args.at.as_str() {
         NOW => At::Present,
         at => {
-            let (_, marks) = load(&args.state, &keys)?;
             let marks: Vec<Mark> = marks.into_iter().map(|listed| listed.mark).collect();
             At::Mark(choose(&marks, at, unix_ns())?)
         }

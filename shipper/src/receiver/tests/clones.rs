@@ -12,7 +12,7 @@ use crate::receiver::{ListedMark, rewind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use towline_block::{Extent, PlainDisk};
+use towline_block::{BLOCK_BYTES, Extent, PlainDisk, VolumeId};
 
 fn listed(lab: &Lab, store: &Store) -> Vec<ListedMark> {
     crate::receiver::marks::list(lab.dir.path(), &store.books.get()).unwrap()
@@ -116,6 +116,44 @@ fn failed_attempts_to_save_what_is_overwritten_do_not_show_in_a_clone() {
     for first in [2, 3] {
         assert!(read_at_every_step(51, Some(first)) > 3, "from {first} on");
     }
+}
+
+#[test]
+fn what_a_failed_attempt_left_and_another_wrote_over_is_believed_no_more() {
+    let mut history = History::new(17);
+    history.records(3, &[Control::Resync]);
+    history.blocks();
+    history.write(0, 0, &[1; 4096]);
+    history.write(0, BLOCK_BYTES, &[2; 4096]);
+    history.records(2, &[Control::Heal]);
+    history.mark(0, "m");
+    let number = history.batches.len() as u64;
+    let lab = Lab::new();
+    let mut store = lab.create();
+    apply_upto(&mut store, &history, number);
+    let view = View::open(lab.dir.path(), number).unwrap();
+    let mut syncs = 0;
+    *lab.recorder.watch.lock().unwrap() = Some(Box::new(move |change| {
+        let is_sync = matches!(change, Change::Sync(_));
+        syncs += u64::from(is_sync);
+        match is_sync && syncs == 1 {
+            true => Err(std::io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }));
+    let (apply, block) = (&mut store.apply, |at| [(VolumeId(0), Extent::new(at, 512))]);
+    let applied = apply.applied().clone();
+    apply.marks.save(&apply.targets, &block(0), &applied, false).unwrap_err();
+    check(&history, &content(&view), number).unwrap();
+    assert_eq!(view.overwritten_blocks(), 1, "it has seen what the attempt left");
+    // Another block's pre-image comes to lie there.
+    apply.marks.save(&apply.targets, &block(BLOCK_BYTES), &applied, false).unwrap();
+    apply.targets[0].write(BLOCK_BYTES, &[9; 512]).unwrap();
+    // That block alone: reading the other one would find out.
+    let mut seen = [0; 512];
+    view.read_at(0, &mut seen, BLOCK_BYTES).unwrap();
+    assert!(seen == history.after[number as usize][0][BLOCK_BYTES as usize..][..512]);
+    check(&history, &content(&view), number).unwrap();
 }
 
 /// A history in which the same few blocks are overwritten again and again, its mark first.
