@@ -65,7 +65,7 @@ async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
         let jitter = 0.5 + rand::random::<f64>() / 2.0;
         tokio::select! {
             () = sleep(backoff.mul_f64(jitter)) => {}
-            () = stop_asked(stream) => return,
+            () = stream.stop_asked() => return,
         }
         backoff = (backoff * 2).min(BACKOFF_LAST);
     }
@@ -74,12 +74,6 @@ async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
 /// Refusals that another attempt cannot cure.
 fn is_final(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotAuthorised | ErrorKind::InvalidInput | ErrorKind::Refused)
-}
-
-async fn stop_asked(stream: &Stream) {
-    while !stream.stopping() {
-        sleep(GROUP_POLL).await;
-    }
 }
 
 async fn hello(config: &ShipConfig, dir: &GroupDir, stream: &Stream) -> Result<Option<Hello>> {
@@ -111,7 +105,7 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
     let connecting = connect(&config.security, &config.to, &hello.group);
     let mut connection = tokio::select! {
         connected = timeout(CONNECT_MAX, connecting) => connected.map_err(late)??,
-        () = stop_asked(stream) => return Ok(()),
+        () = stream.stop_asked() => return Ok(()),
     };
     let (group, session) = (hello.group.clone(), hello.session);
     write_message(&mut connection, &Message::Hello(hello)).await?;
@@ -147,7 +141,7 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
         ended = receive(stream, &mut reader) => ended,
         ended = send(stream, &mut writer) => ended,
         ended = lanes::carry(stream, lanes) => ended,
-        () = stop_asked(stream) => Ok(()),
+        () = stream.stop_asked() => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::wire::{Ack, Compared, Decision, Message, Welcome};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use towline_journal::progress::{Figure, Progress};
 use window::Sizing;
 
@@ -79,6 +79,8 @@ pub(crate) struct Stream {
     changed: Condvar,
     /// Wakes the session.
     ready: Notify,
+    /// Told once: shipping was asked to stop.
+    stopped: watch::Sender<bool>,
     /// Wakes all its lanes.
     cut: Notify,
     progress: Arc<Progress>,
@@ -112,6 +114,7 @@ impl Stream {
             inner: Mutex::new(Inner::new(sizing)),
             changed: Condvar::new(),
             ready: Notify::new(),
+            stopped: watch::Sender::new(false),
             cut: Notify::new(),
             progress,
             pace,
@@ -170,6 +173,13 @@ impl Stream {
         self.lock().stopping = true;
         self.changed.notify_all();
         self.ready.notify_one();
+        self.stopped.send_replace(true);
+    }
+
+    /// Until shipping is asked to stop. Wakes nobody before: a shipper of many groups is idle mostly.
+    pub async fn stop_asked(&self) {
+        // Its sender lives as long as we do.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
     }
 
     pub fn stopping(&self) -> bool {

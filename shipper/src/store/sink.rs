@@ -38,19 +38,13 @@ pub(crate) fn run(stream: &Arc<Stream>, url: &StoreUrl, config: &ShipConfig, dir
                         stream.end();
                     }
                 }
-                () = stop_asked(stream) => {}
+                () = stream.stop_asked() => {}
             }
         }),
         Err(e) => {
             tracing::error!("cannot start the runtime of the store: {e}");
             stream.end();
         }
-    }
-}
-
-async fn stop_asked(stream: &Stream) {
-    while !stream.stopping() {
-        sleep(POLL).await;
     }
 }
 
