@@ -260,8 +260,8 @@ impl Ring {
     pub fn read_payload(&self, record: &Record, into: &mut Vec<u8>) -> bool {
         let Some(position) = record.payload_position else { return true };
         let start = into.len();
-        into.resize(start + record.extent.len as usize, 0);
-        self.map.read(self.payload_offset + position % self.payload_bytes, &mut into[start..]);
+        let at = self.payload_offset + position % self.payload_bytes;
+        self.map.append_to(at, record.extent.len as usize, into);
         if crc32c(&into[start..]) == record.payload_crc {
             return true;
         }

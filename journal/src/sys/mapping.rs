@@ -96,6 +96,19 @@ impl Mapping {
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
     }
 
+    /// Copies bytes out, behind what `into` has. Not zeroed first: a shipper does this with
+    /// every byte of the guests.
+    pub fn append_to(&self, offset: u64, len: usize, into: &mut Vec<u8>) {
+        let from = self.at(offset, len);
+        into.reserve(len);
+        // SAFETY: invariants 1 to 3; `reserve` has made room for `len` bytes in private
+        // memory, which cannot overlap, and all of them are written before they count.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, into.as_mut_ptr().add(into.len()), len);
+            into.set_len(into.len() + len);
+        }
+    }
+
     /// Copies bytes in.
     ///
     /// # Panics

@@ -193,6 +193,12 @@ impl Mapping {
         }
     }
 
+    pub fn append_to(&self, offset: u64, len: usize, into: &mut Vec<u8>) {
+        let start = into.len();
+        into.resize(start + len, 0);
+        self.read(offset, &mut into[start..]);
+    }
+
     pub fn write(&self, offset: u64, bytes: &[u8]) {
         for (line, start, range) in Mapping::pieces(offset, bytes.len()) {
             let part = &bytes[range];
