@@ -108,8 +108,25 @@ fn a_target_hydrates_from_a_folder_follows_it_and_goes_on_over_the_network() {
 fn a_target_hydrates_from_a_bucket_and_follows_it() {
     require!("moto_server");
     let moto = Moto::start();
-    let mut rig = Rig::new(2, DISK_BYTES);
-    hydrate_and_follow(&mut rig, &moto.store());
+    let (mut rig, store) = (Rig::new(2, DISK_BYTES), moto.store());
+    hydrate_and_follow(&mut rig, &store);
+    rig.terminate(Process::Receive);
+
+    // The second one removes the parts of the first one's base.
+    for generation in 1..=2 {
+        let report = compact(&rig, &store, vec![]);
+        assert_eq!(report["base"], generation, "{report}");
+        assert!(report["folded_objects"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["removed_parts"].as_u64().unwrap() > 0, generation == 2, "{report}");
+        write(&rig, "disk1", generation << 20, 20);
+        rig.wait_drained();
+    }
+    for volume in rig.volumes.clone() {
+        std::fs::write(rig.target(&volume), vec![0x55; DISK_BYTES as usize]).unwrap();
+    }
+    std::fs::remove_dir_all(rig.path("target-state")).unwrap();
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
 }
 
 /// A server of S3's interface, from PyPI.
@@ -198,9 +215,12 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 fn compact(rig: &Rig, store: &Store, and: Vec<OsString>) -> serde_json::Value {
     let now = args!["--keep-history", "0s", "--grace", "0s", "--json"];
     let all = [args!["store", "compact", &store.url, "--group", &rig.group], now, and].concat();
-    let finished = rig.towline(all);
-    assert_eq!(finished.code(), 0, "{finished}");
-    finished.json()
+    let mut command = std::process::Command::new(towline_tests::towline());
+    command.args(all).envs(store.environment.iter().cloned());
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    serde_json::from_slice(&done.stdout).unwrap()
 }
 
 fn bytes_in(rig: &Rig) -> u64 {
