@@ -10,6 +10,7 @@ use super::compress::{Compression, Compressor};
 use super::control::Order;
 use super::cutover::Driver;
 use super::history::History;
+use super::linger::Linger;
 use super::stream::{News, Stream, Walked};
 use super::walker::{Chunk, Walker};
 use super::{ShipConfig, cutter, from_journal};
@@ -37,9 +38,6 @@ const POLL_ASLEEP: Duration = Duration::from_millis(100);
 const BUSY_FOR: Duration = Duration::from_millis(200);
 /// How long "long" is.
 const ASLEEP_AFTER: Duration = Duration::from_secs(2);
-/// Records wait so long for others to fill their batch. Each batch is a sync at the target,
-/// and where that shares a disk with the guests, their flushes wait for it.
-const LINGER: Duration = Duration::from_millis(50);
 /// Pause between two looks at a batch that is being filled.
 const POLL_LINGER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to find proxy or target.
@@ -87,29 +85,6 @@ pub(crate) struct Feed {
     told_at: Instant,
     encoder: Encoder,
     compressor: Compressor,
-}
-
-/// Whether records wait for others.
-#[derive(Default)]
-struct Linger {
-    since: Option<Instant>,
-    /// The ring's payload head when records were last cut.
-    payload_head: u64,
-}
-
-impl Linger {
-    /// Whether `records` that wait go out now.
-    fn is_over(&mut self, records: u64, is_urgent: bool, reader: &RingReader) -> bool {
-        let (head, now) = (reader.get(Counter::PayloadHead), Instant::now());
-        let is_full = records >= cutter::RECORDS_BATCH
-            || head.saturating_sub(self.payload_head) >= cutter::RECORDS_BATCH_BYTES as u64;
-        let since = *self.since.get_or_insert(now);
-        if !is_urgent && !is_full && now.saturating_duration_since(since) < LINGER {
-            return false;
-        }
-        (self.since, self.payload_head) = (None, head);
-        true
-    }
 }
 
 /// Rates, measured where the figures are published.
@@ -177,7 +152,7 @@ impl Drain {
         }
         match &self.feed {
             None => POLL_MISSING,
-            Some(feed) if feed.linger.since.is_some() => POLL_LINGER,
+            Some(feed) if feed.linger.is_running() => POLL_LINGER,
             Some(_) => match Instant::now().checked_duration_since(self.busy_until) {
                 None => POLL_BUSY,
                 Some(idle) if idle < ASLEEP_AFTER => POLL_IDLE,

@@ -16,6 +16,7 @@ mod cutter;
 mod drain;
 mod history;
 mod lanes;
+mod linger;
 mod pace;
 mod session;
 pub(crate) mod stream;
