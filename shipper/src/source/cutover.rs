@@ -2,8 +2,9 @@
 //! own, to the target through the stream, and answers whoever asked.
 
 use super::control::{ControlReply, Order};
-use super::drain::{Feed, LINK_ANSWER_MAX, Meter, SessionNews, unexpected};
+use super::drain::{Feed, LINK_ANSWER_MAX, SessionNews, unexpected};
 use super::from_journal;
+use super::meter::Meter;
 use super::stream::Stream;
 use crate::error::Result;
 use crate::wire::{

@@ -17,6 +17,7 @@ mod drain;
 mod history;
 mod lanes;
 mod linger;
+mod meter;
 mod pace;
 mod session;
 pub(crate) mod stream;
