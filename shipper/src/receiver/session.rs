@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, Sleep, timeout};
+use towline_block::GroupName;
 
 /// Handshake and HELLO of a peer that means it.
 pub const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
@@ -118,40 +119,42 @@ enum First {
     Join(Join),
 }
 
+impl First {
+    fn group(&self) -> &GroupName {
+        match self {
+            First::Hello(hello) => &hello.group,
+            First::Join(join) => &join.group,
+        }
+    }
+}
+
 /// Handshake, HELLO or JOIN, and the right to the group it names. `None`: refused, and told.
 async fn introduce(hall: &Hall, tcp: TcpStream) -> Result<Option<(BoxedConnection, First, Room)>> {
     let mut peer = hall.acceptor.accept(tcp).await?;
     add(&hall.counters.connections, 1);
     let first = match read_message(&mut peer.connection).await {
-        Ok(Some(Message::Hello(hello))) => {
-            let group = hello.group.clone();
-            Ok((First::Hello(Box::new(hello)), group))
+        Ok(Some(Message::Hello(hello))) => Ok(First::Hello(Box::new(hello))),
+        Ok(Some(Message::Join(join))) => Ok(First::Join(join)),
+        Ok(Some(other)) => {
+            let what = format!("a {:?} frame came where HELLO belongs", other.kind());
+            Err(Refusal::new(RefusalCode::Protocol, what))
         }
-        Ok(Some(Message::Join(join))) => {
-            let group = join.group.clone();
-            Ok((First::Join(join), group))
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::Protocol => {
+            Err(Refusal::new(RefusalCode::Protocol, error.to_string()))
         }
-        other => Err(other),
+        Err(error) => return Err(error),
     };
-    let refusal = match first {
-        Ok((first, group)) => match peer.authorise(&group) {
-            Ok(()) => match hall.rooms.find(&group) {
-                Ok(room) => return Ok(Some((peer.connection, first, room))),
-                Err(refusal) => refusal,
-            },
-            Err(error) => Refusal::new(RefusalCode::NotAuthorised, error.to_string()),
-        },
-        Err(other) => match other {
-            Ok(Some(other)) => {
-                let what = format!("a {:?} frame came where HELLO belongs", other.kind());
-                Refusal::new(RefusalCode::Protocol, what)
-            }
-            Ok(None) => return Ok(None),
-            Err(error) if error.kind() == ErrorKind::Protocol => {
-                Refusal::new(RefusalCode::Protocol, error.to_string())
-            }
-            Err(error) => return Err(error),
-        },
+    let admitted = first.and_then(|first| {
+        let not_authorised =
+            |error: Error| Refusal::new(RefusalCode::NotAuthorised, error.to_string());
+        peer.authorise(first.group()).map_err(not_authorised)?;
+        let room = hall.rooms.find(first.group())?;
+        Ok((first, room))
+    });
+    let refusal = match admitted {
+        Ok((first, room)) => return Ok(Some((peer.connection, first, room))),
+        Err(refusal) => refusal,
     };
     let error = Error::new(ErrorKind::NotAuthorised, refusal.message.clone());
     let mut stream = peer.connection;
