@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use towline_block::upstream::proto::OptionReplyFrame;
 
 /// What survives or is lost as one: a physical sector of today's disks, and ext4's block.
 pub const ATOM_BYTES: u64 = 4096;
@@ -273,12 +274,8 @@ impl Session {
     }
 
     fn option_reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
-        let mut out = 0x0003_e889_0455_65a9u64.to_be_bytes().to_vec();
-        for word in [option, kind, data.len() as u32] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
-        out.extend_from_slice(data);
-        self.stream.write_all(&out)
+        let frame = OptionReplyFrame::new(option, kind, data.len() as u32);
+        self.stream.write_all(&[&frame.to_bytes()[..], data].concat())
     }
 
     fn bytes<const N: usize>(&mut self) -> io::Result<[u8; N]> {

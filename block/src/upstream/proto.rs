@@ -140,6 +140,22 @@ pub struct OptionReplyFrame {
     pub length: U32,
 }
 
+impl OptionReplyFrame {
+    /// Before `length` bytes of the reply.
+    pub fn new(option: u32, kind: u32, length: u32) -> OptionReplyFrame {
+        OptionReplyFrame {
+            magic: OPTION_REPLY_MAGIC.into(),
+            option: option.into(),
+            kind: kind.into(),
+            length: length.into(),
+        }
+    }
+
+    pub fn to_bytes(self) -> [u8; 20] {
+        zerocopy::transmute!(self)
+    }
+}
+
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RequestFrame {

@@ -4,8 +4,8 @@
 use super::option_data::{Queries, parse_info, parse_queries};
 use super::proto::{
     ALLOCATION_CONTEXT, ALLOCATION_CONTEXT_ID, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED,
-    EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, Greeting, OPTION_MAGIC, OPTION_REPLY_MAGIC,
-    OptionFrame, OptionReplyFrame, PAYLOAD_BYTES_MAX, handshake_flag, info, option, option_reply,
+    EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, Greeting, OPTION_MAGIC, OptionFrame,
+    OptionReplyFrame, PAYLOAD_BYTES_MAX, handshake_flag, info, option, option_reply,
     transmission_flag,
 };
 use super::request::Terms;
@@ -321,12 +321,7 @@ struct Replies<'a> {
 impl Replies<'_> {
     fn put(&mut self, kind: u32, parts: &[&[u8]]) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        let frame = OptionReplyFrame {
-            magic: OPTION_REPLY_MAGIC.into(),
-            option: self.option.into(),
-            kind: kind.into(),
-            length: (length as u32).into(),
-        };
+        let frame = OptionReplyFrame::new(self.option, kind, length as u32);
         self.out.extend_from_slice(frame.as_bytes());
         for part in parts {
             self.out.extend_from_slice(part);

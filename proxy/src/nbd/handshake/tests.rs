@@ -1,5 +1,6 @@
 use super::super::option_data::Fields;
 use super::*;
+use crate::nbd::proto::OPTION_REPLY_MAGIC;
 use proptest::prelude::*;
 
 fn exports() -> Arc<[Export]> {

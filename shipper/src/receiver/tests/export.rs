@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use towline_block::NbdUri;
-use towline_block::upstream::proto::transmission_flag;
+use towline_block::upstream::proto::{OptionReplyFrame, transmission_flag};
 
 /// What the server says of its exports.
 #[derive(Clone, Copy, Debug)]
@@ -290,12 +290,8 @@ impl Session {
     }
 
     fn option_reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
-        let mut out = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
-        for word in [option, kind, data.len() as u32] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
-        out.extend_from_slice(data);
-        self.stream.write_all(&out)
+        let frame = OptionReplyFrame::new(option, kind, data.len() as u32);
+        self.stream.write_all(&[&frame.to_bytes()[..], data].concat())
     }
 
     fn bytes<const N: usize>(&mut self) -> io::Result<[u8; N]> {
