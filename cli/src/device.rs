@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
 use towline_block::size::format_size;
-use towline_shipper::device::{self, Trust};
+use towline_shipper::device::{self, DeviceSet, Trust};
 
 /// Packs read at once by default: two devices, or one that answers slowly.
 const JOBS_DEFAULT: usize = 2;
@@ -87,9 +87,18 @@ fn forget(group: &GroupName, state: &std::path::Path, json: bool) -> anyhow::Res
     Ok(Exit::Ok)
 }
 
-/// Whose signature is looked for.
+/// Which packs are read, and whose signature is looked for.
 #[derive(Debug, clap::Args)]
-struct TrustArgs {
+struct SetArgs {
+    /// The devices' folders that are here, in any order.
+    #[arg(value_name = "DIR", required = true)]
+    devices: Vec<PathBuf>,
+    /// Where the devices carry several groups: which.
+    #[arg(long)]
+    group: Option<GroupName>,
+    /// Packs that are read at once.
+    #[arg(long, value_name = "N", default_value_t = JOBS_DEFAULT as u64, value_parser = clap::value_parser!(u64).range(1..=JOBS_MAX))]
+    jobs: u64,
     /// Folder with the CA's certificate: the manifest has to be signed by the group's.
     #[arg(long, value_name = "DIR")]
     pki: Option<PathBuf>,
@@ -98,7 +107,11 @@ struct TrustArgs {
     unsigned: bool,
 }
 
-impl TrustArgs {
+impl SetArgs {
+    fn open(&self) -> anyhow::Result<DeviceSet> {
+        Ok(DeviceSet::open(&self.devices, self.group.as_ref(), &self.trust()?)?)
+    }
+
     fn trust(&self) -> anyhow::Result<Trust> {
         match (&self.pki, self.unsigned) {
             (Some(dir), false) => Ok(Trust::Pki(dir.clone())),
@@ -109,6 +122,12 @@ impl TrustArgs {
             )),
         }
     }
+}
+
+#[derive(Serialize)]
+struct DamagedPack {
+    pack: usize,
+    why: String,
 }
 
 /// Bytes that were handled, shown on stderr until it is dropped.

@@ -1,38 +1,28 @@
 //! `towline device import`.
 
-use super::{Counting, JOBS_DEFAULT, JOBS_MAX, TrustArgs};
+use super::{Counting, DamagedPack, SetArgs};
 use crate::config::{self, Disk};
 use crate::exit::Exit;
 use crate::output;
 use crate::table;
 use serde::Serialize;
 use std::path::PathBuf;
-use towline_block::GroupName;
 use towline_block::size::format_size;
-use towline_shipper::device::{DeviceSet, ImportConfig, Imported, import};
+use towline_shipper::device::{ImportConfig, Imported, import};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The devices' folders that are here, in any order; others may follow later.
-    #[arg(value_name = "DIR", required = true)]
-    devices: Vec<PathBuf>,
-    /// Where the devices carry several groups: which.
-    #[arg(long)]
-    group: Option<GroupName>,
+    #[command(flatten)]
+    set: SetArgs,
     /// State directory of the receiver, which does not run.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// Where a volume goes, as for `towline receive`.
     #[arg(long = "target", value_name = "NAME=PATH", required = true)]
     targets: Vec<Disk>,
-    #[command(flatten)]
-    trust: TrustArgs,
     /// Keys of sealed packs.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Packs that are read at once.
-    #[arg(long, value_name = "N", default_value_t = JOBS_DEFAULT as u64, value_parser = clap::value_parser!(u64).range(1..=JOBS_MAX))]
-    jobs: u64,
     /// Nothing more comes: what is missing or damaged is sent over the network.
     #[arg(long)]
     without_missing: bool,
@@ -58,25 +48,19 @@ struct Report {
     seq: u64,
 }
 
-#[derive(Serialize)]
-struct DamagedPack {
-    pack: usize,
-    why: String,
-}
-
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let trust = args.trust.trust()?;
+    let trust = args.set.trust()?;
     crate::prerequisite::check()?;
-    let total = DeviceSet::open(&args.devices, args.group.as_ref(), &trust)?.manifest.bytes();
+    let total = args.set.open()?.manifest.bytes();
     let keys = config::keys(args.key.as_deref(), &args.state)?;
     let config = ImportConfig {
-        devices: args.devices,
-        group: args.group,
+        devices: args.set.devices,
+        group: args.set.group,
         trust,
         state_dir: args.state,
         targets: args.targets.into_iter().map(|target| (target.name, target.path)).collect(),
         keys,
-        jobs: args.jobs as usize,
+        jobs: args.set.jobs as usize,
         without_missing: args.without_missing,
     };
     let counting = Counting::start("import", total);

@@ -1,32 +1,22 @@
 //! `towline device verify`.
 
-use super::{Counting, JOBS_DEFAULT, JOBS_MAX, TrustArgs};
+use super::{Counting, DamagedPack, SetArgs};
 use crate::exit::Exit;
 use crate::output;
 use crate::table;
 use serde::Serialize;
 use std::path::PathBuf;
-use towline_block::GroupName;
 use towline_block::size::format_size;
 use towline_shipper::batch::keyfile;
 use towline_shipper::device::{Checked, DeviceSet, PackState, verify};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The devices' folders that are here, in any order.
-    #[arg(value_name = "DIR", required = true)]
-    devices: Vec<PathBuf>,
-    /// Where the devices carry several groups: which.
-    #[arg(long)]
-    group: Option<GroupName>,
     #[command(flatten)]
-    trust: TrustArgs,
+    set: SetArgs,
     /// Open sealed batches, too; without it their hashes are checked.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Packs that are read at once.
-    #[arg(long, value_name = "N", default_value_t = JOBS_DEFAULT as u64, value_parser = clap::value_parser!(u64).range(1..=JOBS_MAX))]
-    jobs: u64,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -53,17 +43,11 @@ struct Report {
     lacking_bytes: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct DamagedPack {
-    pack: usize,
-    why: String,
-}
-
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let set = DeviceSet::open(&args.devices, args.group.as_ref(), &args.trust.trust()?)?;
+    let set = args.set.open()?;
     let keys = args.key.as_deref().map(keyfile::load).transpose()?;
     let counting = Counting::start("verify", set.manifest.bytes());
-    let checked = verify(&set, keys.as_ref(), args.jobs as usize, &counting.done);
+    let checked = verify(&set, keys.as_ref(), args.set.jobs as usize, &counting.done);
     drop(counting);
     let report = report(args, &set, &checked);
     if args.json {
@@ -81,7 +65,7 @@ fn report(args: &Args, set: &DeviceSet, checked: &Checked) -> Report {
         ok: checked.is_whole() && manifest.finished,
         group: manifest.group.to_string(),
         set: manifest.set.to_string(),
-        signed: args.trust.pki.is_some(),
+        signed: args.set.pki.is_some(),
         sealed: manifest.key.is_some(),
         finished: manifest.finished,
         epoch: manifest.epoch.0,
