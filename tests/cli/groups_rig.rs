@@ -4,7 +4,6 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_tests::relay::free_port;
 use towline_tests::{Daemon, PATIENCE, Status, args, run, towline};
@@ -154,17 +153,11 @@ impl Groups {
 
     #[track_caller]
     pub fn wait_drained(&self, group: usize) {
-        let deadline = Instant::now() + 2 * PATIENCE;
-        loop {
+        let own = || {
             let all = self.statuses(&self.state());
-            let own = all.iter().find(|status| status["group"] == self.name(group)).cloned();
-            if own.clone().is_some_and(|own| Status(own).is_drained()) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "group {group} is not drained: {own:?}");
-            // A status is a file's content: there is nothing to wait on.
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            all.into_iter().find(|status| status["group"] == self.name(group)).map(Status)
+        };
+        Status::wait(2 * PATIENCE, "drained", own, Status::is_drained);
     }
 
     /// All processes end in order; the receiver has applied what it has.

@@ -11,12 +11,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_bench::stamp::{Guest, GuestVolume, Order, Plan, VolumeHistory};
-
-/// How often a status is asked for while one is awaited.
-const STATUS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Bytes in flight to the receiver that a shipper may have to send again.
 pub const WINDOW_BYTES: u64 = 16 << 20;
@@ -348,21 +345,7 @@ impl Rig {
         what: &str,
         wanted: impl Fn(&Status) -> bool,
     ) -> Status {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let status = self.status();
-            if wanted(&status) {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "not {what} after {} s: {}",
-                timeout.as_secs(),
-                status.0
-            );
-            // A status is a file's content: there is nothing to wait on.
-            std::thread::sleep(STATUS_INTERVAL);
-        }
+        Status::wait(timeout, what, || Some(self.status()), wanted)
     }
 
     #[track_caller]
