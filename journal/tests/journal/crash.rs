@@ -249,6 +249,11 @@ fn files(root: &Path) -> Vec<PathBuf> {
     files
 }
 
+fn rings(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let rings = files(root).into_iter().filter(|path| is_ring(path));
+    rings.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
 pub(crate) fn take(root: &Path) -> Image {
     files(root).into_iter().map(|path| (path.clone(), Sparse::read(&path))).collect()
 }
@@ -291,8 +296,16 @@ pub(crate) fn watch_each<K: Send + 'static>(
 ) -> (Vec<(K, Crash)>, Disk) {
     let root = lab.dir.path().to_owned();
     let crash = move |disk: &Disk| {
-        let known = known()?;
-        Some((known, Crash { kill: disk.after_kill(&root), power_cuts: disk.after_power_cut() }))
+        // The step goes on beside the threads that report here: what is known and a ring of two
+        // moments are no crash.
+        let (known, kill) = loop {
+            let before = rings(&root);
+            let found = (known()?, disk.after_kill(&root));
+            if rings(&root) == before {
+                break found;
+            }
+        };
+        Some((known, Crash { kill, power_cuts: disk.after_power_cut() }))
     };
     let seen = Arc::new(Mutex::new((Vec::new(), disk, crash)));
     let watched = seen.clone();
