@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Piece in which zeroes are written where the file system cannot zero by itself.
@@ -76,6 +76,8 @@ pub struct FileDisk {
     /// Of a direct disk: reads through the page cache, of any alignment.
     buffered: Option<File>,
     fd: Fd,
+    /// For large writes past the page cache, once there was one; `None` where there is no such way.
+    passing: OnceLock<Option<File>>,
     /// The file system tells what the page cache has.
     tells_cached: bool,
     path: PathBuf,
@@ -132,6 +134,7 @@ impl FileDisk {
             file: Arc::new(file),
             buffered,
             fd: Arc::new(fd.into()),
+            passing: OnceLock::new(),
             tells_cached,
             path: path.to_owned(),
             kind,
@@ -268,6 +271,25 @@ impl FileDisk {
         assert!(self.cache() == Cache::Page, "an inline write to a direct disk");
         self.check(Extent::new(offset, buf.len() as u64))?;
         self.file.write_all_at(buf, offset).map_err(|e| self.failed("write", offset, e))
+    }
+
+    /// As [`FileDisk::write_at`], past the page cache where the disk takes that and `buf` and
+    /// `offset` are aligned to [`DIRECT_ALIGN`]: no memory of the host is filled with what nobody
+    /// will read, and nothing is left to write back. Dear for little: it waits for the disk.
+    ///
+    /// One thread may mix both ways: the kernel keeps page cache and disk coherent.
+    pub fn write_passing(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.check(Extent::new(offset, buf.len() as u64))?;
+        let is_aligned = (buf.as_ptr().addr() as u64 | offset).is_multiple_of(DIRECT_ALIGN as u64);
+        let mut done = 0;
+        if is_aligned
+            && let Some(file) = self.passing.get_or_init(|| sys::open_passing(&self.file).ok())
+        {
+            let whole = &buf[..buf.len() / DIRECT_ALIGN * DIRECT_ALIGN];
+            done = sys::write_passing(file, whole, offset)
+                .map_err(|e| self.failed("write", offset, e))?;
+        }
+        self.write_at(&buf[done..], offset + done as u64)
     }
 
     /// Makes the range read as zero. `keep_allocated` as in NBD_CMD_FLAG_NO_HOLE.

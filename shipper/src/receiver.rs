@@ -19,6 +19,7 @@ pub mod clones;
 mod counters;
 mod door;
 mod follow;
+mod gather;
 mod handover;
 mod hello;
 mod hydrate;

@@ -35,6 +35,39 @@ fn nothing_is_read_or_written_past_the_end() {
 }
 
 #[test]
+fn large_writes_past_the_page_cache_and_small_ones_through_it_see_each_other() {
+    use crate::buffer::{AlignedBuf, DIRECT_ALIGN};
+    // The tail is no whole sector: it goes the other way.
+    let size = 4 * DIRECT_ALIGN as u64 + 10;
+    let (_dir, path) = image(size);
+    let disk = FileDisk::open(&path, OWN).unwrap();
+    let mut buf = AlignedBuf::new(3 * DIRECT_ALIGN + 10);
+    buf.as_mut_slice().fill(1);
+    let mut expected = vec![0; size as usize];
+    let read = |disk: &FileDisk| {
+        let mut now = vec![0xff; size as usize];
+        disk.read_at(&mut now, 0).unwrap();
+        now
+    };
+    for round in 0..3u8 {
+        disk.write_at(&[7 + round; 100], 5000).unwrap();
+        expected[5000..5100].fill(7 + round);
+        assert_eq!(read(&disk), expected);
+        disk.write_passing(buf.as_slice(), DIRECT_ALIGN as u64).unwrap();
+        expected[DIRECT_ALIGN..].fill(1);
+        assert_eq!(read(&disk), expected);
+        // Neither address nor offset is aligned.
+        disk.write_passing(&buf.as_slice()[1..9], 4097).unwrap();
+        disk.write_at(&[round; 9], 4095).unwrap();
+        expected[4095..4104].fill(round);
+        assert_eq!(read(&disk), expected);
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+    let past = disk.write_passing(buf.as_slice(), 2 * DIRECT_ALIGN as u64).unwrap_err();
+    assert_eq!(past.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
 fn zeroed_ranges_read_zero_and_their_edges_stay() {
     for keep_allocated in [false, true] {
         let (_dir, path) = image(256 * 1024);

@@ -5,12 +5,12 @@
 //! struct borrowed for its whole duration, with its own length.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 fn offset_arg(value: u64) -> io::Result<libc::off_t> {
@@ -115,6 +115,36 @@ pub fn read_passing(file: &File, into: &mut [u8], offset: u64) -> io::Result<usi
     // SAFETY: invariant 1. Advice only, so no result.
     unsafe { libc::posix_fadvise(fd, at, len, libc::POSIX_FADV_DONTNEED) };
     Ok(read)
+}
+
+/// The same file once more, for writes past the page cache; reopened by its descriptor, so that it is
+/// the same one whatever its path names by now.
+///
+/// # Errors
+/// `EINVAL` where the file system does not take O_DIRECT.
+pub fn open_passing(file: &File) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let direct = libc::O_DIRECT | libc::O_NONBLOCK;
+    OpenOptions::new().read(true).write(true).custom_flags(direct).open(path)
+}
+
+/// Writes to a file of [`open_passing`]; how much of it the file takes that way. Address, offset and
+/// length are aligned for O_DIRECT.
+///
+/// # Errors
+/// As pwrite(2), but that the disk asks for another alignment.
+pub fn write_passing(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write_at(&bytes[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(written) => done += written,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 /// Begins to write all dirty pages back, and waits for none. Advice only, so no result: a

@@ -11,5 +11,6 @@ pub use file::{free_bytes, read_passing};
 pub use process::give_way;
 
 pub(crate) use file::{
-    advise_random, begin_write_back, punch_hole, read_cached, seek_data, seek_hole, zero_range,
+    advise_random, begin_write_back, open_passing, punch_hole, read_cached, seek_data, seek_hole,
+    write_passing, zero_range,
 };

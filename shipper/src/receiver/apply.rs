@@ -6,6 +6,7 @@
 //! or, before the first point, from the shipper, who was not told that it is here:
 //! writes in order are idempotent.
 
+use super::gather::{Gather, Room};
 use super::handover::{Handover, Ready};
 use super::marks::{Mark, MarkKind, Marks, unix_ns};
 use super::medium::{Medium, Target};
@@ -42,6 +43,7 @@ pub struct Apply {
     peeked: Option<Ready>,
     /// Verdicts of the group that was applied last.
     compared: Vec<Compared>,
+    room: Room,
     /// The targets hold `applied` and nothing of what follows it.
     is_exact: bool,
     /// Since when a clone asks for a mark, by the target's clock.
@@ -74,6 +76,7 @@ impl Apply {
             group,
             peeked,
             compared,
+            room: Room::default(),
             is_exact,
             wanted_since: None,
         }
@@ -222,48 +225,50 @@ impl Apply {
     }
 
     fn write(&mut self) -> Result<()> {
-        self.compared.clear();
+        let mut gather = Gather::new(&mut self.room);
         let mut verdicts = Vec::new();
         for next in &self.group {
             let view = next.batch.view();
             let mut verdict = None;
             for entry in view.ops() {
-                let Op::Compare { volume, extent, digest } = entry.op else {
-                    self.write_op(entry.op)?;
+                if let Op::Write { volume, offset, payload } = entry.op {
+                    gather.put(volume, target(&self.targets, volume)?, offset, payload)?;
                     continue;
-                };
-                let verdict = verdict.get_or_insert_with(|| Compared {
-                    number: view.number(),
-                    claim: view.claim_id().unwrap_or_default(),
-                    differs: Vec::new(),
-                });
-                if !self.target(volume)?.has_digest(extent, digest)? {
-                    let (offset, len) = (extent.offset, extent.len);
-                    verdict.differs.push(Differing { volume: volume.0, offset, len });
+                }
+                gather.finish()?;
+                match entry.op {
+                    Op::Zero { volume, extent, keep_allocated } => {
+                        target(&self.targets, volume)?.zero(extent, keep_allocated)?;
+                    }
+                    Op::Trim { volume, extent } => {
+                        target(&self.targets, volume)?.zero(extent, false)?;
+                    }
+                    Op::Compare { volume, extent, digest } => {
+                        let verdict = verdict.get_or_insert_with(|| Compared {
+                            number: view.number(),
+                            claim: view.claim_id().unwrap_or_default(),
+                            differs: Vec::new(),
+                        });
+                        if !target(&self.targets, volume)?.has_digest(extent, digest)? {
+                            let (offset, len) = (extent.offset, extent.len);
+                            verdict.differs.push(Differing { volume: volume.0, offset, len });
+                        }
+                    }
+                    Op::Write { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => {}
                 }
             }
             verdicts.extend(verdict);
         }
+        gather.finish()?;
         self.compared = verdicts;
         Ok(())
     }
+}
 
-    fn write_op(&self, op: Op<'_>) -> Result<()> {
-        match op {
-            Op::Write { volume, offset, payload } => self.target(volume)?.write(offset, payload),
-            Op::Zero { volume, extent, keep_allocated } => {
-                self.target(volume)?.zero(extent, keep_allocated)
-            }
-            Op::Trim { volume, extent } => self.target(volume)?.zero(extent, false),
-            Op::Compare { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => Ok(()),
-        }
-    }
-
-    fn target(&self, volume: VolumeId) -> Result<&Target> {
-        self.targets.get(volume.index()).ok_or_else(|| {
-            Error::damaged(format!("a batch names volume {volume}, the group has fewer"))
-        })
-    }
+fn target(targets: &[Target], volume: VolumeId) -> Result<&Target> {
+    targets.get(volume.index()).ok_or_else(|| {
+        Error::damaged(format!("a batch names volume {volume}, the group has fewer"))
+    })
 }
 
 /// Whether every operation lies inside the volumes of these sizes.

@@ -7,10 +7,19 @@ use super::target::TargetDisk;
 use crate::batch::DIGEST_BYTES;
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use towline_block::{BLOCK_BYTES, Extent, VolumeName};
+use towline_block::buffer::DIRECT_ALIGN;
+use towline_block::{AlignedBuf, BLOCK_BYTES, Extent, VolumeName};
+
+/// Written at once past the page cache.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Where in such a file the next thing begins, behind one that ends at `end`.
+pub fn aligned(end: u64) -> u64 {
+    end.next_multiple_of(DIRECT_ALIGN as u64)
+}
 
 /// Read at once to compare: few round trips to a server, and little memory.
 const COMPARE_BYTES: u64 = 4 * BLOCK_BYTES;
@@ -53,21 +62,36 @@ impl Medium {
         self.about("create", path, Event::Create { file: path })?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(|e| failed("create", path, e))?;
-        Ok(LogFile { file, path: path.to_owned(), len: 0, medium: self.clone() })
+        Ok(LogFile { file, path: path.to_owned(), len: 0, medium: self.clone(), passing: None })
+    }
+
+    /// As [`Medium::create`], of a file in which everything appended begins at a multiple of
+    /// [`DIRECT_ALIGN`], the gaps zero; written past the page cache where the file system takes that.
+    pub fn create_passing(&self, path: &Path) -> Result<LogFile> {
+        let mut log = self.create(path)?;
+        let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path);
+        match direct {
+            Ok(file) => log.file = file,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(e) => return Err(failed("open", path, e)),
+        }
+        log.passing = Some(AlignedBuf::default());
+        Ok(log)
     }
 
     pub fn open(&self, path: &Path) -> Result<LogFile> {
         let opened = OpenOptions::new().read(true).write(true).open(path);
         let file = opened.map_err(|e| failed("open", path, e))?;
         let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
-        Ok(LogFile { file, path: path.to_owned(), len, medium: self.clone() })
+        Ok(LogFile { file, path: path.to_owned(), len, medium: self.clone(), passing: None })
     }
 
     /// Opens what another process writes, to read only.
     pub fn view(path: &Path) -> Result<LogFile> {
         let file = File::open(path).map_err(|e| failed("open", path, e))?;
         let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
-        Ok(LogFile { file, path: path.to_owned(), len, medium: Medium::default() })
+        let medium = Medium::default();
+        Ok(LogFile { file, path: path.to_owned(), len, medium, passing: None })
     }
 
     /// Gone afterwards, also when it was not there. Not durable before
@@ -108,6 +132,8 @@ pub struct LogFile {
     path: PathBuf,
     len: u64,
     medium: Medium,
+    /// What is written goes through here, a piece at a time.
+    passing: Option<AlignedBuf>,
 }
 
 impl LogFile {
@@ -120,6 +146,33 @@ impl LogFile {
     }
 
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.passing.take() {
+            None => self.put(bytes),
+            Some(mut piece) => {
+                let appended = self.append_aligned(bytes, &mut piece);
+                self.passing = Some(piece);
+                appended
+            }
+        }
+    }
+
+    fn append_aligned(&mut self, bytes: &[u8], piece: &mut AlignedBuf) -> Result<()> {
+        let needed = bytes.len().min(PIECE_BYTES).next_multiple_of(DIRECT_ALIGN);
+        if piece.len() < needed {
+            *piece = AlignedBuf::new(needed);
+        }
+        for part in bytes.chunks(PIECE_BYTES) {
+            let whole = part.len().next_multiple_of(DIRECT_ALIGN);
+            let room = piece.as_mut_slice().split_at_mut(whole).0;
+            let (data, gap) = room.split_at_mut(part.len());
+            data.copy_from_slice(part);
+            gap.fill(0);
+            self.put(piece.as_slice().split_at(whole).0)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let event = Event::Write { file: &self.path, offset: self.len, bytes };
         self.medium.about("write", &self.path, event)?;
         self.file.write_all_at(bytes, self.len).map_err(|e| failed("write", &self.path, e))?;
@@ -189,6 +242,14 @@ impl Target {
         let file = self.disk.path();
         self.medium.about("write", file, Event::Write { file, offset, bytes })?;
         self.disk.write_at(bytes, offset)
+    }
+
+    /// As [`Target::write`], past the page cache of a file or device where `bytes` and `offset` are
+    /// aligned for that.
+    pub fn write_passing(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.disk.path();
+        self.medium.about("write", file, Event::Write { file, offset, bytes })?;
+        self.disk.write_passing(bytes, offset)
     }
 
     pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {

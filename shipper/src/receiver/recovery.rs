@@ -6,7 +6,7 @@
 use super::apply::{Apply, check_bounds};
 use super::lacking::Lacking;
 use super::marks::{self, Marks};
-use super::medium::{Medium, Target};
+use super::medium::{Medium, Target, aligned};
 use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
 use super::state::{Books, Rollback, State};
 use super::stream::Stream;
@@ -277,7 +277,7 @@ fn scan_segment(
             }
             Err(e) => return Err(e),
         };
-        let len = bytes.len() as u64;
+        let after = aligned(segment.bytes + bytes.len() as u64);
         let opened = match Batch::open(bytes, keys) {
             Ok(opened) => opened,
             Err(e) if e.kind() == ErrorKind::NotAuthorised => {
@@ -292,7 +292,7 @@ fn scan_segment(
         match take(&opened, segment.last + 1, state, &sizes, &scan.durable) {
             Ok(Some(after)) => scan.durable = after,
             Ok(None) => {
-                scan.cursor = Cursor { segment: first, offset: segment.bytes + len };
+                scan.cursor = Cursor { segment: first, offset: after };
             }
             Err(why) => {
                 outcome = End::Bad(why);
@@ -300,7 +300,7 @@ fn scan_segment(
             }
         }
         segment.last += 1;
-        segment.bytes += len;
+        segment.bytes = after;
     }
     if segment.bytes > 0 {
         scan.segments.push(segment);

@@ -1,10 +1,11 @@
 //! Staging: durable batches that may not be applied yet, the redo log.
 //!
 //! Whole encoded batches, one after the other, in segments named by their first
-//! number. The writer appends and syncs; the reader follows up to what is
+//! number. Each begins at a multiple of 4 KiB, so that they are written past the page
+//! cache: nobody reads them again but after a crash or behind a slow target. The writer appends and syncs; the reader follows up to what is
 //! durable; segments whose batches are all applied are removed.
 
-use super::medium::{LogFile, Medium, read_at};
+use super::medium::{LogFile, Medium, aligned, read_at};
 use crate::batch::{HEADER_BYTES, encoded_len};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
@@ -105,7 +106,7 @@ impl Staging {
     }
 
     fn start_segment(&self, first: u64) -> Result<Active> {
-        let file = self.medium.create(&segment_path(&self.dir, first))?;
+        let file = self.medium.create_passing(&segment_path(&self.dir, first))?;
         self.medium.sync_dir(&self.dir)?;
         Ok(Active { file, first, last: first.saturating_sub(1), dirty: false })
     }
@@ -178,14 +179,15 @@ impl Reader {
         }
         let Some((_, file)) = &self.open else { return Ok(None) };
         let bytes = read_batch(file, &path, offset, segment.bytes)?;
-        self.cursor = Cursor { segment: segment.first, offset: offset + bytes.len() as u64 };
+        self.cursor =
+            Cursor { segment: segment.first, offset: aligned(offset + bytes.len() as u64) };
         Ok(Some(bytes))
     }
 
     /// The next durable batch, of `len` bytes, is known already.
     pub fn pass(&mut self, len: u64) {
         if let Some((segment, offset)) = self.locate() {
-            self.cursor = Cursor { segment: segment.first, offset: offset + len };
+            self.cursor = Cursor { segment: segment.first, offset: aligned(offset + len) };
         }
     }
 

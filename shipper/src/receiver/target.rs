@@ -135,6 +135,14 @@ impl TargetDisk {
         }
     }
 
+    /// As [`TargetDisk::write_at`], past the page cache where there is one and it can be passed.
+    pub fn write_passing(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        match self {
+            TargetDisk::File(disk) => Ok(disk.write_passing(bytes, offset)?),
+            TargetDisk::Remote(disk) => disk.write_at(bytes, offset),
+        }
+    }
+
     pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {
         match self {
             TargetDisk::File(disk) => Ok(disk.zero(extent, keep_allocated)?),

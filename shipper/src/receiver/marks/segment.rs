@@ -110,14 +110,17 @@ impl Segment {
         room: u64,
     ) -> Result<()> {
         let before = self.log.end();
-        let mut save = Save { end_max: before.saturating_add(room), fresh: Vec::new() };
+        let mut save = Save::new(before.saturating_add(room));
         let saved = ranges
             .iter()
             .try_for_each(|(volume, extent)| match targets.get(volume.index()) {
                 Some(target) => save.range(self, target, *volume, *extent),
                 None => Ok(()),
             })
-            .and_then(|()| if save.fresh.is_empty() { Ok(()) } else { self.log.sync() });
+            .and_then(|()| match save.fresh.is_empty() {
+                true => Ok(()),
+                false => save.write(self).and_then(|()| self.log.sync()),
+            });
         if saved.is_err() {
             save.fresh.iter().for_each(|entry| self.note(entry, false));
             self.log.rewind(before);
@@ -180,13 +183,30 @@ impl Segment {
     }
 }
 
+/// Entries written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
 /// What one call of [`Segment::save`] adds.
 struct Save {
     end_max: u64,
     fresh: Vec<PreImage>,
+    /// Entries not written yet.
+    entries: Vec<u8>,
+    /// Content of the block at hand.
+    block: Vec<u8>,
 }
 
 impl Save {
+    fn new(end_max: u64) -> Save {
+        Save { end_max, fresh: Vec::new(), entries: Vec::new(), block: Vec::new() }
+    }
+
+    fn write(&mut self, segment: &mut Segment) -> Result<()> {
+        segment.log.append(&self.entries)?;
+        self.entries.clear();
+        Ok(())
+    }
+
     /// Saves the blocks of one range that are not saved yet, holes as zero runs.
     fn range(
         &mut self,
@@ -199,7 +219,8 @@ impl Save {
         let blocks = BlockRange::touching(extent);
         let mut zeroes = BlockRange::new(blocks.first, 0);
         let mut hole_end = 0;
-        let mut buf = vec![0; BLOCK_BYTES as usize];
+        let mut content = std::mem::take(&mut self.block);
+        content.resize(BLOCK_BYTES as usize, 0);
         for block in blocks.first..blocks.end() {
             let at = BlockRange::new(block, 1).extent(size);
             if segment.has(volume, block) {
@@ -211,7 +232,7 @@ impl Save {
                 let run = target.disk.run_at(at.offset)?;
                 hole_end = if run.is_data { 0 } else { run.end };
             }
-            let data = buf.get_mut(..at.len as usize).unwrap_or_default();
+            let data = content.get_mut(..at.len as usize).unwrap_or_default();
             let zero = at.end() <= hole_end || {
                 target.disk.read_at(data, at.offset)?;
                 is_zero(data)
@@ -226,6 +247,7 @@ impl Save {
                 self.put(segment, volume, BlockRange::new(block, 1), data)?;
             }
         }
+        self.block = content;
         self.zeroes(segment, volume, zeroes)
     }
 
@@ -244,7 +266,7 @@ impl Save {
         data: &[u8],
     ) -> Result<()> {
         let len = (PRE_IMAGE_BYTES + data.len()) as u64;
-        if segment.log.end() + len > self.end_max {
+        if segment.log.end() + self.entries.len() as u64 + len > self.end_max {
             let what = format!(
                 "the undo store {} is full: give it more room (--marks-bytes)",
                 segment.log.path().display()
@@ -262,10 +284,11 @@ impl Save {
             entry_crc32c: 0.into(),
         };
         entry.entry_crc32c = crc32c(entry.as_bytes().split_at(ENTRY_CRC_COVERS).0).into();
-        segment.log.append(&[entry.as_bytes(), data].concat())?;
+        self.entries.extend_from_slice(entry.as_bytes());
+        self.entries.extend_from_slice(data);
         segment.note(&entry, true);
         self.fresh.push(entry);
-        Ok(())
+        if self.entries.len() < WRITE_BYTES { Ok(()) } else { self.write(segment) }
     }
 }
 
