@@ -163,6 +163,7 @@ impl Walker {
             }
         }
         zeroes.flush(&mut chunk.batch)?;
+        self.reader.recycle(contents);
         if claim.compare {
             self.compares.read(claim, compared > 0, is_last);
         } else if is_last {

@@ -1,4 +1,5 @@
-//! How much may be sent and not yet durable: twice what fits into bandwidth and delay.
+//! How much may be sent and not yet durable: twice what fits into bandwidth and delay, and what
+//! both ends work on meanwhile.
 //!
 //! As Cardwell et al. measure a path ("BBR: Congestion-Based Congestion Control", 2016):
 //! the bandwidth is the fastest, the delay the shortest that was seen in the last 10 to 20
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 const BYTES_MIN: u64 = 4 << 20;
 /// Memory of the shipper: 10 Gbit/s at 100 ms.
 const BYTES_MAX: u64 = 256 << 20;
+/// Both ends work in groups: read, packed, written and flushed together. So much of a second's bytes
+/// keeps disks and processors of both busy at once (docs/design/0012-shipping.md).
+const WORKED_ON_S: f64 = 0.05;
 /// A rate is measured over at least so long.
 const MEASURED_OVER: Duration = Duration::from_millis(100);
 /// What is older than two of these is forgotten.
@@ -92,7 +96,7 @@ impl Sizing {
         }
         if let (Some(delay), Some(rate)) = (self.shortest.get(f64::min), self.fastest.get(f64::max))
         {
-            self.bytes = ((2.0 * rate * delay) as u64).clamp(BYTES_MIN, BYTES_MAX);
+            self.bytes = ((rate * (2.0 * delay + WORKED_ON_S)) as u64).clamp(BYTES_MIN, BYTES_MAX);
         }
     }
 
