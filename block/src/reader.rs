@@ -17,12 +17,10 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Reads in flight at once. 8 x 64 KiB saturate a SATA SSD and half an NVMe drive.
 pub const READS_IN_FLIGHT_MAX: usize = 8;
-
-/// Buffers that are kept: 4 MiB.
-const SPARE_MAX: usize = 64;
 
 /// Bound to the thread that made it.
 pub struct DirectReader {
@@ -57,57 +55,86 @@ impl DirectReader {
         Ok(DirectReader { driver, spare: Vec::new() })
     }
 
-    /// Takes buffers of [`DirectReader::read`] back, for the next one.
-    pub fn recycle(&mut self, buffers: Vec<AlignedBuf>) {
-        let whole = buffers.into_iter().filter(|buffer| buffer.len() as u64 == BLOCK_BYTES);
-        self.spare.extend(whole.take(SPARE_MAX.saturating_sub(self.spare.len())));
-    }
-
     /// Reads each extent whole. Starts must be multiples of 4 KiB; lengths at most
     /// [`BLOCK_BYTES`], multiples of 4 KiB except at the end of the disk.
     ///
     /// # Errors
     /// The first read that failed or found the disk shorter than asked.
     pub fn read(&mut self, disk: &Fd, extents: &[Extent]) -> Result<Vec<AlignedBuf>> {
-        let mut results: Vec<Option<AlignedBuf>> = extents.iter().map(|_| None).collect();
+        let mut all = Vec::with_capacity(extents.len());
+        self.each(disk, extents, |_, buf| {
+            all.push(buf);
+            None
+        })?;
+        Ok(all)
+    }
+
+    /// As [`DirectReader::read`], handing each extent's number and content on, in order, while those
+    /// after it are being read. On an error some may have been handed on.
+    pub fn read_each(
+        &mut self,
+        disk: &Fd,
+        extents: &[Extent],
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        self.each(disk, extents, |index, buf| {
+            take(index, buf.as_slice());
+            Some(buf)
+        })
+    }
+
+    /// Buffers that `take` gives back are used again.
+    fn each(
+        &mut self,
+        disk: &Fd,
+        extents: &[Extent],
+        mut take: impl FnMut(usize, AlignedBuf) -> Option<AlignedBuf>,
+    ) -> Result<()> {
+        let mut read: Vec<Option<AlignedBuf>> = extents.iter().map(|_| None).collect();
         let mut pending: Vec<Pending> =
             extents.iter().map(|extent| Pending::new(*extent)).collect();
-        let mut next = 0;
+        let (mut asked, mut taken) = (0, 0);
         let mut done = Vec::new();
         let mut failure = None;
         loop {
             while failure.is_none()
-                && next < extents.len()
+                && asked < extents.len()
                 && self.driver.pending() < READS_IN_FLIGHT_MAX
             {
-                assert!(extents[next].len <= BLOCK_BYTES, "a background read is one block");
-                let spare = if extents[next].len == BLOCK_BYTES { self.spare.pop() } else { None };
-                let fresh = || AlignedBuf::new(extents[next].len as usize);
-                pending[next].buf = Some(spare.unwrap_or_else(fresh));
-                if let Err(e) = self.submit(disk, next, &mut pending[next]) {
-                    failure = Some(e);
-                }
-                next += 1;
+                pending[asked].buf = Some(self.buffer(extents[asked].len));
+                failure = self.submit(disk, asked, &mut pending[asked]).err();
+                asked += 1;
             }
-            if self.driver.pending() == 0 {
+            let next = read.get_mut(taken).and_then(Option::take);
+            if next.is_none() && self.driver.pending() == 0 {
                 break;
             }
-            self.driver.wait(1, None, &mut done).map_err(|e| Error::io("background read", e))?;
+            // With one at hand: asks for more, and waits for none.
+            let timeout = next.as_ref().map(|_| Duration::ZERO);
+            self.driver.wait(1, timeout, &mut done).map_err(|e| Error::io("background read", e))?;
             for completion in done.drain(..) {
                 let index = completion.token as usize;
                 let state = &mut pending[index];
                 match state.ended(completion) {
-                    Ok(Some(buf)) => results[index] = Some(buf),
+                    Ok(Some(buf)) => read[index] = Some(buf),
                     Ok(None) if failure.is_some() => {}
                     Ok(None) => failure = self.submit(disk, index, state).err(),
                     Err(e) => failure = Some(e),
                 }
             }
+            if let Some(buf) = next {
+                let spare = take(taken, buf).filter(|_| self.spare.len() < READS_IN_FLIGHT_MAX);
+                self.spare.extend(spare.filter(|spare| spare.len() as u64 == BLOCK_BYTES));
+                taken += 1;
+            }
         }
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(results.into_iter().map(|r| r.expect("every read ended")).collect()),
-        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn buffer(&mut self, len: u64) -> AlignedBuf {
+        assert!(len <= BLOCK_BYTES, "a background read is one block");
+        let spare = if len == BLOCK_BYTES { self.spare.pop() } else { None };
+        spare.unwrap_or_else(|| AlignedBuf::new(len as usize))
     }
 
     /// The next step of a read.
@@ -204,6 +231,23 @@ impl SourceReader {
         }
     }
 
+    /// As [`DirectReader::read_each`], by `direct` where it is a disk.
+    pub fn read_each(
+        &mut self,
+        direct: &mut DirectReader,
+        extents: &[Extent],
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        match self {
+            SourceReader::Disk { direct: fd, .. } => direct.read_each(fd, extents, take),
+            SourceReader::Export { reader, .. } => {
+                let read = reader.read(extents)?;
+                read.iter().enumerate().for_each(|(index, buf)| take(index, buf.as_slice()));
+                Ok(())
+            }
+        }
+    }
+
     /// The run of data or hole at `offset`; an export is all data.
     pub fn run_at(&self, offset: u64) -> std::io::Result<Run> {
         match self {
@@ -242,15 +286,21 @@ mod tests {
         let disk = FileDisk::open(&path, Access::Read).unwrap();
         let extents: Vec<_> = Extent::new(0, size as u64).pieces(BLOCK_BYTES).collect();
         let mut reader = DirectReader::new().unwrap();
-        // The second time into the buffers of the first, which hold other blocks by then.
+        let disk = disk.open_direct().unwrap();
+        let read = reader.read(&disk, &extents).unwrap();
+        let joined: Vec<u8> = read.iter().flat_map(|b| b.as_slice().to_vec()).collect();
+        assert!(joined == bytes);
+        // Handed on one by one; the second time into buffers that hold other blocks by then.
         for extents in [extents.clone(), extents.into_iter().rev().collect()] {
-            let read = reader.read(&disk.open_direct().unwrap(), &extents).unwrap();
-            for (extent, content) in extents.iter().zip(&read) {
-                let (from, to) = (extent.offset as usize, extent.end() as usize);
-                assert!(content.as_slice() == &bytes[from..to], "{extent:?}");
-            }
-            reader.recycle(read);
-            assert_eq!(reader.spare.len(), 40, "the short one at the end is not kept");
+            let mut taken = 0;
+            let each = |index: usize, content: &[u8]| {
+                assert_eq!(index, taken);
+                let (from, to) = (extents[index].offset as usize, extents[index].end() as usize);
+                assert!(content == &bytes[from..to], "{:?}", extents[index]);
+                taken += 1;
+            };
+            reader.read_each(&disk, &extents, each).unwrap();
+            assert_eq!((taken, reader.spare.len()), (extents.len(), READS_IN_FLIGHT_MAX));
         }
     }
 

@@ -145,25 +145,23 @@ impl Walker {
         if is_last {
             self.current = None;
         }
-        let contents = source.read(&mut self.reader, &data)?;
         if !claim.compare {
             chunk.batch.expect(data.len(), data.iter().map(|extent| extent.len as usize).sum());
         }
-        let mut compared = 0;
-        for (extent, content) in data.iter().zip(&contents) {
-            let bytes = content.as_slice();
-            if is_zero(bytes) {
-                zeroes.add(*extent, &mut chunk.batch)?;
+        let (mut compared, mut packed) = (0, Ok(()));
+        source.read_each(&mut self.reader, &data, |index, bytes| {
+            let Some(extent) = data.get(index).filter(|_| packed.is_ok()) else { return };
+            packed = if is_zero(bytes) {
+                zeroes.add(*extent, &mut chunk.batch)
             } else if claim.compare {
-                let digest = blake3::hash(bytes);
-                chunk.batch.compare(claim.volume, *extent, digest.as_bytes())?;
                 compared += 1;
+                chunk.batch.compare(claim.volume, *extent, blake3::hash(bytes).as_bytes())
             } else {
-                chunk.write(claim.volume, *extent, bytes)?;
-            }
-        }
+                chunk.write(claim.volume, *extent, bytes)
+            };
+        })?;
+        packed?;
         zeroes.flush(&mut chunk.batch)?;
-        self.reader.recycle(contents);
         if claim.compare {
             self.compares.read(claim, compared > 0, is_last);
         } else if is_last {
