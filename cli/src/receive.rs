@@ -26,7 +26,7 @@ pub struct Args {
     /// Where shippers connect.
     #[arg(long, value_name = "HOST:PORT", required_unless_present_any = ["config", "from"])]
     listen: Option<String>,
-    /// Hydrate from a store and follow it: file:///DIR or s3://BUCKET/PREFIX.
+    /// Hydrate from a store and follow it: file:///DIR, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(long, value_name = "STORE-URL", requires = "group")]
     from: Option<String>,
     /// State directory of this receiver, with room for staging.

@@ -38,7 +38,7 @@ pub struct Args {
     /// State directory, the same as the proxy's.
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     state: Option<PathBuf>,
-    /// The receiver, or a store: file:///DIR or s3://BUCKET/PREFIX.
+    /// The receiver, or a store: file:///DIR, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(long, value_name = "HOST:PORT|STORE-URL", required_unless_present = "config")]
     to: Option<String>,
     /// Folder with the certificates of `towline pki`.

@@ -29,7 +29,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct CompactArgs {
-    /// file:///DIR or s3://BUCKET/PREFIX.
+    /// file:///DIR, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(value_name = "STORE-URL")]
     url: StoreUrl,
     #[arg(long)]

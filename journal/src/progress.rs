@@ -2,8 +2,8 @@
 //! `towline status` reads without asking anyone. One 64-bit word a figure.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::Mapping;
 use crate::sys::sync::Ordering;
+use crate::sys::{Mapping, Use};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -99,7 +99,7 @@ impl Progress {
             .open(path)
             .map_err(what)?;
         file.set_len(PAGE_BYTES).map_err(what)?;
-        let map = Mapping::new(&file, PAGE_BYTES, true)?;
+        let map = Mapping::new(&file, PAGE_BYTES, Use::Write)?;
         map.word(0).store(MAGIC, Ordering::Release);
         Ok(Progress { map })
     }
@@ -111,7 +111,7 @@ impl Progress {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("cannot open {}", path.display()), e)),
         };
-        let map = Mapping::new(&file, PAGE_BYTES, false)?;
+        let map = Mapping::new(&file, PAGE_BYTES, Use::Look)?;
         if map.word(0).load(Ordering::Acquire) != MAGIC {
             return Err(Error::new(
                 ErrorKind::Damaged,

@@ -5,6 +5,7 @@ use crate::format::{Counter, SlotState};
 use crate::record::Record;
 use crate::ring::Ring;
 use crate::spill::{SpillReader, Store};
+use crate::sys::Use;
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ pub struct RingReader {
 impl RingReader {
     /// Maps a ring read-only.
     pub fn open(file: &File) -> Result<RingReader> {
-        Ok(RingReader { ring: Ring::open(file, false)?, spill: None })
+        Ok(RingReader { ring: Ring::open(file, Use::Drain)?, spill: None })
     }
 
     /// Also reads what the ring no longer holds, from the group's spill.

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
 use crate::record::{Record, SlotFault};
 use crate::sys::sync::{AtomicU64, Ordering, fence};
-use crate::sys::{Mapping, allocate};
+use crate::sys::{Mapping, Use, allocate};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -60,7 +60,7 @@ impl Ring {
             let hint = "choose a smaller ring (--ring) or make room in shared memory";
             return Err(Error::io(format!("{}: no room for {bytes} bytes; {hint}", what()), error));
         }
-        let map = Mapping::new(&file, bytes, true)?;
+        let map = Mapping::new(&file, bytes, Use::Write)?;
         map.settle();
         for (index, entry) in volumes.iter().enumerate() {
             map.write(VOLUME_TABLE_OFFSET + index as u64 * VOLUME_ENTRY_BYTES, entry.as_bytes());
@@ -74,8 +74,8 @@ impl Ring {
     ///
     /// # Errors
     /// [`ErrorKind::Newer`] for a later version, [`ErrorKind::Damaged`] otherwise.
-    pub fn open(file: &File, writable: bool) -> Result<Ring> {
-        let head = Mapping::new(file, SLOTS_OFFSET, false)?;
+    pub fn open(file: &File, how: Use) -> Result<Ring> {
+        let head = Mapping::new(file, SLOTS_OFFSET, Use::Look)?;
         let mut page = vec![0; SUPERBLOCK_BYTES as usize];
         head.read(0, &mut page);
         let superblock = check_superblock(&page)?;
@@ -86,7 +86,7 @@ impl Ring {
             head.read(VOLUME_TABLE_OFFSET + (index * bytes.len()) as u64, &mut bytes);
             volumes.push(check_volume(index, &bytes, &superblock)?);
         }
-        let map = Mapping::new(file, superblock.file_bytes.get(), writable)?;
+        let map = Mapping::new(file, superblock.file_bytes.get(), how)?;
         Ok(Ring::new(map, superblock, volumes))
     }
 

@@ -1,17 +1,17 @@
 //! `towline ship --to URL`, `towline receive --from URL`: a store between the two.
 
+mod servers;
+
 use crate::DISK_BYTES;
+use servers::Server;
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
-use towline_tests::relay::free_port;
 use towline_tests::rig::Process;
-use towline_tests::{Daemon, PATIENCE, Rig, args, require};
+use towline_tests::{Daemon, Rig, args, require};
 
 const VOLUME: &str = "disk0";
 
 /// A store, and what of it is in the environment.
+#[derive(Clone)]
 struct Store {
     url: String,
     environment: Vec<(&'static str, String)>,
@@ -105,10 +105,24 @@ fn a_target_hydrates_from_a_folder_follows_it_and_goes_on_over_the_network() {
 }
 
 #[test]
-fn a_target_hydrates_from_a_bucket_and_follows_it() {
+fn a_target_hydrates_from_a_bucket_of_s3_and_follows_it() {
     require!("moto_server");
-    let moto = Moto::start();
-    let (mut rig, store) = (Rig::new(2, DISK_BYTES), moto.store());
+    a_bucket_serves(&Server::s3());
+}
+
+#[test]
+fn a_target_hydrates_from_a_container_of_azure_and_follows_it() {
+    require!("azurite-blob");
+    a_bucket_serves(&Server::azure());
+}
+
+#[test]
+fn a_target_hydrates_from_a_bucket_of_google_and_follows_it() {
+    a_bucket_serves(&Server::google());
+}
+
+fn a_bucket_serves(server: &Server) {
+    let (mut rig, store) = (Rig::new(2, DISK_BYTES), server.store());
     hydrate_and_follow(&mut rig, &store);
     rig.terminate(Process::Receive);
 
@@ -127,58 +141,6 @@ fn a_target_hydrates_from_a_bucket_and_follows_it() {
     std::fs::remove_dir_all(rig.path("target-state")).unwrap();
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
-}
-
-/// A server of S3's interface, from PyPI.
-struct Moto {
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Moto {
-    fn start() -> Moto {
-        let port = free_port();
-        let mut command = std::process::Command::new("moto_server");
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start moto_server: {e}"));
-        let moto = Moto { child, port };
-        let deadline = Instant::now() + PATIENCE;
-        while moto.make_bucket().is_err() {
-            assert!(Instant::now() < deadline, "moto_server does not answer");
-            // It says nothing that could be waited for.
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        moto
-    }
-
-    fn make_bucket(&self) -> std::io::Result<()> {
-        let mut server = std::net::TcpStream::connect(("127.0.0.1", self.port))?;
-        let request = "PUT /towline HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-        server.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        server.read_to_string(&mut answer)?;
-        let made = answer.split_whitespace().nth(1) == Some("200");
-        if made { Ok(()) } else { Err(std::io::Error::other(answer)) }
-    }
-
-    fn store(&self) -> Store {
-        let environment = [
-            ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
-            ("AWS_ALLOW_HTTP", "true".into()),
-            ("AWS_ACCESS_KEY_ID", "test".into()),
-            ("AWS_SECRET_ACCESS_KEY", "test".into()),
-            ("AWS_REGION", "us-east-1".into()),
-        ];
-        Store { url: "s3://towline/some/prefix".into(), environment: environment.into() }
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

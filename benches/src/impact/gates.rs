@@ -69,6 +69,8 @@ fn gates() -> Vec<Gate> {
         most(QsdBlocking, "write-4k-qd1", P50Us, 0.45, 0.3),
         most(QsdBlocking, "write-4k-qd1", P99Us, 0.6, 0.4),
         least(QsdBlocking, "write-4k-qd32", Iops, 3.0, 6.0),
+        Gate { ours: TowlineUpstream, ..most(NbdkitHop, "write-4k-qd1", P50Us, 0.8, 0.6) },
+        Gate { ours: TowlineUpstream, ..least(NbdkitHop, "write-4k-qd32", Iops, 1.5, 3.0) },
         Gate { ours: TowlineIdle, ..most(TowlineOff, "write-4k-qd1", P50Us, 1.05, 1.02) },
         Gate { ours: TowlineIdle, ..least(TowlineOff, "write-4k-qd32", Iops, 0.85, 0.95) },
     ]

@@ -20,7 +20,11 @@ pub enum ServerKind {
     TowlineFlush,
     /// As idle, `durability = "write"`.
     TowlineWrite,
+    /// As the first, its source an export of another server.
+    TowlineUpstream,
     Nbdkit,
+    /// nbdkit's nbd plugin before the same export.
+    NbdkitHop,
     QemuNbd,
     NbdServer,
     /// QEMU's live mirror, background mode, granularity 4096.
@@ -32,13 +36,15 @@ pub enum ServerKind {
 use ServerKind::*;
 
 impl ServerKind {
-    pub const ALL: [ServerKind; 10] = [
+    pub const ALL: [ServerKind; 12] = [
         Towline,
         TowlineIdle,
         TowlineOff,
         TowlineFlush,
         TowlineWrite,
+        TowlineUpstream,
         Nbdkit,
+        NbdkitHop,
         QemuNbd,
         NbdServer,
         QsdBackground,
@@ -52,7 +58,9 @@ impl ServerKind {
             TowlineOff => "towline-off",
             TowlineFlush => "towline-flush",
             TowlineWrite => "towline-write",
+            TowlineUpstream => "towline-upstream",
             Nbdkit => "nbdkit",
+            NbdkitHop => "nbdkit-hop",
             QemuNbd => "qemu-nbd",
             NbdServer => "nbd-server",
             QsdBackground => "qsd-background",
@@ -67,7 +75,9 @@ impl ServerKind {
             TowlineOff => "our server without a journal",
             TowlineFlush => "journal on, durability = flush, shipper stopped",
             TowlineWrite => "journal on, durability = write, shipper stopped",
+            TowlineUpstream => "journal on, shipping, the source an export of nbdkit file",
             Nbdkit => "nbdkit file, plain",
+            NbdkitHop => "nbdkit nbd before an export of nbdkit file",
             QemuNbd => "qemu-nbd, io_uring, writeback, plain",
             NbdServer => "nbd-server, plain",
             QsdBackground => "qemu-storage-daemon, mirror in background mode, granularity 4096",
@@ -79,6 +89,7 @@ impl ServerKind {
     pub fn peer(self) -> Option<&'static str> {
         match self {
             Nbdkit => Some("nbdkit"),
+            NbdkitHop => Some("nbdkit-hop"),
             QemuNbd => Some("qemu-nbd"),
             NbdServer => Some("nbd-server"),
             QsdBackground | QsdBlocking => Some("qsd-mirror"),
@@ -89,7 +100,7 @@ impl ServerKind {
     /// Programs that it needs.
     pub(super) fn programs(self) -> &'static [&'static str] {
         match self {
-            Nbdkit => &["nbdkit"],
+            Nbdkit | NbdkitHop | TowlineUpstream => &["nbdkit"],
             QemuNbd => &["qemu-nbd"],
             NbdServer => &["nbd-server"],
             QsdBackground | QsdBlocking => &["qemu-storage-daemon", "nbdkit"],
@@ -99,12 +110,12 @@ impl ServerKind {
 
     /// Has a baseline to make before it can be measured.
     pub(super) fn replicates(self) -> bool {
-        matches!(self, Towline | TowlineIdle | TowlineFlush | TowlineWrite)
+        matches!(self, Towline | TowlineIdle | TowlineFlush | TowlineWrite | TowlineUpstream)
     }
 }
 
 /// Names that `--against` takes.
-pub const PEERS: [&str; 4] = ["nbdkit", "qemu-nbd", "nbd-server", "qsd-mirror"];
+pub const PEERS: [&str; 5] = ["nbdkit", "nbdkit-hop", "qemu-nbd", "nbd-server", "qsd-mirror"];
 
 impl fmt::Display for ServerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -319,8 +330,13 @@ fn chosen(choice: &Choice, cell: &Cell) -> bool {
         None => choice.level != Level::Quick || name == "nbdkit",
     };
     let name = cell.name();
+    // Ours behind a hop is of use beside the other hop only.
+    let needed = match cell.server {
+        TowlineUpstream => NbdkitHop.peer(),
+        server => server.peer(),
+    };
     in_level(choice.level, cell)
-        && cell.server.peer().is_none_or(peer)
+        && needed.is_none_or(peer)
         && choice.only.as_ref().is_none_or(|only| only.is_match(&name))
 }
 
@@ -347,6 +363,7 @@ fn in_level(level: Level, cell: &Cell) -> bool {
         (Placement::Unpinned, Towline | Nbdkit) => true,
         (Placement::Unpinned, _) if level == Level::Full => true,
         (Placement::Unpinned, QemuNbd) => job != "open-4k",
+        (Placement::Unpinned, TowlineUpstream | NbdkitHop) => basic,
         (Placement::Unpinned, NbdServer) => cost || matches!(job, "write-64k-qd8" | "write-1m-qd4"),
         (Placement::Unpinned, QsdBackground | QsdBlocking) => {
             basic || matches!(job, "write-64k-qd8" | "write-1m-qd4")

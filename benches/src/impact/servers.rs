@@ -66,9 +66,12 @@ impl Running {
 pub(super) fn start(kind: ServerKind, place: &Place<'_>) -> anyhow::Result<Running> {
     use ServerKind::*;
     match kind {
-        Towline | TowlineIdle | TowlineFlush | TowlineWrite => replicated::start(kind, place),
+        Towline | TowlineIdle | TowlineFlush | TowlineWrite | TowlineUpstream => {
+            replicated::start(kind, place)
+        }
         TowlineOff => plain::towline_off(place),
         Nbdkit => plain::nbdkit(place),
+        NbdkitHop => plain::nbdkit_hop(place),
         QemuNbd => plain::qemu_nbd(place),
         NbdServer => plain::nbd_server(place),
         QsdBackground => mirror::start(place, "background"),

@@ -29,7 +29,7 @@ pub struct Args {
     /// The file or device exists and everything on it may be destroyed.
     #[arg(long)]
     overwrite: bool,
-    /// Servers to compare with: nbdkit, qemu-nbd, nbd-server, qsd-mirror [default: those of the level].
+    /// Servers to compare with: nbdkit, nbdkit-hop, qemu-nbd, nbd-server, qsd-mirror [default: those of the level].
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     against: Option<Vec<String>>,
     /// Less than 2 minutes: an impression, no verdict.

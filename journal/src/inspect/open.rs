@@ -6,6 +6,7 @@ use crate::progress::Progress;
 use crate::ring::Ring;
 use crate::spill::{SpillReader, Store};
 use crate::state::{GroupDir, GroupState};
+use crate::sys::Use;
 use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
@@ -78,7 +79,7 @@ fn open_ring(path: &Path, state: &GroupState) -> Result<Ring> {
         let what = format!("{} is not a regular file", path.display());
         return Err(Error::new(ErrorKind::Damaged, what));
     }
-    let ring = Ring::open(&File::open(path).map_err(what)?, false)?;
+    let ring = Ring::open(&File::open(path).map_err(what)?, Use::Look)?;
     if ring.superblock.ring_id != state.ring.id.0 {
         let name = crate::format::name_of(&ring.superblock.group_name);
         let what = format!(

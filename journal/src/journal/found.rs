@@ -3,6 +3,7 @@
 use super::*;
 use crate::activity::file::{ACTIVITY_MAGIC, ACTIVITY_VERSION};
 use crate::saved::{SAVED_MAGIC, SAVED_VERSION};
+use crate::sys::Use;
 use std::io::Read;
 
 /// How much later than the last journaled change a source may claim to have been
@@ -78,7 +79,7 @@ impl Found {
         match OpenOptions::new().read(true).write(true).open(&state.ring.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(_) => found.ring_found = RingFound::Unusable,
-            Ok(file) => match Ring::open(&file, true) {
+            Ok(file) => match Ring::open(&file, Use::Write) {
                 Ok(ring)
                     if ring.superblock.ring_id == state.ring.id.0
                         && ring.superblock.group_uuid == state.group_uuid.0

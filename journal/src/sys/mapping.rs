@@ -11,6 +11,7 @@
 //!    re-check the commit word and verify checksums on their copy.
 //! 4. Words shared between threads and processes are accessed as atomics only.
 
+use super::Use;
 use super::sync::AtomicU64;
 use crate::error::{Error, ErrorKind, Result};
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -26,9 +27,8 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps `len` bytes of `file`; populated for readers. A writer calls
-    /// [`Mapping::settle`] when there is time: mapping 256 MiB takes 30 to 60 ms.
-    pub fn new(file: &File, len: u64, writable: bool) -> Result<Mapping> {
+    /// Maps `len` bytes of `file`.
+    pub fn new(file: &File, len: u64, how: Use) -> Result<Mapping> {
         let file_len = file.metadata().map_err(|e| Error::io("cannot stat the ring", e))?.len();
         if file_len < len {
             return Err(Error::new(
@@ -41,9 +41,10 @@ impl Mapping {
         })?;
         let mut options = MmapOptions::new();
         options.len(map_len);
-        if !writable {
+        if how == Use::Drain {
             options.populate();
         }
+        let writable = how == Use::Write;
         let raw = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) }
             .map_err(|e| Error::io(format!("cannot map {len} bytes of ring"), e))?;
         Ok(Mapping { raw, writable })

@@ -2,6 +2,17 @@
 //! No raw pointer leaves this folder.
 #![allow(unsafe_code)]
 
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To be written; its owner calls [`Mapping::settle`] when there is time.
+    Write,
+    /// To be read from end to end: mapped at once, 30 to 60 ms for 256 MiB.
+    Drain,
+    /// To be read here and there.
+    Look,
+}
+
 mod fds;
 #[cfg(not(loom))]
 mod mapping;

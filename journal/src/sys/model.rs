@@ -10,6 +10,7 @@
 //! Invariants that make the unsafe blocks sound: loom runs one thread at a time, and
 //! no reference into a cell outlives the call that made it.
 
+use super::Use;
 use super::sync::Ordering;
 use crate::error::{Error, ErrorKind, Result};
 use loom::cell::UnsafeCell;
@@ -156,8 +157,8 @@ unsafe impl Send for Memory {}
 
 impl Mapping {
     /// The model has no files.
-    pub fn new(_file: &File, len: u64, writable: bool) -> Result<Mapping> {
-        let what = format!("{len} bytes (writable: {writable}) are not mapped in the model");
+    pub fn new(_file: &File, len: u64, how: Use) -> Result<Mapping> {
+        let what = format!("{len} bytes (for: {how:?}) are not mapped in the model");
         Err(Error::new(ErrorKind::InvalidInput, what))
     }
 

@@ -1,8 +1,11 @@
-//! Where a store is: `file:///DIR` or `s3://BUCKET[/PREFIX]`.
+//! Where a store is: `file:///DIR`, `s3://BUCKET[/PREFIX]`, `gs://BUCKET[/PREFIX]` or
+//! `az://CONTAINER[/PREFIX]`.
 
 use super::bucket::{Bucket, Objects};
 use crate::error::{Error, ErrorKind, Result};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use std::fmt;
@@ -24,7 +27,74 @@ pub struct StoreUrl {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Folder(PathBuf),
-    S3 { bucket: String, prefix: String },
+    /// Azure calls a bucket a container.
+    Bucket {
+        cloud: Cloud,
+        bucket: String,
+        prefix: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cloud {
+    S3,
+    Google,
+    Azure,
+}
+
+impl Cloud {
+    const ALL: [Cloud; 3] = [Cloud::S3, Cloud::Google, Cloud::Azure];
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Cloud::S3 => "s3",
+            Cloud::Google => "gs",
+            Cloud::Azure => "az",
+        }
+    }
+
+    /// Environment variables from which keys and addresses come.
+    fn variables(self) -> &'static str {
+        match self {
+            Cloud::S3 => "AWS_*",
+            Cloud::Google => "GOOGLE_*",
+            Cloud::Azure => "AZURE_STORAGE_*",
+        }
+    }
+
+    fn open(self, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+        // Fails where another part of the process chose already: then that one serves.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let retry = RetryConfig {
+            max_retries: RETRIES_MAX,
+            retry_timeout: REQUEST_MAX,
+            ..RetryConfig::default()
+        };
+        let timeout = (ClientConfigKey::Timeout, format!("{} s", REQUEST_MAX.as_secs()));
+        Ok(match self {
+            Cloud::S3 => Arc::new(
+                AmazonS3Builder::from_env()
+                    .with_config(AmazonS3ConfigKey::Client(timeout.0), timeout.1)
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .build()?,
+            ),
+            Cloud::Google => Arc::new(
+                GoogleCloudStorageBuilder::from_env()
+                    .with_config(GoogleConfigKey::Client(timeout.0), timeout.1)
+                    .with_bucket_name(bucket)
+                    .with_retry(retry)
+                    .build()?,
+            ),
+            Cloud::Azure => Arc::new(
+                MicrosoftAzureBuilder::from_env()
+                    .with_config(AzureConfigKey::Client(timeout.0), timeout.1)
+                    .with_container_name(bucket)
+                    .with_retry(retry)
+                    .build()?,
+            ),
+        })
+    }
 }
 
 impl StoreUrl {
@@ -35,8 +105,7 @@ impl StoreUrl {
 
     /// The group's part of the store. `make`: a folder that is missing is made.
     ///
-    /// S3's keys, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`,
-    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, `AWS_ALLOW_HTTP`, ...).
+    /// Keys and addresses of a cloud come from the environment (docs/OPERATIONS.md, "Stores").
     ///
     /// # Errors
     /// [`ErrorKind::Unreachable`] when a folder is not there;
@@ -54,26 +123,13 @@ impl StoreUrl {
                 })?;
                 (Arc::new(folder.with_fsync(true)), "")
             }
-            Place::S3 { bucket, prefix } => {
-                // Fails where another part of the process chose already: then that one serves.
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                let retry = RetryConfig {
-                    max_retries: RETRIES_MAX,
-                    retry_timeout: REQUEST_MAX,
-                    ..RetryConfig::default()
-                };
-                let builder = AmazonS3Builder::from_env()
-                    .with_config(
-                        AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
-                        format!("{} s", REQUEST_MAX.as_secs()),
-                    )
-                    .with_bucket_name(bucket)
-                    .with_retry(retry);
-                let s3 = builder.build().map_err(|e| {
-                    let what = format!("{self} cannot be used: look at the AWS_* variables");
+            Place::Bucket { cloud, bucket, prefix } => {
+                let opened = cloud.open(bucket).map_err(|e| {
+                    let variables = cloud.variables();
+                    let what = format!("{self} cannot be used: look at the {variables} variables");
                     Error::caused(ErrorKind::InvalidInput, what, e)
                 })?;
-                (Arc::new(s3), prefix.as_str())
+                (opened, prefix.as_str())
             }
         };
         Ok(Arc::new(Objects::new(store, prefix, group)))
@@ -86,7 +142,8 @@ impl FromStr for StoreUrl {
     fn from_str(text: &str) -> Result<StoreUrl> {
         let wrong = |why: &str| {
             let what = format!(
-                "store {text:?} is not usable: {why}; write file:///DIR or s3://BUCKET/PREFIX"
+                "store {text:?} is not usable: {why}; write file:///DIR, s3://BUCKET/PREFIX, \
+                 gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
             );
             Error::new(ErrorKind::InvalidInput, what)
         };
@@ -100,7 +157,9 @@ impl FromStr for StoreUrl {
                 Ok(StoreUrl { place: Place::Folder(PathBuf::from(rest)) })
             }
             "file" => Err(wrong("its path is not absolute")),
-            "s3" => {
+            _ => {
+                let known = Cloud::ALL.into_iter().find(|cloud| cloud.scheme() == scheme);
+                let cloud = known.ok_or_else(|| wrong("only file, s3, gs and az are known"))?;
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 let prefix = prefix.trim_end_matches('/');
                 if !is_plain(bucket) {
@@ -110,9 +169,8 @@ impl FromStr for StoreUrl {
                     return Err(wrong("its prefix has parts other than of A-Z a-z 0-9 - . _"));
                 }
                 let (bucket, prefix) = (bucket.to_owned(), prefix.to_owned());
-                Ok(StoreUrl { place: Place::S3 { bucket, prefix } })
+                Ok(StoreUrl { place: Place::Bucket { cloud, bucket, prefix } })
             }
-            _ => Err(wrong("only file and s3 are known")),
         }
     }
 }
@@ -121,8 +179,10 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::Folder(dir) => write!(f, "file://{}", dir.display()),
-            Place::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
-            Place::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Place::Bucket { cloud, bucket, prefix } => {
+                write!(f, "{}://{bucket}", cloud.scheme())?;
+                if prefix.is_empty() { Ok(()) } else { write!(f, "/{prefix}") }
+            }
         }
     }
 }
@@ -133,7 +193,13 @@ mod tests {
 
     #[test]
     fn urls_read_back_as_written_and_all_else_is_refused() {
-        for url in ["file:///var/lib/x y", "s3://bucket", "s3://bucket/a/b-c_d.e"] {
+        for url in [
+            "file:///var/lib/x y",
+            "s3://bucket",
+            "s3://bucket/a/b-c_d.e",
+            "gs://bucket/a",
+            "az://container",
+        ] {
             assert_eq!(url.parse::<StoreUrl>().unwrap().to_string(), url);
         }
         assert_eq!("s3://b/x/".parse::<StoreUrl>().unwrap().to_string(), "s3://b/x");
@@ -146,7 +212,8 @@ mod tests {
             "s3://b/../x",
             "s3://b/a//b",
             "s3://b/%2e%2e",
-            "gs://b",
+            "gs://",
+            "az://c/../d",
             "http://h/",
         ] {
             let error = url.parse::<StoreUrl>().unwrap_err();

@@ -42,6 +42,31 @@ pub(super) fn nbdkit_words(socket: &Path, disk: &Path) -> Vec<OsString> {
     words!["nbdkit", "-f", "-U", socket, "file", disk]
 }
 
+/// nbdkit's nbd plugin before the server that is our upstream, too.
+pub(super) fn nbdkit_hop(place: &Place<'_>) -> anyhow::Result<Running> {
+    let (uri, behind) = upstream(place)?;
+    let socket = place.scratch.at("nbd.sock");
+    let mut source = OsString::from("uri=");
+    source.push(uri);
+    let words = words!["nbdkit", "-f", "-U", &socket, "nbd", source];
+    let mut running = serve(place, "nbdkit-hop", NbdUri::unix(&socket, ""), &words)?;
+    running.side_pids.push(behind.pid());
+    running.processes.push(behind);
+    Ok(running)
+}
+
+/// The server behind a hop: nbdkit on the disk. Its URI.
+pub(super) fn upstream(place: &Place<'_>) -> anyhow::Result<(OsString, Process)> {
+    let socket = place.scratch.at("upstream.sock");
+    let words = nbdkit_words(&socket, &place.scratch.disk);
+    let log = place.log("upstream");
+    let mut process = Process::start("nbdkit", &words, place.seats.side.as_ref(), &log)?;
+    wait_until_it_answers(&mut process, &NbdUri::unix(&socket, ""))?;
+    let mut uri = OsString::from("nbd+unix:///?socket=");
+    uri.push(&socket);
+    Ok((uri, process))
+}
+
 pub(super) fn qemu_nbd(place: &Place<'_>) -> anyhow::Result<Running> {
     let socket = place.scratch.at("nbd.sock");
     let disk = &place.scratch.disk;

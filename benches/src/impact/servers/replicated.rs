@@ -1,6 +1,6 @@
 //! Ours with journal, shipper and receiver: the real processes of the same binary.
 
-use super::plain::{free_port, words};
+use super::plain::{free_port, upstream, words};
 use super::{Place, READY_WAIT, Running, wait_until_it_answers};
 use crate::impact::child::Process;
 use crate::impact::plan::ServerKind;
@@ -98,9 +98,14 @@ pub(super) fn start(kind: ServerKind, place: &Place<'_>) -> anyhow::Result<Runni
         std::thread::sleep(LOOK_EVERY);
     }
     replication.baseline_bytes_per_s = solo.bytes_per_s();
-    replication.idle = kind != ServerKind::Towline;
+    replication.idle = !ships(kind);
     running.side_pids.extend(replication.ship.as_ref().map(Process::pid));
     Ok(running)
+}
+
+/// Goes on shipping while it is measured.
+fn ships(kind: ServerKind) -> bool {
+    matches!(kind, ServerKind::Towline | ServerKind::TowlineUpstream)
 }
 
 /// Proxy and receiver; nothing is shipped yet.
@@ -134,6 +139,10 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
     let log = place.log("receive");
     let mut receive = Process::start("towline receive", &words, place.seats.side.as_ref(), &log)?;
     wait_for_ready(&mut receive, &log)?;
+    let (source, behind) = match kind {
+        ServerKind::TowlineUpstream => upstream(place).map(|(uri, server)| (uri, Some(server)))?,
+        _ => ((&scratch.disk).into(), None),
+    };
     let mut words = words![
         place.towline,
         "proxy",
@@ -142,7 +151,7 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
         "--state",
         &state,
         "--source",
-        prefixed("disk0=", &scratch.disk),
+        prefixed("disk0=", source.as_ref()),
         "--nbd",
         prefixed("unix:", &socket),
         "--ring-dir",
@@ -153,7 +162,7 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
         ServerKind::TowlineWrite => words.extend(words!["--durability", "write"]),
         _ => {}
     }
-    if kind != ServerKind::Towline {
+    if !ships(kind) {
         words.extend(words!["--ring", place.idle_ring_bytes.to_string()]);
     }
     let log = place.log("proxy");
@@ -173,7 +182,8 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
         idle: false,
         baseline_bytes_per_s: None,
     });
-    running.processes.extend([proxy, receive]);
+    running.side_pids.extend(behind.as_ref().map(Process::pid));
+    running.processes.extend([proxy, receive].into_iter().chain(behind));
     Ok(running)
 }
 
