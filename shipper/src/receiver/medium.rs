@@ -62,7 +62,14 @@ impl Medium {
         self.about("create", path, Event::Create { file: path })?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(|e| failed("create", path, e))?;
-        Ok(LogFile { file, path: path.to_owned(), len: 0, medium: self.clone(), passing: None })
+        Ok(LogFile {
+            file,
+            path: path.to_owned(),
+            len: 0,
+            medium: self.clone(),
+            passing: None,
+            buffered: None,
+        })
     }
 
     /// As [`Medium::create`], of a file in which everything appended begins at a multiple of
@@ -71,7 +78,7 @@ impl Medium {
         let mut log = self.create(path)?;
         let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path);
         match direct {
-            Ok(file) => log.file = file,
+            Ok(file) => log.buffered = Some(std::mem::replace(&mut log.file, file)),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
             Err(e) => return Err(failed("open", path, e)),
         }
@@ -83,7 +90,14 @@ impl Medium {
         let opened = OpenOptions::new().read(true).write(true).open(path);
         let file = opened.map_err(|e| failed("open", path, e))?;
         let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
-        Ok(LogFile { file, path: path.to_owned(), len, medium: self.clone(), passing: None })
+        Ok(LogFile {
+            file,
+            path: path.to_owned(),
+            len,
+            medium: self.clone(),
+            passing: None,
+            buffered: None,
+        })
     }
 
     /// Opens what another process writes, to read only.
@@ -91,7 +105,7 @@ impl Medium {
         let file = File::open(path).map_err(|e| failed("open", path, e))?;
         let len = file.metadata().map_err(|e| failed("stat", path, e))?.len();
         let medium = Medium::default();
-        Ok(LogFile { file, path: path.to_owned(), len, medium, passing: None })
+        Ok(LogFile { file, path: path.to_owned(), len, medium, passing: None, buffered: None })
     }
 
     /// Gone afterwards, also when it was not there. Not durable before
@@ -134,6 +148,8 @@ pub struct LogFile {
     medium: Medium,
     /// What is written goes through here, a piece at a time.
     passing: Option<AlignedBuf>,
+    /// Instead of `file`, when that takes no write past the page cache after all.
+    buffered: Option<File>,
 }
 
 impl LogFile {
@@ -175,7 +191,15 @@ impl LogFile {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let event = Event::Write { file: &self.path, offset: self.len, bytes };
         self.medium.about("write", &self.path, event)?;
-        self.file.write_all_at(bytes, self.len).map_err(|e| failed("write", &self.path, e))?;
+        let mut written = self.file.write_all_at(bytes, self.len);
+        if let Err(error) = &written
+            && error.raw_os_error() == Some(libc::EINVAL)
+            && let Some(buffered) = self.buffered.take()
+        {
+            self.file = buffered;
+            written = self.file.write_all_at(bytes, self.len);
+        }
+        written.map_err(|e| failed("write", &self.path, e))?;
         self.len += bytes.len() as u64;
         Ok(())
     }
@@ -274,5 +298,32 @@ impl Target {
         let file = self.disk.path();
         self.medium.about("sync", file, Event::Sync { file })?;
         self.disk.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_past_the_page_cache_is_aligned_and_a_refusal_costs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Medium::default().create_passing(&path).unwrap();
+        log.append(&[1; 10]).unwrap();
+        log.append(&vec![2; PIECE_BYTES + 1]).unwrap();
+        // An offset that O_DIRECT refuses (where there is O_DIRECT).
+        let odd = 100;
+        log.rewind(log.end() + odd);
+        log.append(&[3; 4096]).unwrap();
+        log.sync().unwrap();
+        let mut expected = vec![0; aligned(10) as usize];
+        expected[..10].fill(1);
+        expected.resize(expected.len() + PIECE_BYTES + DIRECT_ALIGN, 0);
+        expected[4096..][..PIECE_BYTES + 1].fill(2);
+        expected.resize(expected.len() + odd as usize, 0);
+        expected.extend([3; 4096]);
+        assert!(std::fs::read(&path).unwrap() == expected);
+        assert_eq!(log.end(), expected.len() as u64);
     }
 }
