@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long)]
     insecure_loopback: bool,
     /// Most bytes sent and not yet durable at the target; without it twice bandwidth times
-    /// delay, 4 MiB to 256 MiB.
+    /// delay and what both ends work on in 50 ms, 4 MiB to 256 MiB.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     window: Option<u64>,
     /// Connections to the receiver at a time, 1 to 8: several on a link that loses packets.
