@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use towline_tests::{Daemon, PATIENCE, args, require, run, towline};
 
-/// Cells of three servers at one workload, as short as can be.
-const ONLY: &str = "^(towline|towline-off|nbdkit)/write-4k-qd1/unpinned/batching$";
+/// Cells of five servers at one workload, as short as can be.
+const ONLY: &str =
+    "^(towline|towline-off|towline-upstream|nbdkit|nbdkit-hop)/write-4k-qd1/unpinned/batching$";
 const ROUNDS: usize = 2;
 
 /// Debug builds beside other tests: the fill, a baseline and six windows.
@@ -27,7 +28,7 @@ fn a_short_run_reports_ratios_and_a_page_and_leaves_nothing() {
         "--only",
         ONLY,
         "--against",
-        "nbdkit",
+        "nbdkit,nbdkit-hop",
         "--size",
         "64M",
         "--rounds",
@@ -51,7 +52,7 @@ fn a_short_run_reports_ratios_and_a_page_and_leaves_nothing() {
     let cells = report["cells"].as_array().unwrap();
     let mut servers: Vec<_> = cells.iter().map(|cell| cell["server"].as_str().unwrap()).collect();
     servers.sort_unstable();
-    assert_eq!(servers, ["nbdkit", "towline", "towline-off"]);
+    assert_eq!(servers, ["nbdkit", "nbdkit-hop", "towline", "towline-off", "towline-upstream"]);
     cells.iter().for_each(assert_measured);
     let gates = report["gates"].as_array().unwrap();
     assert!(!gates.is_empty());

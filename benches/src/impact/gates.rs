@@ -3,7 +3,7 @@
 
 use super::placement::Placement;
 use super::plan::{ClientKind, ServerKind, ServerKind::*};
-use super::report::{CellReport, GateReport, Metric, Verdict, compare};
+use super::report::{Bound, CellReport, GateReport, Metric, Verdict, compare};
 use super::stats::Interval;
 
 /// A verdict needs as many.
@@ -14,11 +14,9 @@ struct Gate {
     theirs: Against,
     workload: &'static str,
     metric: Metric,
-    /// `None`: any client.
-    client: Option<ClientKind>,
+    client: ClientKind,
     at_least: bool,
-    reach: f64,
-    stretch: f64,
+    bound: Option<Bound>,
 }
 
 #[derive(Clone, Copy)]
@@ -38,10 +36,9 @@ fn gates() -> Vec<Gate> {
         theirs,
         workload,
         metric,
-        client: Some(Batching),
+        client: Batching,
         at_least,
-        reach,
-        stretch,
+        bound: Some(Bound { reach, stretch }),
     };
     let most = |theirs, workload, metric, reach, stretch| {
         gate(Against::One(theirs), workload, metric, false, reach, stretch)
@@ -49,10 +46,15 @@ fn gates() -> Vec<Gate> {
     let least = |theirs, workload, metric, reach, stretch| {
         gate(Against::One(theirs), workload, metric, true, reach, stretch)
     };
+    // Over the whole disk nothing is asked: it is told how far the figures hold there.
+    let told = |workload, metric| Gate {
+        bound: None,
+        ..gate(Against::One(Nbdkit), workload, metric, matches!(metric, Iops), 0.0, 0.0)
+    };
     vec![
         most(Nbdkit, "write-4k-qd1", P50Us, 0.85, 0.6),
         most(Nbdkit, "write-4k-qd1", P99Us, 1.0, 0.7),
-        Gate { client: Some(Fio), ..least(Nbdkit, "write-4k-qd32", Iops, 1.1, 1.3) },
+        Gate { client: Fio, ..least(Nbdkit, "write-4k-qd32", Iops, 1.1, 1.3) },
         least(Nbdkit, "write-4k-qd32", Iops, 2.0, 4.0),
         most(Nbdkit, "write-4k-qd32", P99Us, 0.6, 0.3),
         least(Nbdkit, "flush-1", FlushesPerS, 1.1, 1.4),
@@ -73,6 +75,11 @@ fn gates() -> Vec<Gate> {
         Gate { ours: TowlineUpstream, ..least(NbdkitHop, "write-4k-qd32", Iops, 1.5, 3.0) },
         Gate { ours: TowlineIdle, ..most(TowlineOff, "write-4k-qd1", P50Us, 1.05, 1.02) },
         Gate { ours: TowlineIdle, ..least(TowlineOff, "write-4k-qd32", Iops, 0.85, 0.95) },
+        told("whole-4k-qd1", P50Us),
+        told("whole-4k-qd1", P99Us),
+        told("whole-4k-qd32", Iops),
+        told("whole-4k-qd32", P99Us),
+        told("whole-4k-qd32", CpuUsPerOp),
     ]
 }
 
@@ -93,13 +100,12 @@ fn judge_one(
     cells: &[CellReport],
     seed: u64,
 ) -> Option<GateReport> {
-    let client = gate.client.unwrap_or(ClientKind::Batching);
     let cell = |server| {
         cells.iter().find(|cell| {
             cell.server == server
                 && cell.workload == gate.workload
                 && cell.placement == placement
-                && cell.client == client
+                && cell.client == gate.client
                 && !cell.rounds.is_empty()
         })
     };
@@ -128,28 +134,23 @@ fn judge_one(
         theirs: theirs.server,
         workload: gate.workload,
         placement,
-        client,
+        client: gate.client,
         metric: gate.metric,
         at_least: gate.at_least,
-        reach: gate.reach,
-        stretch: gate.stretch,
+        bound: gate.bound,
         ratio,
         rounds,
         ours_median: middle(ours),
         theirs_median: middle(theirs),
-        verdict: verdict(ratio, gate.at_least, gate.reach, gate.stretch, rounds),
+        verdict: gate
+            .bound
+            .map_or(Verdict::Told, |bound| verdict(ratio, gate.at_least, bound, rounds)),
         noisy: !(ours.is_clean() && theirs.is_clean()),
     })
 }
 
 /// The interval decides, not its middle.
-pub(super) fn verdict(
-    ratio: Interval,
-    at_least: bool,
-    reach: f64,
-    stretch: f64,
-    rounds: usize,
-) -> Verdict {
+pub(super) fn verdict(ratio: Interval, at_least: bool, bound: Bound, rounds: usize) -> Verdict {
     if rounds < ROUNDS_MIN {
         return Verdict::TooFewRounds;
     }
@@ -157,9 +158,9 @@ pub(super) fn verdict(
     let (worst, best) = if at_least { (ratio.low, ratio.high) } else { (ratio.high, ratio.low) };
     let keeps = |value: f64, bound: f64| if at_least { value >= bound } else { value <= bound };
     match () {
-        () if keeps(worst, stretch) => Verdict::Stretch,
-        () if keeps(worst, reach) => Verdict::Met,
-        () if keeps(best, reach) => Verdict::Unclear,
+        () if keeps(worst, bound.stretch) => Verdict::Stretch,
+        () if keeps(worst, bound.reach) => Verdict::Met,
+        () if keeps(best, bound.reach) => Verdict::Unclear,
         () => Verdict::Missed,
     }
 }
@@ -167,6 +168,7 @@ pub(super) fn verdict(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::impact::plan::{Choice, Level, plan};
     use crate::impact::report::tests::cell;
 
     fn interval(low: f64, high: f64) -> Interval {
@@ -186,10 +188,48 @@ mod tests {
             (true, 0.4, 0.5, 5, Verdict::Missed),
             (true, 1.4, 1.5, 5, Verdict::Stretch),
         ] {
-            let stretch = if at_least { 1.2 } else { 0.6 };
-            let found = verdict(interval(low, high), at_least, 0.85, stretch, rounds);
+            let bound = Bound { reach: 0.85, stretch: if at_least { 1.2 } else { 0.6 } };
+            let found = verdict(interval(low, high), at_least, bound, rounds);
             assert_eq!(found, expected, "{at_least} {low} {high} {rounds}");
         }
+    }
+
+    #[test]
+    fn both_sides_of_every_gate_are_in_the_default_level_and_of_every_row_in_the_full_one() {
+        for (level, all) in [(Level::Default, false), (Level::Full, true)] {
+            let cells = plan(&Choice { level, against: None, only: None });
+            let planned = |server, gate: &Gate| {
+                cells.iter().any(|cell| {
+                    cell.server == server
+                        && cell.job.name == gate.workload
+                        && cell.client == gate.client
+                        && cell.placement == Placement::Unpinned
+                })
+            };
+            for gate in gates().iter().filter(|gate| all || gate.bound.is_some()) {
+                let theirs = match gate.theirs {
+                    Against::One(server) => vec![server],
+                    Against::Best => PLAIN.to_vec(),
+                };
+                for server in [vec![gate.ours], theirs].concat() {
+                    assert!(planned(server, gate), "{level:?}: {server}, {}", gate.workload);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn over_the_whole_disk_ratios_are_told_and_not_judged() {
+        let cells = [
+            cell(Towline, "whole-4k-qd32", &[150.0; 5]),
+            cell(Nbdkit, "whole-4k-qd32", &[100.0; 5]),
+        ];
+        let found = judge(&cells, 1);
+        let metrics: Vec<_> = found.iter().map(|gate| (gate.metric, gate.verdict)).collect();
+        let expected =
+            [Metric::Iops, Metric::P99Us, Metric::CpuUsPerOp].map(|m| (m, Verdict::Told));
+        assert_eq!(metrics, expected);
+        assert!(found.iter().all(|gate| gate.bound.is_none() && gate.ratio.value == 1.5));
     }
 
     #[test]

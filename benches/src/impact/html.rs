@@ -88,14 +88,14 @@ fn verdicts(html: &mut String, report: &ImpactReport) {
         let sign = if gate.at_least { "≥" } else { "≤" };
         let _ = write!(
             html,
-            "<tr><td>{}<td class=\"n\">{}<td class=\"n\">{sign} {}<td class=\"n\">{} : {}<td>",
+            "<tr><td>{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{} : {}<td>",
             escape(&gate.title()),
             interval(Some(gate.ratio)),
-            gate.reach,
+            gate.bound.map_or(String::new(), |bound| format!("{sign} {}", bound.reach)),
             short(gate.ours_median),
             short(gate.theirs_median),
         );
-        chart::ratio(html, gate.ratio, gate.reach, gate.at_least);
+        chart::ratio(html, gate.ratio, gate.bound.map(|bound| bound.reach), gate.at_least);
         let _ =
             write!(html, "<td class=\"{}\">{}{noisy}", class(gate.verdict), gate.verdict.says());
     }
@@ -105,10 +105,10 @@ fn verdicts(html: &mut String, report: &ImpactReport) {
             "<tr><td>{}<td class=\"n\">{}<td class=\"n\">≤ {}<td><td>",
             escape(&baseline.title()),
             interval(baseline.p99_ratio),
-            baseline.reach
+            baseline.bound.reach
         );
         if let Some(ratio) = baseline.p99_ratio {
-            chart::ratio(html, ratio, baseline.reach, false);
+            chart::ratio(html, ratio, Some(baseline.bound.reach), false);
         }
         let verdict = baseline.verdict;
         let _ = write!(html, "<td class=\"{}\">{}", class(verdict), verdict.says());
@@ -120,7 +120,7 @@ fn class(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Stretch | Verdict::Met => "good",
         Verdict::Missed => "bad",
-        Verdict::Unclear | Verdict::TooFewRounds => "open",
+        Verdict::Unclear | Verdict::TooFewRounds | Verdict::Told | Verdict::TooSlow => "open",
     }
 }
 

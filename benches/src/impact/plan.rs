@@ -363,11 +363,10 @@ fn in_level(level: Level, cell: &Cell) -> bool {
         (Placement::Unpinned, Towline | Nbdkit) => true,
         (Placement::Unpinned, _) if level == Level::Full => true,
         (Placement::Unpinned, QemuNbd) => {
-            !matches!(job, "open-4k" | "mix-70-qd16" | "write-4k-4conn")
+            !matches!(job, "write-4k-qd8" | "open-4k" | "mix-70-qd16" | "write-4k-4conn")
         }
         (Placement::Unpinned, TowlineUpstream | NbdkitHop) => basic,
-        (Placement::Unpinned, NbdServer) => cost || matches!(job, "write-64k-qd8" | "write-1m-qd4"),
-        (Placement::Unpinned, QsdBackground | QsdBlocking) => {
+        (Placement::Unpinned, NbdServer | QsdBackground | QsdBlocking) => {
             basic || matches!(job, "write-64k-qd8" | "write-1m-qd4")
         }
         (Placement::Unpinned, _) => cost,

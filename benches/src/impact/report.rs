@@ -152,6 +152,13 @@ pub struct CellReport {
     pub rounds: Vec<RoundReport>,
 }
 
+/// What is asked of a ratio, and what would be better still.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bound {
+    pub reach: f64,
+    pub stretch: f64,
+}
+
 /// A measure with its bounds, and what was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct GateReport {
@@ -162,10 +169,11 @@ pub struct GateReport {
     pub placement: Placement,
     pub client: ClientKind,
     pub metric: Metric,
-    /// The ratio shall be at least (else at most) this.
+    /// The ratio shall be at least (else at most) the bound.
     pub at_least: bool,
-    pub reach: f64,
-    pub stretch: f64,
+    /// `None`: nothing is asked, the ratio is told.
+    #[serde(flatten)]
+    pub bound: Option<Bound>,
     pub ratio: Interval,
     pub rounds: usize,
     pub ours_median: f64,
@@ -188,6 +196,10 @@ pub enum Verdict {
     Missed,
     /// Fewer rounds than a verdict needs.
     TooFewRounds,
+    /// Nothing is asked.
+    Told,
+    /// The baseline was slower beside the guest than its bound is asked for.
+    TooSlow,
 }
 
 /// Guest writes while the baseline is copied, against the moment before.
@@ -198,10 +210,12 @@ pub struct BaselineReport {
     pub solo_bytes_per_s: Option<f64>,
     /// Rate beside the guest, of the solo rate.
     pub share_of_solo: Option<f64>,
+    /// What is asked of this share, for the bound to count.
+    pub share_min: f64,
     pub p50_ratio: Option<Interval>,
     pub p99_ratio: Option<Interval>,
-    pub reach: f64,
-    pub stretch: f64,
+    #[serde(flatten)]
+    pub bound: Bound,
     pub verdict: Verdict,
 }
 

@@ -9,7 +9,7 @@ use super::report::{
     WorkloadReport,
 };
 use super::scratch::Scratch;
-use super::servers::{self, Catching, Place, Running};
+use super::servers::{self, Catching, Place, Running, UpstreamFailed};
 use super::window::{Books, Target};
 use super::{baseline, fio, gates, tools};
 use crate::load::{self, Edge, Tally};
@@ -121,12 +121,15 @@ pub fn run(
             let spent = Instant::now();
             match runner.visit(visit, cells, round, &mut results) {
                 Ok(()) => {}
-                Err(error) if visit.server.peer().is_none() || runner.watch.stopped() => {
+                Err(error) if runner.watch.stopped() || is_ours(visit.server, &error) => {
                     return Err(error);
                 }
                 Err(error) => {
-                    runner.skip(visit.server.name(), &format!("{error:#}"));
-                    broken.push(visit.server);
+                    let reason = format!("{error:#}");
+                    for server in left_out_with(visit.server) {
+                        runner.skip(server.name(), &reason);
+                        broken.push(server);
+                    }
                 }
             }
             runner.done_s += spent.elapsed().as_secs_f64();
@@ -149,6 +152,22 @@ pub fn run(
         reports.push(CellReport::of(cell, rounds, &merged));
     }
     Ok(report(runner, cells, reports, baselines, began.elapsed()))
+}
+
+/// Whether a failure is one of ours, which nobody shall overlook.
+fn is_ours(server: ServerKind, error: &anyhow::Error) -> bool {
+    server.peer().is_none() && !error.is::<UpstreamFailed>()
+}
+
+/// What is of no use without a server that failed: the two hops are compared with each
+/// other alone.
+fn left_out_with(server: ServerKind) -> Vec<ServerKind> {
+    match server {
+        ServerKind::TowlineUpstream | ServerKind::NbdkitHop => {
+            vec![ServerKind::TowlineUpstream, ServerKind::NbdkitHop]
+        }
+        other => vec![other],
+    }
 }
 
 fn report(
@@ -299,7 +318,9 @@ impl Runner<'_> {
         let running = servers::start(visit.server, &self.place(&visit.seats))
             .with_context(|| format!("cannot start {}", visit.server))?;
         let solo = running.replication.as_ref().and_then(|r| r.baseline_bytes_per_s);
-        self.solo_baselines.extend(solo.filter(|_| visit.placement == Placement::Unpinned));
+        let comparable =
+            visit.placement == Placement::Unpinned && visit.server != ServerKind::TowlineUpstream;
+        self.solo_baselines.extend(solo.filter(|_| comparable));
         let mut done_s = self.done_s;
         for &index in &visit.cells {
             let began = Instant::now();
@@ -410,5 +431,45 @@ impl Runner<'_> {
             true => self.scratch.size_bytes,
             false => self.settings.working_set_bytes.min(self.scratch.size_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::impact::plan::{Choice, Level, plan};
+
+    #[test]
+    fn levels_keep_the_time_that_they_promise() {
+        for (level, minutes) in [(Level::Quick, 2.0), (Level::Default, 15.0)] {
+            let choice = Choice { level, against: None, only: None };
+            let cells = plan(&choice);
+            let settings = Settings {
+                choice,
+                rounds: level.rounds(),
+                seconds: level.seconds(),
+                seed: 1,
+                size_bytes: level.size_bytes(),
+                working_set_bytes: level.size_bytes(),
+                idle_ring_bytes: 1 << 30,
+                towline: "towline".into(),
+            };
+            let seconds = estimate_s(&settings, &cells);
+            assert!(seconds < minutes * 60.0, "{level:?}: {} cells, {seconds:.0} s", cells.len());
+        }
+    }
+
+    #[test]
+    fn only_failures_of_ours_end_a_run_and_hops_are_left_out_together() {
+        let failed = || anyhow::anyhow!("no room");
+        assert!(is_ours(ServerKind::TowlineUpstream, &failed()));
+        assert!(is_ours(ServerKind::Towline, &failed().context("cannot start towline")));
+        assert!(!is_ours(ServerKind::Nbdkit, &failed()));
+        let upstream = failed().context(UpstreamFailed).context("cannot start towline-upstream");
+        assert!(!is_ours(ServerKind::TowlineUpstream, &upstream));
+
+        let hops = [ServerKind::TowlineUpstream, ServerKind::NbdkitHop];
+        assert!(hops.into_iter().all(|server| left_out_with(server) == hops));
+        assert_eq!(left_out_with(ServerKind::QemuNbd), [ServerKind::QemuNbd]);
     }
 }

@@ -11,6 +11,7 @@ use super::placement::Seats;
 use super::plan::ServerKind;
 use super::scratch::Scratch;
 use crate::nbd_client::{self, Client, NbdUri};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,6 +60,16 @@ impl Running {
 
     pub(super) fn all_pids(&self) -> Vec<u32> {
         [&self.server_pids[..], &self.side_pids[..]].concat()
+    }
+}
+
+/// The server behind a hop did not start: no failure of ours, although ours needs it.
+#[derive(Debug)]
+pub(super) struct UpstreamFailed;
+
+impl fmt::Display for UpstreamFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot start the server behind the hop")
     }
 }
 

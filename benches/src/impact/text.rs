@@ -1,6 +1,6 @@
 //! The result as text for a terminal: ratios first.
 
-use super::plan::{ClientKind, ServerKind};
+use super::plan::ServerKind;
 use super::report::{BaselineReport, CellReport, GateReport, ImpactReport, Verdict};
 use super::stats::Interval;
 use std::fmt::Write;
@@ -13,6 +13,8 @@ impl Verdict {
             Verdict::Unclear => "unclear",
             Verdict::Missed => "MISSED",
             Verdict::TooFewRounds => "too few rounds",
+            Verdict::Told => "told",
+            Verdict::TooSlow => "baseline too slow to count",
         }
     }
 }
@@ -74,7 +76,8 @@ fn ratios(text: &mut String, report: &ImpactReport) {
         ratio_line(text, "ratio (placement, client)", heads);
     }
     for gate in &report.gates {
-        let bound = format!("{}{}", if gate.at_least { ">=" } else { "<=" }, gate.reach);
+        let sign = if gate.at_least { ">=" } else { "<=" };
+        let bound = gate.bound.map_or(String::new(), |bound| format!("{sign}{}", bound.reach));
         let pair = format!("{} : {}", short(gate.ours_median), short(gate.theirs_median));
         let noisy = if gate.noisy { " (noisy)" } else { "" };
         let verdict = format!("{}{noisy}", gate.verdict.says());
@@ -82,14 +85,14 @@ fn ratios(text: &mut String, report: &ImpactReport) {
         ratio_line(text, &gate.title(), [&ratio, &bound, &pair, &verdict]);
     }
     if let Some(baseline) = &report.baseline {
-        let bound = format!("<={}", baseline.reach);
+        let bound = format!("<={}", baseline.bound.reach);
         let (ratio, verdict) = (interval(baseline.p99_ratio), baseline.verdict.says());
         ratio_line(text, &baseline.title(), [&ratio, &bound, "", verdict]);
     }
 }
 
 fn ratio_line(text: &mut String, name: &str, [ratio, bound, pair, verdict]: [&str; 4]) {
-    let _ = writeln!(text, "{name:<66} {ratio:>19} {bound:>7} {pair:>15}  {verdict}");
+    let _ = writeln!(text, "{name:<72} {ratio:>19} {bound:>7} {pair:>15}  {verdict}");
 }
 
 pub(super) fn interval(ratio: Option<Interval>) -> String {
@@ -100,22 +103,19 @@ pub(super) fn interval(ratio: Option<Interval>) -> String {
 impl GateReport {
     /// What is compared, where and by whom.
     pub(super) fn title(&self) -> String {
-        let by = match self.client {
-            ClientKind::Batching => "",
-            ClientKind::Fio => ", fio",
-        };
         let ours = match self.ours {
             ServerKind::Towline => String::new(),
             other => format!("{other}, "),
         };
-        format!("{ours}{} ({}{by})", self.measure, self.placement.name())
+        format!("{ours}{} ({}, {})", self.measure, self.placement.name(), self.client.name())
     }
 }
 
 impl BaselineReport {
     pub(super) fn title(&self) -> String {
         let share = self.share_of_solo.map_or("?".into(), |s| format!("{:.0} %", s * 100.0));
-        format!("guest p99 beside the baseline at {share} of its solo rate")
+        let asked = self.share_min * 100.0;
+        format!("guest p99 beside the baseline at {share} of its solo rate (asked: {asked:.0} %)")
     }
 }
 

@@ -18,6 +18,10 @@ pub const JSON_BYTES_MAX: usize = 64 << 10;
 /// A frame up to this size is sent in one write: an acknowledgement is one packet.
 const ONE_WRITE_BYTES_MAX: usize = 16 << 10;
 
+/// At most so many bytes are given to or taken from a socket by one system call. A kernel
+/// that does not preempt itself gives the core to a guest's thread only between two.
+const CALL_BYTES_MAX: usize = 128 << 10;
+
 /// Bytes by which a body's buffer grows while it arrives, so that a peer which
 /// only announces a large body costs nothing.
 const READ_PIECE_BYTES: usize = 256 << 10;
@@ -157,11 +161,21 @@ where
             writer.write_all(&[header.as_bytes(), body].concat()).await?;
         } else {
             writer.write_all(header.as_bytes()).await?;
-            writer.write_all(body).await?;
+            write_pieces(writer, body).await?;
         }
         writer.flush().await
     };
     send.await.map_err(|e| lost("while sending", e))
+}
+
+async fn write_pieces<W>(writer: &mut W, bytes: &[u8]) -> io::Result<()>
+where
+    W: AsyncWrite + Unpin + ?Sized,
+{
+    for piece in bytes.chunks(CALL_BYTES_MAX) {
+        writer.write_all(piece).await?;
+    }
+    Ok(())
 }
 
 /// A frame whose body is sent in pieces.
@@ -188,7 +202,7 @@ impl<'a, W: AsyncWrite + Unpin + ?Sized> FrameWriter<'a, W> {
         assert!(piece.len() <= self.rest, "more bytes than the frame's header says");
         self.rest -= piece.len();
         let send = async {
-            self.writer.write_all(piece).await?;
+            write_pieces(self.writer, piece).await?;
             self.writer.flush().await
         };
         send.await.map_err(|e| lost("while sending", e))
@@ -215,10 +229,11 @@ where
         .map_err(|_| Error::new(ErrorKind::Protocol, "a frame header was cut off"))?;
     let (kind, len) = header.check()?;
     let mut body = Vec::with_capacity(len.min(READ_PIECE_BYTES));
-    let mut rest = reader.take(len as u64);
     while body.len() < len {
-        body.reserve((len - body.len()).min(READ_PIECE_BYTES));
-        if rest.read_buf(&mut body).await.map_err(|e| lost("inside a frame", e))? == 0 {
+        let rest = len - body.len();
+        body.reserve(rest.min(READ_PIECE_BYTES));
+        let mut piece = (&mut *reader).take(rest.min(CALL_BYTES_MAX) as u64);
+        if piece.read_buf(&mut body).await.map_err(|e| lost("inside a frame", e))? == 0 {
             return Err(lost("inside a frame", io::ErrorKind::UnexpectedEof.into()));
         }
     }

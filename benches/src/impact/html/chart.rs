@@ -219,23 +219,28 @@ const RATIO_WIDTH: f64 = 150.0;
 const RATIO_TENS: f64 = 1.0;
 
 /// An interval on a scale on which 2 and 1/2 are as far from 1.
-pub(super) fn ratio(html: &mut String, ratio: Interval, bound: f64, at_least: bool) {
+pub(super) fn ratio(html: &mut String, ratio: Interval, bound: Option<f64>, at_least: bool) {
     let x = |value: f64| {
         let tens = value.max(1e-9).log10().clamp(-RATIO_TENS, RATIO_TENS);
         (tens / RATIO_TENS + 1.0) / 2.0 * (RATIO_WIDTH - 12.0) + 6.0
     };
-    let kept = |value: f64| if at_least { value >= bound } else { value <= bound };
-    let colour = match (kept(ratio.low), kept(ratio.high)) {
-        (true, true) => "#0a7a3d",
-        (false, false) => "#b3261e",
-        _ => "#d99a00",
-    };
-    let (one, at) = (x(1.0), x(bound));
+    let colour = bound.map_or("#4a5565", |bound| {
+        let kept = |value: f64| if at_least { value >= bound } else { value <= bound };
+        match (kept(ratio.low), kept(ratio.high)) {
+            (true, true) => "#0a7a3d",
+            (false, false) => "#b3261e",
+            _ => "#d99a00",
+        }
+    });
+    let triangle = bound.map_or(String::new(), |bound| {
+        format!("<path d=\"M{:.1} 6l-4 -6h8z\" fill=\"#4a5565\"/>", x(bound))
+    });
+    let one = x(1.0);
     let _ = write!(
         html,
         "<svg viewBox=\"0 0 {RATIO_WIDTH} 18\" width=\"{RATIO_WIDTH}\" height=\"18\" role=\"img\" \
          aria-label=\"interval and bound\"><line x1=\"{one:.1}\" y1=\"0\" x2=\"{one:.1}\" y2=\"18\" \
-         stroke=\"#c3cad4\"/><path d=\"M{at:.1} 6l-4 -6h8z\" fill=\"#4a5565\"/><line x1=\"{:.1}\" \
+         stroke=\"#c3cad4\"/>{triangle}<line x1=\"{:.1}\" \
          y1=\"11\" x2=\"{:.1}\" y2=\"11\" stroke=\"{colour}\" stroke-width=\"3\"/><circle \
          cx=\"{:.1}\" cy=\"11\" r=\"4\" fill=\"{colour}\"/></svg>",
         x(ratio.low),

@@ -1,6 +1,6 @@
 //! Servers that only serve.
 
-use super::{Place, READY_WAIT, Running, answers, wait_until_it_answers};
+use super::{Place, READY_WAIT, Running, UpstreamFailed, answers, wait_until_it_answers};
 use crate::impact::child::{Daemonized, Process};
 use crate::nbd_client::NbdUri;
 use anyhow::{Context, bail};
@@ -56,12 +56,19 @@ pub(super) fn nbdkit_hop(place: &Place<'_>) -> anyhow::Result<Running> {
 }
 
 /// The server behind a hop: nbdkit on the disk. Its URI.
+///
+/// # Errors
+/// [`UpstreamFailed`] with the reason.
 pub(super) fn upstream(place: &Place<'_>) -> anyhow::Result<(OsString, Process)> {
     let socket = place.scratch.at("upstream.sock");
     let words = nbdkit_words(&socket, &place.scratch.disk);
     let log = place.log("upstream");
-    let mut process = Process::start("nbdkit", &words, place.seats.side.as_ref(), &log)?;
-    wait_until_it_answers(&mut process, &NbdUri::unix(&socket, ""))?;
+    let start = || {
+        let mut process = Process::start("nbdkit", &words, place.seats.side.as_ref(), &log)?;
+        wait_until_it_answers(&mut process, &NbdUri::unix(&socket, ""))?;
+        anyhow::Ok(process)
+    };
+    let process = start().context(UpstreamFailed)?;
     let mut uri = OsString::from("nbd+unix:///?socket=");
     uri.push(&socket);
     Ok((uri, process))
