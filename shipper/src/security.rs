@@ -11,14 +11,17 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use towline_block::GroupName;
+use towline_block::sys::socket;
 
 /// How the two sides know each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,16 @@ pub type BoxedConnection = Box<dyn Connection>;
 
 /// Name, connection and handshake. A path that drops packets answers nothing.
 pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// One attempt of it. At 3 seconds the kernel has tried twice.
+const DIAL_MAX: Duration = Duration::from_secs(3);
+
+/// After a silence the next packet is sent again within this time.
+const RETRANSMISSION_MAX: Duration = Duration::from_secs(1);
+
+/// So much of a connection's stream waits in the kernel. The rest of a batch waits here, and
+/// the next one goes by another connection while this one's packets are lost.
+const UNSENT_BYTES_MAX: u32 = 1 << 20;
 
 /// Connects to a receiver and proves the right to write `group`.
 pub async fn connect(
@@ -65,8 +78,7 @@ async fn reach(security: &Security, address: &str, group: &GroupName) -> Result<
     if tls.is_none() {
         addresses.iter().try_for_each(|address| check_loopback(*address))?;
     }
-    let tcp = TcpStream::connect(addresses.as_slice()).await.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
+    let tcp = dial(&addresses).await.map_err(unreachable)?;
     let Some(config) = tls else { return Ok(Box::new(tcp)) };
     let name = ServerName::try_from(pki::RECEIVER_NAME)
         .map_err(|e| Error::caused(ErrorKind::InvalidInput, "the receiver's name", e))?;
@@ -79,6 +91,39 @@ async fn reach(security: &Security, address: &str, group: &GroupName) -> Result<
         Error::caused(handshake_kind(&e), what, e)
     })?;
     Ok(Box::new(stream))
+}
+
+/// Connects to the first of the addresses that answers, again and again while none says
+/// anything: the kernel's own attempts are 1, 2, 4 seconds apart, and a link that comes back
+/// between two is not to be waited for.
+async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    loop {
+        for &address in addresses {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            tune(socket.as_fd());
+            match timeout(DIAL_MAX, socket.connect(address)).await {
+                Ok(Ok(tcp)) => {
+                    tcp.set_nodelay(true)?;
+                    return Ok(tcp);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        if last.kind() != io::ErrorKind::TimedOut {
+            return Err(last);
+        }
+    }
+}
+
+/// What a stream over a long path asks of TCP. Older kernels know only some of it.
+fn tune(tcp: BorrowedFd<'_>) {
+    let _ = socket::cap_retransmission(tcp, RETRANSMISSION_MAX);
+    let _ = socket::limit_unsent(tcp, UNSENT_BYTES_MAX);
 }
 
 /// Only a certificate's failure is final; a broken connection is tried again.
@@ -112,6 +157,7 @@ impl Acceptor {
         let broken = |e| Error::caused(ErrorKind::Unreachable, "a new connection broke", e);
         let address = tcp.peer_addr().map_err(broken)?;
         tcp.set_nodelay(true).map_err(broken)?;
+        tune(tcp.as_fd());
         let Some(acceptor) = &self.tls else {
             check_loopback(address)?;
             return Ok(Peer { connection: Box::new(tcp), address, certificate: None });

@@ -19,22 +19,39 @@ use std::time::Duration;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
+type Opening<'a> = Pin<Box<dyn Future<Output = Result<BoxedConnection>> + 'a>>;
+
 /// Longest wait for one of them.
 const JOIN_MAX: Duration = Duration::from_secs(10);
 
-/// Opens up to `count`, one after the other; fewer where one is not to be had.
+/// Opens up to `count` at once; fewer where one is not to be had.
 pub async fn open(config: &ShipConfig, join: &Join, count: u8) -> Vec<BoxedConnection> {
-    let mut lanes = Vec::new();
+    let late = |_| Error::new(ErrorKind::Unreachable, "no answer in time");
+    let mut opening: Vec<Opening<'_>> = Vec::new();
     for _ in 0..count {
-        let late = |_| Error::new(ErrorKind::Unreachable, "no answer in time");
-        match timeout(JOIN_MAX, open_one(config, join)).await.map_err(late).flatten() {
-            Ok(lane) => lanes.push(lane),
-            Err(error) => {
-                let have = lanes.len() + 1;
-                tracing::warn!(to = %config.to, "only {have} connections at a time: {error}");
-                break;
+        opening.push(Box::pin(async move {
+            timeout(JOIN_MAX, open_one(config, join)).await.map_err(late).flatten()
+        }));
+    }
+    let (mut lanes, mut failed) = (Vec::new(), None);
+    poll_fn(|cx| {
+        opening.retain_mut(|lane| match lane.as_mut().poll(cx) {
+            Poll::Ready(Ok(lane)) => {
+                lanes.push(lane);
+                false
             }
-        }
+            Poll::Ready(Err(error)) => {
+                failed = Some(error);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if opening.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    if let Some(error) = failed {
+        let have = lanes.len() + 1;
+        tracing::warn!(to = %config.to, "only {have} connections at a time: {error}");
     }
     lanes
 }

@@ -21,7 +21,7 @@ use towline_journal::GroupDir;
 
 /// First and longest pause between two attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_LAST: Duration = Duration::from_secs(2);
+const BACKOFF_LAST: Duration = Duration::from_secs(1);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// When nothing else was sent for so long, a KEEPALIVE is.
@@ -129,7 +129,7 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
                 None => Vec::new(),
             };
             stream.welcome(welcome);
-            stream.set_parallel(!lanes.is_empty());
+            stream.set_lanes(lanes.len());
             lanes
         }
         Some(Message::Error(refusal)) => return Err(refused(refusal)),

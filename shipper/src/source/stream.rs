@@ -396,9 +396,11 @@ impl Stream {
         self.changed.notify_all();
     }
 
-    /// Over how many connections this session's batches go: one, or more.
-    pub fn set_parallel(&self, is_parallel: bool) {
-        self.lock().is_parallel = is_parallel;
+    /// Over how many connections besides the first this session's batches go.
+    pub fn set_lanes(&self, lanes: usize) {
+        let mut inner = self.lock();
+        inner.is_parallel = lanes > 0;
+        inner.sizing.set_lanes(lanes);
     }
 
     pub fn next(&self) -> Option<Next> {
