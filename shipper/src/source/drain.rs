@@ -31,14 +31,17 @@ use towline_journal::spill::Store;
 use towline_journal::{Claim, Durable, GroupDir, RingReader, unix_now_ns};
 
 /// Pause between two looks at the ring: while there was something lately, later, and when there
-/// was nothing for long, as in most groups of a shipper of many.
+/// was nothing for long, as in most groups of a shipper of many: the first change after a long
+/// rest waits half a second at most.
 const POLL_BUSY: Duration = Duration::from_millis(2);
 const POLL_IDLE: Duration = Duration::from_millis(20);
-const POLL_ASLEEP: Duration = Duration::from_millis(100);
+const POLL_DOZING: Duration = Duration::from_millis(100);
+const POLL_ASLEEP: Duration = Duration::from_millis(500);
 /// How long "lately" is.
 const BUSY_FOR: Duration = Duration::from_millis(200);
 /// How long "long" is.
-const ASLEEP_AFTER: Duration = Duration::from_secs(2);
+const DOZING_AFTER: Duration = Duration::from_secs(2);
+const ASLEEP_AFTER: Duration = Duration::from_secs(15);
 /// Pause between two looks at a batch that is being filled.
 const POLL_LINGER: Duration = Duration::from_millis(5);
 /// Pause between two attempts to find proxy or target.
@@ -48,7 +51,7 @@ const POLL_MISSING: Duration = Duration::from_millis(50);
 pub(crate) const LINK_ANSWER_MAX: Duration = Duration::from_secs(20);
 /// An idle link is asked so often whether the proxy still lives, and still has the
 /// ring that is mapped here.
-const LINK_PULSE: Duration = Duration::from_millis(500);
+const LINK_PULSE: Duration = Duration::from_secs(1);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
@@ -147,7 +150,8 @@ impl Drain {
             Some(feed) if feed.linger.is_running() => POLL_LINGER,
             Some(_) => match Instant::now().checked_duration_since(self.busy_until) {
                 None => POLL_BUSY,
-                Some(idle) if idle < ASLEEP_AFTER => POLL_IDLE,
+                Some(idle) if idle < DOZING_AFTER => POLL_IDLE,
+                Some(idle) if idle < ASLEEP_AFTER => POLL_DOZING,
                 Some(_) => POLL_ASLEEP,
             },
         }

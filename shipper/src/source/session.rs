@@ -25,7 +25,7 @@ const BACKOFF_LAST: Duration = Duration::from_secs(1);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// When nothing else was sent for so long, a KEEPALIVE is.
-pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(2);
 /// A target that says nothing for so long is gone: it answers every KEEPALIVE.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
 /// How often a missing group is looked for.
