@@ -116,8 +116,8 @@ impl Worker {
     fn run(self) {
         let (mut retry, mut ended) = (Retry::default(), None);
         while self.wait(&mut retry, ended) {
-            self.step(&mut retry);
-            ended = Some(Instant::now());
+            let is_behind = self.step(&mut retry);
+            ended = (!is_behind).then(Instant::now);
         }
     }
 
@@ -143,14 +143,14 @@ impl Worker {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
-    /// One group.
-    fn step(&self, retry: &mut Retry) {
+    /// One group. True when more waits for the next one than it may hold.
+    fn step(&self, retry: &mut Retry) -> bool {
         let mut apply = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
         {
             // A halt that came while the lock was taken goes first.
             let mut wish = self.shared.lock();
             if wish.halt {
-                return;
+                return false;
             }
             (wish.work, wish.urgent) = (false, false);
         }
@@ -158,7 +158,7 @@ impl Worker {
         match apply.step() {
             Ok(applied) => {
                 retry.succeeded();
-                let Some(applied) = applied else { return };
+                let Some(applied) = applied else { return false };
                 self.shared.lock().work = true;
                 add(&self.counters.apply_groups, 1);
                 add(&self.counters.applied_batches, applied.number.saturating_sub(before));
@@ -167,6 +167,7 @@ impl Worker {
                 }
                 let _ =
                     self.inbox.send(Order::Applied { applied: Box::new(applied), stalled: false });
+                apply.is_behind()
             }
             Err(error) => {
                 add(&self.counters.storage_errors, 1);
@@ -179,6 +180,7 @@ impl Worker {
                 }
                 let applied = Box::new(apply.applied().clone());
                 let _ = self.inbox.send(Order::Applied { applied, stalled: true });
+                false
             }
         }
     }

@@ -16,6 +16,7 @@ use super::stream::Stream;
 use crate::batch::{Batch, BatchView, Keyring, Op};
 use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use towline_block::VolumeId;
@@ -31,16 +32,17 @@ pub struct Apply {
     pub targets: Vec<Target>,
     pub marks: Marks,
     books: Arc<Books>,
-    reader: Reader,
-    /// What the clerk has opened already.
-    pub handover: Handover,
+    source: Source,
     medium: Medium,
-    keys: Keyring,
     applied: Stream,
     /// Not yet applied: kept over failures.
     group: Vec<Ready>,
-    /// Belongs to the group after.
-    peeked: Option<Ready>,
+    /// Belongs to the groups after; a failure to read on is the last of it.
+    ahead: VecDeque<Result<Ready>>,
+    /// The last group was as large as one may be: more is waiting.
+    was_full: bool,
+    /// Of a group, and of what is read ahead of the next one.
+    pub group_bytes_max: usize,
     /// Verdicts of the group that was applied last.
     compared: Vec<Compared>,
     room: Room,
@@ -48,6 +50,56 @@ pub struct Apply {
     is_exact: bool,
     /// Since when a clone asks for a mark, by the target's clock.
     wanted_since: Option<u64>,
+}
+
+/// Where batches come from: what the clerk has opened already, else staging.
+struct Source {
+    reader: Reader,
+    handover: Handover,
+    keys: Keyring,
+}
+
+impl Source {
+    /// The batch that follows `before`.
+    fn next(&mut self, before: &Stream) -> Result<Option<Ready>> {
+        if let Some(ready) = self.handover.take(before.number + 1) {
+            if ready.is_staged {
+                self.reader.pass(ready.batch.bytes().len() as u64);
+            }
+            return Ok(Some(ready));
+        }
+        self.next_staged(before)
+    }
+
+    fn next_staged(&mut self, before: &Stream) -> Result<Option<Ready>> {
+        let Some(bytes) = self.reader.next()? else { return Ok(None) };
+        let batch = Batch::open(bytes, &self.keys)?;
+        let view = batch.view();
+        let after = before.follow(view.group(), &view).map_err(|refusal| {
+            Error::damaged(format!("staging is out of order: {}", refusal.message))
+        })?;
+        Ok(Some(Ready::staged(batch, after)))
+    }
+
+    /// What follows `before` and only staging has, up to a limit or the first failure.
+    fn read_ahead(&mut self, mut before: Stream, bytes_max: usize) -> VecDeque<Result<Ready>> {
+        let (mut ahead, mut bytes) = (VecDeque::new(), 0);
+        while bytes < bytes_max && !self.handover.has(before.number + 1) {
+            match self.next_staged(&before).transpose() {
+                Some(Ok(ready)) => {
+                    bytes += ready.batch.memory_bytes();
+                    before = ready.after.clone();
+                    ahead.push_back(Ok(ready));
+                }
+                Some(Err(error)) => {
+                    ahead.push_back(Err(error));
+                    break;
+                }
+                None => break,
+            }
+        }
+        ahead
+    }
 }
 
 impl Apply {
@@ -60,21 +112,21 @@ impl Apply {
         keys: Keyring,
     ) -> Apply {
         let applied = books.get().applied;
-        let (group, peeked) = (Vec::new(), None);
+        let (group, ahead) = (Vec::new(), VecDeque::new());
         // A former process may have ended in the middle of a group.
         let (compared, is_exact) = (Vec::new(), false);
-        let handover = Handover::default();
+        let source = Source { reader, handover: Handover::default(), keys };
         Apply {
             targets,
             marks,
             books,
-            reader,
-            handover,
+            source,
             medium,
-            keys,
             applied,
             group,
-            peeked,
+            ahead,
+            was_full: false,
+            group_bytes_max: GROUP_BYTES_MAX,
             compared,
             room: Room::default(),
             is_exact,
@@ -87,14 +139,25 @@ impl Apply {
         &self.applied
     }
 
+    /// What the clerk has opened, for the applier.
+    pub fn handover(&self) -> &Handover {
+        &self.source.handover
+    }
+
+    /// More was waiting when the last group was made.
+    pub fn is_behind(&self) -> bool {
+        self.was_full || !self.ahead.is_empty()
+    }
+
     /// Forgets what was admitted and is neither applied nor staged: its sender is gone.
     /// What of it was written stays, and comes again: before the first point nobody
     /// may look at the targets yet.
     pub fn drop_unstaged(&mut self) {
-        self.handover.clear();
-        if self.group.iter().chain(&self.peeked).any(|ready| !ready.is_staged) {
+        self.source.handover.clear();
+        let read = self.ahead.iter().filter_map(|read| read.as_ref().ok());
+        if self.group.iter().chain(read).any(|ready| !ready.is_staged) {
             self.group.clear();
-            self.peeked = None;
+            self.ahead.clear();
         }
     }
 
@@ -116,8 +179,7 @@ impl Apply {
         };
         self.protect(&last)?;
         self.is_exact = false;
-        self.write()?;
-        self.targets.iter().try_for_each(Target::sync)?;
+        self.write_and_read_ahead(&last)?;
         let now = unix_ns();
         let mark = self.mark_due(&last, now);
         let prepared = mark.map(|mark| self.marks.prepare(mark)).transpose()?;
@@ -129,11 +191,44 @@ impl Apply {
         })?;
         prepared.into_iter().for_each(|prepared| self.marks.commit(prepared));
         self.applied = last.clone();
-        self.group.clear();
+        for ready in self.group.drain(..) {
+            self.source.reader.recycle(ready.batch.into_bytes());
+        }
         self.is_exact = true;
         self.marks.prune(&last, now)?;
-        self.reader.remove_applied(&self.medium, last.number)?;
+        self.source.reader.remove_applied(&self.medium, last.number)?;
         Ok(Some(last))
+    }
+
+    /// Writes the group and flushes all targets; meanwhile another thread reads and checks what
+    /// comes after it, where that has to come from staging: as after a restart.
+    fn write_and_read_ahead(&mut self, last: &Stream) -> Result<()> {
+        let may_read = self.ahead.is_empty()
+            && self.group.iter().all(|ready| ready.is_staged)
+            && !self.source.handover.has(last.number + 1)
+            && self.source.reader.has_more();
+        let bytes_max = self.group_bytes_max;
+        let Apply { targets, group, room, source, .. } = self;
+        let mut write = || {
+            let compared = write(targets, group, room)?;
+            targets.iter().try_for_each(Target::sync)?;
+            Result::Ok(compared)
+        };
+        self.compared = match may_read {
+            false => write()?,
+            true => {
+                let (written, read) = std::thread::scope(|scope| {
+                    let builder = std::thread::Builder::new().name("towline-ahead".into());
+                    let read = || source.read_ahead(last.clone(), bytes_max);
+                    let reading = builder.spawn_scoped(scope, read);
+                    // Without another thread it is read when it is needed.
+                    (write(), reading.ok().and_then(|reading| reading.join().ok()))
+                });
+                self.ahead.extend(read.unwrap_or_default());
+                written?
+            }
+        };
+        Ok(())
     }
 
     /// Makes the mark that a clone asks for: once everything durable is applied, or where the targets
@@ -170,11 +265,17 @@ impl Apply {
         if self.group.last().is_some_and(|next| next.mark.is_some()) {
             return Ok(());
         }
-        while bytes < GROUP_BYTES_MAX {
-            let Some(next) = self.peek()? else { break };
+        while bytes < self.group_bytes_max {
             let before = self.group.last().map_or(&self.applied, |last| &last.after);
+            let next = match self.ahead.pop_front() {
+                Some(read) => read?,
+                None => match self.source.next(before)? {
+                    Some(next) => next,
+                    None => break,
+                },
+            };
             if !self.group.is_empty() && before.whole != next.after.whole {
-                self.peeked = Some(next);
+                self.ahead.push_front(Ok(next));
                 break;
             }
             bytes += next.batch.memory_bytes();
@@ -184,27 +285,8 @@ impl Apply {
                 break;
             }
         }
+        self.was_full = bytes >= self.group_bytes_max;
         Ok(())
-    }
-
-    fn peek(&mut self) -> Result<Option<Ready>> {
-        if let Some(next) = self.peeked.take() {
-            return Ok(Some(next));
-        }
-        let before = self.group.last().map_or(&self.applied, |last| &last.after);
-        if let Some(ready) = self.handover.take(before.number + 1) {
-            if ready.is_staged {
-                self.reader.pass(ready.batch.bytes().len() as u64);
-            }
-            return Ok(Some(ready));
-        }
-        let Some(bytes) = self.reader.next()? else { return Ok(None) };
-        let batch = Batch::open(bytes, &self.keys)?;
-        let view = batch.view();
-        let after = before.follow(view.group(), &view).map_err(|refusal| {
-            Error::damaged(format!("staging is out of order: {}", refusal.message))
-        })?;
-        Ok(Some(Ready::staged(batch, after)))
     }
 
     /// While the group is broken and has a point, or becomes so or whole again in
@@ -223,46 +305,44 @@ impl Apply {
         }
         self.marks.save(&self.targets, &ranges, &self.applied, breaks)
     }
+}
 
-    fn write(&mut self) -> Result<()> {
-        let mut gather = Gather::new(&mut self.room);
-        let mut verdicts = Vec::new();
-        for next in &self.group {
-            let view = next.batch.view();
-            let mut verdict = None;
-            for entry in view.ops() {
-                if let Op::Write { volume, offset, payload } = entry.op {
-                    gather.put(volume, target(&self.targets, volume)?, offset, payload)?;
-                    continue;
-                }
-                gather.finish()?;
-                match entry.op {
-                    Op::Zero { volume, extent, keep_allocated } => {
-                        target(&self.targets, volume)?.zero(extent, keep_allocated)?;
-                    }
-                    Op::Trim { volume, extent } => {
-                        target(&self.targets, volume)?.zero(extent, false)?;
-                    }
-                    Op::Compare { volume, extent, digest } => {
-                        let verdict = verdict.get_or_insert_with(|| Compared {
-                            number: view.number(),
-                            claim: view.claim_id().unwrap_or_default(),
-                            differs: Vec::new(),
-                        });
-                        if !target(&self.targets, volume)?.has_digest(extent, digest)? {
-                            let (offset, len) = (extent.offset, extent.len);
-                            verdict.differs.push(Differing { volume: volume.0, offset, len });
-                        }
-                    }
-                    Op::Write { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => {}
-                }
+/// Writes a group to the targets; what was compared, with its verdicts.
+fn write(targets: &[Target], group: &[Ready], room: &mut Room) -> Result<Vec<Compared>> {
+    let mut gather = Gather::new(room);
+    let mut verdicts = Vec::new();
+    for next in group {
+        let view = next.batch.view();
+        let mut verdict = None;
+        for entry in view.ops() {
+            if let Op::Write { volume, offset, payload } = entry.op {
+                gather.put(volume, target(targets, volume)?, offset, payload)?;
+                continue;
             }
-            verdicts.extend(verdict);
+            gather.finish()?;
+            match entry.op {
+                Op::Zero { volume, extent, keep_allocated } => {
+                    target(targets, volume)?.zero(extent, keep_allocated)?;
+                }
+                Op::Trim { volume, extent } => target(targets, volume)?.zero(extent, false)?,
+                Op::Compare { volume, extent, digest } => {
+                    let verdict = verdict.get_or_insert_with(|| Compared {
+                        number: view.number(),
+                        claim: view.claim_id().unwrap_or_default(),
+                        differs: Vec::new(),
+                    });
+                    if !target(targets, volume)?.has_digest(extent, digest)? {
+                        let (offset, len) = (extent.offset, extent.len);
+                        verdict.differs.push(Differing { volume: volume.0, offset, len });
+                    }
+                }
+                Op::Write { .. } | Op::Barrier | Op::Mark { .. } | Op::Control { .. } => {}
+            }
         }
-        gather.finish()?;
-        self.compared = verdicts;
-        Ok(())
+        verdicts.extend(verdict);
     }
+    gather.finish()?;
+    Ok(verdicts)
 }
 
 fn target(targets: &[Target], volume: VolumeId) -> Result<&Target> {

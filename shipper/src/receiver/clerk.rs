@@ -183,7 +183,7 @@ impl Clerk {
         let state = store.books.get();
         let (inbox, counters) = (self.desk.inbox.clone(), Arc::clone(&self.desk.counters));
         let applied = store.apply.applied().clone();
-        let handover = store.apply.handover.clone();
+        let handover = store.apply.handover().clone();
         let is_direct = store.durable.point.is_none()
             && store.durable.number == applied.number
             && !store.apply.marks.is_recording();

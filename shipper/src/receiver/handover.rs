@@ -84,6 +84,11 @@ impl Handover {
         None
     }
 
+    /// Whether the next batch here is the one of this number, or an older one.
+    pub fn has(&self, number: u64) -> bool {
+        self.lock().ready.front().is_some_and(|front| front.after.number <= number)
+    }
+
     pub fn clear(&self) {
         let mut queue = self.lock();
         queue.ready.clear();

@@ -268,8 +268,9 @@ fn scan_segment(
     let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
     let mut segment = Segment { first, last: first.saturating_sub(1), bytes: 0 };
     let mut outcome = End::File;
+    let mut memory = Vec::new();
     while segment.bytes < end && next_first.is_none_or(|next| segment.last + 1 < next) {
-        let bytes = match read_batch(&file, &path, segment.bytes, end) {
+        let bytes = match read_batch(&file, &path, segment.bytes, end, memory) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::Damaged => {
                 outcome = End::Bad(e.to_string());
@@ -301,6 +302,7 @@ fn scan_segment(
         }
         segment.last += 1;
         segment.bytes = after;
+        memory = opened.into_bytes();
     }
     if segment.bytes > 0 {
         scan.segments.push(segment);

@@ -83,7 +83,13 @@ impl Staging {
 
     /// A reader that starts with the first batch of `segment` that lies at `offset`.
     pub fn reader(&self, cursor: Cursor) -> Reader {
-        Reader { dir: self.dir.clone(), shelf: self.shelf.clone(), cursor, open: None }
+        Reader {
+            dir: self.dir.clone(),
+            shelf: self.shelf.clone(),
+            cursor,
+            open: None,
+            spare: Vec::new(),
+        }
     }
 
     pub fn append(&mut self, number: u64, encoded: &[u8]) -> Result<()> {
@@ -165,7 +171,12 @@ pub struct Reader {
     shelf: Shelf,
     cursor: Cursor,
     open: Option<(u64, File)>,
+    /// Memory of batches that are applied, for those to come.
+    spare: Vec<Vec<u8>>,
 }
+
+/// Buffers kept: as many batches of records as a group has.
+const SPARE_MAX: usize = 16;
 
 impl Reader {
     /// The next durable batch's bytes; `None` when the end was reached.
@@ -178,10 +189,23 @@ impl Reader {
             self.open = Some((segment.first, file));
         }
         let Some((_, file)) = &self.open else { return Ok(None) };
-        let bytes = read_batch(file, &path, offset, segment.bytes)?;
+        let memory = self.spare.pop().unwrap_or_default();
+        let bytes = read_batch(file, &path, offset, segment.bytes, memory)?;
         self.cursor =
             Cursor { segment: segment.first, offset: aligned(offset + bytes.len() as u64) };
         Ok(Some(bytes))
+    }
+
+    /// Whether staging has a batch that was neither read nor passed.
+    pub fn has_more(&self) -> bool {
+        self.locate().is_some()
+    }
+
+    /// Takes memory back that a batch was read into.
+    pub fn recycle(&mut self, memory: Vec<u8>) {
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(memory);
+        }
     }
 
     /// The next durable batch, of `len` bytes, is known already.
@@ -218,19 +242,26 @@ impl Reader {
     }
 }
 
-/// One batch from `offset` of a segment that is good up to `end`. Only length and
-/// header are checked here.
-pub fn read_batch(file: &File, path: &Path, offset: u64, end: u64) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; HEADER_BYTES];
+/// One batch from `offset` of a segment that is good up to `end`, in memory that may be
+/// used again: its content is overwritten. Only length and header are checked here.
+pub fn read_batch(
+    file: &File,
+    path: &Path,
+    offset: u64,
+    end: u64,
+    memory: Vec<u8>,
+) -> Result<Vec<u8>> {
+    let mut header = [0; HEADER_BYTES];
     let torn = || Error::damaged(format!("{} ends inside a batch at {offset}", path.display()));
-    if offset + HEADER_BYTES as u64 > end || read_at(file, path, &mut bytes, offset)? < HEADER_BYTES
-    {
+    let is_short = offset + HEADER_BYTES as u64 > end;
+    if is_short || read_at(file, path, &mut header, offset)? < HEADER_BYTES {
         return Err(torn());
     }
-    let len = encoded_len(&bytes)?;
+    let len = encoded_len(&header)?;
     if offset + len as u64 > end {
         return Err(torn());
     }
+    let mut bytes = memory;
     bytes.resize(len, 0);
     if read_at(file, path, &mut bytes, offset)? < len {
         return Err(torn());

@@ -229,6 +229,96 @@ fn a_crash_at_any_step_of_recovery_itself_changes_nothing() {
     });
 }
 
+/// A store with all of a history staged, opened anew, whose groups are small.
+fn backlog(lab: &Lab, history: &History) -> Store {
+    let mut store = lab.create();
+    for sealed in &history.batches {
+        store.staging.append(sealed.number, &sealed.bytes).unwrap();
+    }
+    store.staging.sync().unwrap();
+    drop(store);
+    let mut store = lab.reopen().unwrap();
+    store.apply.group_bytes_max = GROUP_BYTES;
+    store
+}
+
+/// One or two batches of a history.
+const GROUP_BYTES: usize = 4 << 10;
+
+#[test]
+fn a_backlog_is_applied_group_by_group_while_the_next_one_is_read() {
+    for seed in 1..6 {
+        let history = History::scenario(seed);
+        let lab = Lab::new();
+        let mut store = backlog(&lab, &history);
+        let (mut groups, mut were_ahead) = (0, 0);
+        while let Some(applied) = store.apply.step().unwrap() {
+            check(&history, &lab.volumes(), applied.number).unwrap();
+            groups += 1;
+            were_ahead += usize::from(store.apply.is_behind());
+        }
+        assert_eq!(store.apply.applied().number, history.batches.len() as u64);
+        assert!(groups > 3 && were_ahead > 2, "{groups} groups, {were_ahead} with more behind");
+        assert!(!store.apply.is_behind());
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_applying_a_backlog_loses_nothing_of_it() {
+    let history = History::scenario(4);
+    let lab = Lab::new();
+    let mut store = backlog(&lab, &history);
+    let mut model = lab.model();
+    lab.recorder.take().iter().for_each(|change| model.make(change));
+    while store.apply.step().unwrap().is_some() {}
+    drop(store);
+    let changes = lab.recorder.take();
+    let acked = history.batches.len() as u64;
+    each_crash(&lab, &changes, model, |_, _, at| {
+        recover_and_check(&lab, &history, acked, at);
+        lab.recorder.take();
+    });
+}
+
+#[test]
+fn a_target_that_fails_while_the_next_group_is_read_gets_its_group_again() {
+    let history = History::scenario(2);
+    let lab = Lab::new();
+    let mut store = backlog(&lab, &history);
+    *lab.recorder.fail.lock().unwrap() = Some((lab.target(0), 5));
+    let first = store.apply.step();
+    assert!(first.is_err(), "{first:?}");
+    assert!(store.apply.step().is_err(), "it goes on failing");
+    *lab.recorder.fail.lock().unwrap() = None;
+    while store.apply.step().unwrap().is_some() {}
+    check(&history, &lab.volumes(), history.batches.len() as u64).unwrap();
+}
+
+#[test]
+fn damage_that_is_read_ahead_is_told_when_its_turn_comes_and_never_applied() {
+    let history = History::scenario(1);
+    let lab = Lab::new();
+    let mut store = backlog(&lab, &history);
+    // After recovery had found it sound.
+    let segments = crate::receiver::staging::list(&lab.layout.stage).unwrap();
+    let last = crate::receiver::staging::segment_path(&lab.layout.stage, *segments.last().unwrap());
+    let mut bytes = std::fs::read(&last).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..].iter_mut().for_each(|byte| *byte ^= 0x40);
+    std::fs::write(&last, bytes).unwrap();
+    let error = loop {
+        match store.apply.step() {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the damage was not seen"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), crate::ErrorKind::Damaged, "{error}");
+    let applied = store.apply.applied().number;
+    assert!(applied > 0 && applied < history.batches.len() as u64, "{applied}");
+    check(&history, &lab.volumes(), applied).unwrap();
+}
+
 #[test]
 fn a_decided_rollback_is_finished_after_a_crash_at_any_step() {
     let history = History::scenario(3);

@@ -29,7 +29,7 @@ fn feed(lab: &Lab, store: &mut Store, history: &History, seed: u64) -> Vec<(usiz
         let batch = Batch::open(sealed.bytes.clone(), &Keyring::default()).unwrap();
         after = after.follow(GROUP, &batch.view()).unwrap();
         let memory = memory.clone().try_acquire_owned().unwrap();
-        store.apply.handover.put(Ready::direct(batch, after.clone(), memory));
+        store.apply.handover().put(Ready::direct(batch, after.clone(), memory));
         if random(&mut state).is_multiple_of(2) {
             acks.extend(store.apply.step().unwrap().map(|done| (lab.recorder.len(), done.number)));
         }
@@ -77,7 +77,7 @@ fn what_a_gone_sender_left_unapplied_is_forgotten() {
     let batch = Batch::open(history.batches[0].bytes.clone(), &Keyring::default()).unwrap();
     let after = Stream::default().follow(GROUP, &batch.view()).unwrap();
     let memory = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    store.apply.handover.put(Ready::direct(batch, after, memory));
+    store.apply.handover().put(Ready::direct(batch, after, memory));
     assert!(store.apply.step().is_err());
     *lab.recorder.fail.lock().unwrap() = None;
     store.apply.drop_unstaged();
