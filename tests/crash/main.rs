@@ -1,6 +1,7 @@
 //! `kill -9` of the real processes under a guest that knows every write it made.
 
 mod controls;
+mod cuts;
 mod kills;
 mod overflow;
 mod recovery;

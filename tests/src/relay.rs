@@ -34,6 +34,10 @@ struct Mode {
     black_hole: bool,
     /// New connections are closed at once.
     refuse: bool,
+    /// New connections end after so many bytes of one direction.
+    cut: Option<(Direction, u64)>,
+    /// Connections that ended so.
+    cuts: u64,
     stopped: bool,
     connections: Vec<TcpStream>,
 }
@@ -111,6 +115,17 @@ impl Relay {
         }
     }
 
+    /// From now on each new connection ends once so many bytes went through it in that
+    /// direction; `None`: no more.
+    pub fn set_cut(&self, cut: Option<(Direction, u64)>) {
+        lock(&self.shared.mode).cut = cut;
+    }
+
+    /// Connections that were cut so.
+    pub fn cuts(&self) -> u64 {
+        lock(&self.shared.mode).cuts
+    }
+
     /// Connections that were let through.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -135,7 +150,7 @@ impl Drop for Relay {
 fn accept(listener: &TcpListener, to: SocketAddr, shared: &Arc<Shared>) {
     for near in listener.incoming() {
         let Ok(near) = near else { continue };
-        {
+        let cut = {
             let mode = lock(&shared.mode);
             if mode.stopped {
                 return;
@@ -143,7 +158,8 @@ fn accept(listener: &TcpListener, to: SocketAddr, shared: &Arc<Shared>) {
             if mode.refuse {
                 continue;
             }
-        }
+            mode.cut
+        };
         let Ok(far) = TcpStream::connect(to) else { continue };
         for stream in [&near, &far] {
             // Without it small frames would wait for each other's acknowledgements.
@@ -158,7 +174,8 @@ fn accept(listener: &TcpListener, to: SocketAddr, shared: &Arc<Shared>) {
         {
             let shared = shared.clone();
             std::thread::spawn(move || {
-                let mut pump = Pump { from, into, direction, shared };
+                let left = cut.filter(|(cut, _)| *cut == direction).map(|(_, after)| after);
+                let mut pump = Pump { from, into, direction, shared, left };
                 // Either side's end is the end of both.
                 let _ = pump.run();
                 let _ = pump.into.shutdown(Shutdown::Both);
@@ -173,6 +190,8 @@ struct Pump {
     into: TcpStream,
     direction: Direction,
     shared: Arc<Shared>,
+    /// Bytes until it is cut.
+    left: Option<u64>,
 }
 
 impl Pump {
@@ -214,8 +233,17 @@ impl Pump {
             mode = self.shared.changed.wait(mode).unwrap_or_else(PoisonError::into_inner);
         }
         drop(mode);
-        self.shared.forwarded_bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
-        self.into.write_all(bytes)
+        let passes = self.left.map_or(bytes.len() as u64, |left| left.min(bytes.len() as u64));
+        self.shared.forwarded_bytes.fetch_add(passes, Ordering::SeqCst);
+        self.into.write_all(&bytes[..passes as usize])?;
+        if let Some(left) = &mut self.left {
+            *left -= passes;
+            if *left == 0 {
+                lock(&self.shared.mode).cuts += 1;
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -255,6 +283,20 @@ mod tests {
         let mut back = vec![0; bytes.len()];
         stream.read_exact(&mut back)?;
         Ok(back)
+    }
+
+    #[test]
+    fn a_cut_lets_so_many_bytes_through_and_no_more() {
+        let relay = Relay::start(echo());
+        relay.set_cut(Some((Direction::ToReceiver, 5)));
+        let mut stream = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(roundtrip(&mut stream, b"1234").unwrap(), b"1234");
+        // The fifth byte passes, or is lost with the connection; the sixth never does.
+        assert!(roundtrip(&mut stream, b"56").is_err());
+        assert_eq!(relay.cuts(), 1);
+        relay.set_cut(None);
+        let mut stream = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(roundtrip(&mut stream, &[7; 100]).unwrap(), [7; 100]);
     }
 
     fn frame(kind: u16, body: &[u8]) -> Vec<u8> {

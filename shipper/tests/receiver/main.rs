@@ -1,6 +1,7 @@
 //! The receiver over real loopback sockets, driven by a small sender.
 
 mod certificates;
+mod cuts;
 mod direct;
 mod faults;
 mod hostile;
