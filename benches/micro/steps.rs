@@ -5,6 +5,7 @@ use crate::figures::{Found, Row, histogram};
 use std::hint::black_box;
 use std::time::Instant;
 use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c, is_zero};
+use towline_proxy::latency::{Kind, Shadow, Timing};
 use towline_shipper::batch::{BatchBuilder, BatchView, Chain};
 use towline_shipper::{BatchHash, GroupUuid, SessionId};
 
@@ -26,6 +27,7 @@ pub fn measure(found: &mut Found) {
     let encoded = batch(&data, crc).encode(&chain, 1).bytes;
     let batch_bytes = BATCH_OPS * BLOCK;
     let mut memory = ColdMemory::new();
+    let shadow = Shadow::default();
     found.rows.extend([
         timed("timer", 0, CALLS, || {}),
         timed("crc32c of 4 KiB", BLOCK, CALLS, || {
@@ -37,6 +39,7 @@ pub fn measure(found: &mut Found) {
         timed("zero test, 4 KiB of data", 0, CALLS, || {
             black_box(is_zero(black_box(&data)));
         }),
+        timed("stamps of 32 writes of one batch, recorded", 0, CALLS / 10, || stamps(&shadow)),
         timed("floor of an append: crc32c and copy, 4 KiB", BLOCK, CALLS, || memory.take(&data)),
         timed("batch of 256 x 4 KiB: build and encode", batch_bytes, CALLS / 100, || {
             black_box(batch(&data, crc).encode(&chain, 1));
@@ -45,6 +48,20 @@ pub fn measure(found: &mut Found) {
             black_box(BatchView::parse(black_box(&encoded)).expect("it is sound"));
         }),
     ]);
+}
+
+/// Shadow timing as a batch of writes has it: a reading for all at either end, two at the
+/// source for each.
+fn stamps(shadow: &Shadow) {
+    let received = Instant::now();
+    let mut timings = [None; 32];
+    for timing in &mut timings {
+        let submitted = Instant::now();
+        let took = black_box(Instant::now()) - submitted;
+        *timing = Some(Timing::new(Kind::Write, BLOCK as u64, received, took));
+    }
+    let replied = Instant::now();
+    timings.iter().flatten().for_each(|timing| shadow.replied(timing, replied));
 }
 
 pub fn timed(name: &'static str, bytes: usize, calls: usize, mut step: impl FnMut()) -> Row {
