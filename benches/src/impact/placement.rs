@@ -12,6 +12,8 @@ pub enum Placement {
     SameCore,
     /// Each on its own.
     SeparateCores,
+    /// The client on one processor, as by `iothreadpin`; the server anywhere.
+    PinnedClient,
     /// Unpinned, and every processor kept from halting by a spinner of the idle class.
     Awake,
 }
@@ -28,14 +30,20 @@ pub(super) struct Seats {
 }
 
 impl Placement {
-    pub const ALL: [Placement; 4] =
-        [Placement::Unpinned, Placement::SameCore, Placement::SeparateCores, Placement::Awake];
+    pub const ALL: [Placement; 5] = [
+        Placement::Unpinned,
+        Placement::SameCore,
+        Placement::SeparateCores,
+        Placement::PinnedClient,
+        Placement::Awake,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Placement::Unpinned => "unpinned",
             Placement::SameCore => "same-core",
             Placement::SeparateCores => "separate-cores",
+            Placement::PinnedClient => "pinned-client",
             Placement::Awake => "awake",
         }
     }
@@ -65,6 +73,9 @@ fn seats(placement: Placement, cpus: &[usize]) -> Option<Seats> {
                 ..Seats::default()
             })
         }
+        (Placement::PinnedClient, [_, .., last]) => {
+            Some(Seats { client: Some(Cpus::new([*last])), ..Seats::default() })
+        }
         (Placement::SeparateCores, [.., server, client]) => Some(Seats {
             client: Some(Cpus::new([*client])),
             server: Some(Cpus::new([*server])),
@@ -92,6 +103,8 @@ mod tests {
             (Placement::Awake, &[0, 1][..], "any any any [0, 1]"),
             (Placement::SameCore, &[0][..], "0 0 any []"),
             (Placement::SameCore, &[0, 1][..], "1 1 0 []"),
+            (Placement::PinnedClient, &[0][..], "none"),
+            (Placement::PinnedClient, &[0, 1][..], "1 any any []"),
             (Placement::SeparateCores, &[0][..], "none"),
             (Placement::SeparateCores, &[0, 1][..], "1 0 any []"),
             (Placement::SeparateCores, &[0, 1, 2, 3][..], "3 2 0,1 []"),

@@ -20,6 +20,8 @@ pub enum ServerKind {
     TowlineFlush,
     /// As idle, `durability = "write"`.
     TowlineWrite,
+    /// As the first, `latency = "lowest"`.
+    TowlineLowest,
     /// As the first, its source an export of another server.
     TowlineUpstream,
     Nbdkit,
@@ -36,12 +38,13 @@ pub enum ServerKind {
 use ServerKind::*;
 
 impl ServerKind {
-    pub const ALL: [ServerKind; 12] = [
+    pub const ALL: [ServerKind; 13] = [
         Towline,
         TowlineIdle,
         TowlineOff,
         TowlineFlush,
         TowlineWrite,
+        TowlineLowest,
         TowlineUpstream,
         Nbdkit,
         NbdkitHop,
@@ -58,6 +61,7 @@ impl ServerKind {
             TowlineOff => "towline-off",
             TowlineFlush => "towline-flush",
             TowlineWrite => "towline-write",
+            TowlineLowest => "towline-lowest",
             TowlineUpstream => "towline-upstream",
             Nbdkit => "nbdkit",
             NbdkitHop => "nbdkit-hop",
@@ -75,6 +79,7 @@ impl ServerKind {
             TowlineOff => "our server without a journal",
             TowlineFlush => "journal on, durability = flush, shipper stopped",
             TowlineWrite => "journal on, durability = write, shipper stopped",
+            TowlineLowest => "journal on, shipping, latency = lowest: no processor halts meanwhile",
             TowlineUpstream => "journal on, shipping, the source an export of nbdkit file",
             Nbdkit => "nbdkit file, plain",
             NbdkitHop => "nbdkit nbd before an export of nbdkit file",
@@ -110,7 +115,7 @@ impl ServerKind {
 
     /// Has a baseline to make before it can be measured.
     pub(super) fn replicates(self) -> bool {
-        matches!(self, Towline | TowlineIdle | TowlineFlush | TowlineWrite | TowlineUpstream)
+        self.peer().is_none() && self != TowlineOff
     }
 }
 
@@ -251,7 +256,7 @@ impl Level {
     pub fn seconds(self) -> f64 {
         match self {
             Level::Quick => 0.6,
-            Level::Default => 0.8,
+            Level::Default => 0.75,
             Level::Full => 2.0,
         }
     }
@@ -365,11 +370,14 @@ fn in_level(level: Level, cell: &Cell) -> bool {
         (Placement::Unpinned, QemuNbd) => {
             !matches!(job, "write-4k-qd8" | "open-4k" | "mix-70-qd16" | "write-4k-4conn")
         }
-        (Placement::Unpinned, TowlineUpstream | NbdkitHop) => basic,
+        (Placement::Unpinned, TowlineUpstream | NbdkitHop | TowlineLowest) => basic,
         (Placement::Unpinned, NbdServer | QsdBackground | QsdBlocking) => {
             basic || matches!(job, "write-64k-qd8" | "write-1m-qd4")
         }
         (Placement::Unpinned, _) => cost,
+        (Placement::PinnedClient, Towline | Nbdkit) => job == "write-4k-qd1",
+        (Placement::PinnedClient, _) => false,
+        (Placement::Awake, _) if level == Level::Default => false,
         (_, Towline | Nbdkit) => basic,
         (_, TowlineIdle | TowlineOff | QemuNbd) => basic && level == Level::Full,
         _ => false,

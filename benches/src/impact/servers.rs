@@ -77,7 +77,7 @@ impl fmt::Display for UpstreamFailed {
 pub(super) fn start(kind: ServerKind, place: &Place<'_>) -> anyhow::Result<Running> {
     use ServerKind::*;
     match kind {
-        Towline | TowlineIdle | TowlineFlush | TowlineWrite | TowlineUpstream => {
+        Towline | TowlineIdle | TowlineFlush | TowlineWrite | TowlineLowest | TowlineUpstream => {
             replicated::start(kind, place)
         }
         TowlineOff => plain::towline_off(place),

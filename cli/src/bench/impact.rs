@@ -47,7 +47,7 @@ pub struct Args {
     /// Windows of each cell [default: 3, 5 or 7 by level].
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Length of a window [default: 0.6, 0.8 or 2 by level].
+    /// Length of a window [default: 0.6, 0.75 or 2 by level].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
     /// Order, offsets and intervals follow from it.

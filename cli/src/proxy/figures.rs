@@ -10,7 +10,7 @@ use std::time::Duration;
 use towline_journal::format::Counter;
 use towline_journal::{Journal, unix_now_ns};
 use towline_proxy::VolumeFigures;
-use towline_proxy::latency::{Added, Counters, Kind};
+use towline_proxy::latency::{Added, Cores, Counters, Kind};
 
 /// Fast enough for `status`, rare enough to cost nothing.
 const EVERY: Duration = Duration::from_millis(500);
@@ -100,6 +100,7 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
         let seconds = volume.counters.spin_ns.get() as f64 / 1e9;
         of_volume(Sample::gauge("towline_spin_seconds", help, seconds), journal, volume)
     }));
+    samples.extend(core_samples(journal, volumes));
     let timed = |volume| added_samples(volume).map(move |s| of_volume(s, journal, volume));
     let mut added: Vec<Sample> = volumes.iter().flat_map(timed).collect();
     // Stable: those of one name come together, in their order.
@@ -111,6 +112,43 @@ pub fn samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
         of_volume(sample, journal, volume)
     }));
     samples
+}
+
+/// What the volumes' threads have of the machine's cores. Those of one name come together.
+fn core_samples(journal: &Journal, volumes: &[VolumeFigures]) -> Vec<Sample> {
+    type Read = fn(&Cores) -> Option<f64>;
+    let gauges: [(&str, &str, Read); 5] = [
+        ("towline_thread_cpu_seconds", "Core time of the volume's thread.", |cores| {
+            cores.used().map(|(ran, _)| ran)
+        }),
+        (
+            "towline_thread_wait_seconds",
+            "Time in which the volume's thread had work and no core.",
+            |cores| cores.used().map(|(_, waited)| waited),
+        ),
+        (
+            "towline_seat_core",
+            "Core that the volume's thread shares with its client; -1: the scheduler decides.",
+            |cores| Some(cores.seat().map_or(-1.0, |core| core as f64)),
+        ),
+        (
+            "towline_awake",
+            "1 while the volume's thread keeps the processors from halting.",
+            |cores| Some(f64::from(cores.is_awake())),
+        ),
+        (
+            "towline_awake_seconds",
+            "Time in which the volume's thread kept the processors from halting.",
+            |cores| Some(cores.awake_ns.get() as f64 / 1e9),
+        ),
+    ];
+    let samples = gauges.into_iter().flat_map(|(name, help, read)| {
+        volumes.iter().filter_map(move |volume| {
+            let value = read(&volume.counters.cores)?;
+            Some(of_volume(Sample::gauge(name, help, value), journal, volume))
+        })
+    });
+    samples.collect()
 }
 
 /// What was added to requests, by kind and size class.

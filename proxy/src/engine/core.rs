@@ -5,8 +5,10 @@ use super::alone::Alone;
 use super::buffers::LargeMemory;
 use super::command::{Inbox, Mailbox};
 use super::connection::{Connection, Ending, Pause};
+use super::cores::{Awake, Mover};
 use super::durable::{Waits, WakeOnDurable};
 use super::pending::{Pending, Rules};
+use super::seat::Seat;
 use super::slots::{Key, Purpose};
 use super::spin::{LatencyPolicy, Spin};
 use super::upstream::Link;
@@ -17,6 +19,7 @@ use crate::nbd::reply::Descriptor;
 use crate::syncs::Syncs;
 use crate::volume::Volume;
 use crossbeam::channel::Sender;
+use rustix::thread::Pid;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -68,6 +71,11 @@ pub(super) struct Core {
     /// To an upstream server, where that is the source.
     pub link: Option<Link>,
     pub spin: Spin,
+    pub seat: Seat,
+    pub mover: Mover,
+    pub awake: Awake,
+    /// The process of the last client that came, where it can be known.
+    pub client: Option<Pid>,
     /// Requests executed since the last look.
     pub requests: u32,
     /// Connections that stand for a turn.
@@ -114,6 +122,10 @@ impl Core {
             rules,
             link,
             spin: Spin::new(policy, now),
+            seat: Seat::new(now),
+            mover: Mover::default(),
+            awake: Awake::new(policy),
+            client: None,
             requests: 0,
             ready: VecDeque::new(),
             now,

@@ -65,6 +65,7 @@ impl Engine {
     /// Serves until [`super::command::Command::Stop`]; then every source write is on the medium, or
     /// the error says why not.
     pub fn run(mut self) -> Result<()> {
+        self.core.note_thread();
         let result = self.serve();
         if let Err(error) = &result {
             tracing::error!(volume = %self.core.volume.name(), %error, "the volume's thread ends");
@@ -113,6 +114,7 @@ impl Engine {
         for completion in done.drain(..) {
             self.completed(completion)?;
         }
+        self.core.expire_awake();
         if self.core.gate.expire(self.core.now) {
             tracing::warn!(volume = %self.core.volume.name(), "the hold is over: changes go on");
             self.resume(Pause::Gate);
@@ -164,7 +166,8 @@ impl Engine {
         let waits = core.waits.deadline();
         let stop_by = self.stop_by.filter(|stop_by| core.pending.is_idle() || *stop_by > core.now);
         let upstream = core.link.as_ref().and_then(Link::deadline);
-        let deadlines = [core.gate.deadline(), waits, stop_by, upstream];
+        let awake = core.awake.deadline();
+        let deadlines = [core.gate.deadline(), waits, stop_by, upstream, awake];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }

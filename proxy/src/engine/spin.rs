@@ -28,7 +28,7 @@ pub enum LatencyPolicy {
     /// Looks for the next request while that pays off and the core is idle otherwise.
     #[default]
     Balanced,
-    /// Looks longer.
+    /// Looks longer, and lets no processor of the machine halt while a client is served.
     Lowest,
     /// Sleeps whenever there is nothing to do.
     Frugal,
@@ -104,9 +104,13 @@ impl Spin {
 
     /// So many requests were executed since the last call.
     fn executed(&mut self, requests: u32) {
-        if requests > 0 {
-            self.depth = requests.max(self.depth - self.depth.div_ceil(8));
-        }
+        self.depth = requests.max(self.depth - self.depth.div_ceil(8));
+    }
+
+    /// The client keeps more requests in flight than a look, or a core shared with it, is
+    /// good for.
+    pub fn is_deep(&self) -> bool {
+        self.depth > DEPTH_MAX
     }
 
     /// Takes a connection that wants to receive; false when that is the kernel's.
@@ -153,7 +157,10 @@ impl Engine {
             return Ok(false);
         }
         let requests = std::mem::take(&mut self.core.requests);
-        self.core.spin.executed(requests);
+        if requests > 0 {
+            self.core.spin.executed(requests);
+            self.core.place(requests);
+        }
         let look = match self.core.spin.begin(self.core.now) {
             Some(max) => self.look(max)?,
             None => Look::Nothing,

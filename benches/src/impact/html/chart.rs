@@ -32,6 +32,7 @@ pub(super) fn colour(server: ServerKind) -> &'static str {
         ServerKind::TowlineOff => "#8fb9f2",
         ServerKind::TowlineFlush => "#3a3f9e",
         ServerKind::TowlineWrite => "#7a6ff0",
+        ServerKind::TowlineLowest => "#073f8f",
         ServerKind::TowlineUpstream => "#2f9e8f",
         ServerKind::NbdkitHop => "#b0603a",
         ServerKind::Nbdkit => "#d9480f",

@@ -105,7 +105,7 @@ pub(super) fn start(kind: ServerKind, place: &Place<'_>) -> anyhow::Result<Runni
 
 /// Goes on shipping while it is measured.
 fn ships(kind: ServerKind) -> bool {
-    matches!(kind, ServerKind::Towline | ServerKind::TowlineUpstream)
+    matches!(kind, ServerKind::Towline | ServerKind::TowlineLowest | ServerKind::TowlineUpstream)
 }
 
 /// Proxy and receiver; nothing is shipped yet.
@@ -160,6 +160,7 @@ pub(super) fn start_proxy(kind: ServerKind, place: &Place<'_>) -> anyhow::Result
     match kind {
         ServerKind::TowlineFlush => words.extend(words!["--durability", "flush"]),
         ServerKind::TowlineWrite => words.extend(words!["--durability", "write"]),
+        ServerKind::TowlineLowest => words.extend(words!["--latency", "lowest"]),
         _ => {}
     }
     if !ships(kind) {
