@@ -155,6 +155,10 @@ impl Journal {
             // R2. Only this thread, the volume's, takes dirty away from its blocks. An
             // extent with dirty blocks is hot.
             if map.all_set(Bits::Dirty, BlockRange::touching(extent)) {
+                let parts = &self.parts[volume.index()];
+                if parts.has_any() {
+                    parts.lock().changed(extent, |_| true);
+                }
                 ring.count(Counter::MappedBytes, volume, extent.len);
                 return Begun::Map;
             }
@@ -220,7 +224,12 @@ impl Journal {
             return Some((first, position));
         }
         if !extent.is_empty() {
-            self.make_dirty(&mut cursor, volume, BlockRange::touching(extent));
+            self.break_stream(&mut cursor, volume);
+            let map = VolumeMap::new(&self.ring, volume);
+            let mut parts = self.parts[volume.index()].lock();
+            let is_dirty = |block| map.all_set(Bits::Dirty, BlockRange::new(block, 1));
+            parts.changed(extent, is_dirty);
+            map.set(Bits::Dirty, BlockRange::touching(extent));
             self.ring.count(Counter::MappedBytes, volume, extent.len);
         }
         None
@@ -269,8 +278,15 @@ impl Journal {
         }
     }
 
-    /// Dirty blocks go past the journal: BREAK first if the group was whole (R5).
+    /// Dirty blocks, as a whole, go past the journal: BREAK first if the group was whole (R5).
     pub(crate) fn make_dirty(&self, cursor: &mut Cursor, volume: VolumeId, blocks: BlockRange) {
+        self.break_stream(cursor, volume);
+        let mut parts = self.parts[volume.index()].lock();
+        parts.whole(blocks);
+        VolumeMap::new(&self.ring, volume).set(Bits::Dirty, blocks);
+    }
+
+    fn break_stream(&self, cursor: &mut Cursor, volume: VolumeId) {
         if cursor.whole {
             self.append_control(cursor, Control::Break, 0);
             cursor.whole = false;
@@ -284,7 +300,6 @@ impl Journal {
                  target has caught up (BREAK)"
             );
         }
-        VolumeMap::new(&self.ring, volume).set(Bits::Dirty, blocks);
     }
 
     /// Appends a control record; slots are reserved for them. Returns its number.

@@ -3,7 +3,7 @@
 use crate::append::{Cursor, free_up_to};
 use crate::format::{Control, Counter};
 use crate::journal::Journal;
-use crate::map::{Bits, VolumeMap};
+use crate::map::{Bits, PARTS_BLOCKS_MAX, Parts, VolumeMap};
 use crate::resume::{self, Durable, Holding, Resume};
 use crate::spill::{HealSeen, may_heal};
 use crate::state::Hex16;
@@ -18,7 +18,7 @@ use towline_block::{BLOCK_BYTES, BlockRange, VolumeId};
 const HEAL_LEAVES_SLOTS: u64 = 4;
 
 /// A stretch of dirty blocks given to the walker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     pub id: u64,
     pub volume: VolumeId,
@@ -28,11 +28,28 @@ pub struct Claim {
     pub compare: bool,
     /// P of rule R3: the stream carries all records up to here before the blocks.
     pub granted_at: u64,
+    /// Of each block, what of it the target lacks; empty: all of all. A walker may always
+    /// send more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Parts>,
+}
+
+/// A claim that no target has acknowledged.
+pub(crate) struct Granted {
+    volume: VolumeId,
+    blocks: BlockRange,
+    parts: Vec<Parts>,
 }
 
 impl Claim {
     pub fn range(&self) -> BlockRange {
         BlockRange::new(self.first_block, self.blocks)
+    }
+
+    /// What the target lacks of a block of the claim.
+    pub fn parts_of(&self, block: u64) -> Parts {
+        let index = block.checked_sub(self.first_block);
+        index.and_then(|index| self.parts.get(index as usize)).copied().unwrap_or(0)
     }
 }
 
@@ -173,13 +190,23 @@ impl Journal {
         let map = VolumeMap::new(&self.ring, volume);
         // Held over the bits as well: a revert on another thread comes before or after.
         let mut claims = self.claims.lock().expect("claims lock");
-        let (run, compare) = map.claimable(from_block, blocks_max)?;
+        let (mut run, compare) = map.claimable(from_block, blocks_max)?;
         let id = self.ring.counter(Counter::NextClaim).fetch_add(1, Ordering::SeqCst);
-        claims.insert(id, (volume, run));
+        let mut parts_of_all = self.parts[volume.index()].lock();
+        if parts_of_all.has_any_of(run) {
+            run.count = run.count.min(PARTS_BLOCKS_MAX);
+        }
+        let mut parts = parts_of_all.take(run);
+        if compare {
+            parts.clear();
+        }
+        claims.insert(id, Granted { volume, blocks: run, parts: parts.clone() });
         map.set(Bits::Claimed, run);
         map.clear(Bits::Dirty, run);
+        drop(parts_of_all);
         let granted_at = self.lock_cursor().next_seq - 1;
-        Some(Claim { id, volume, first_block: run.first, blocks: run.count, compare, granted_at })
+        let (first_block, blocks) = (run.first, run.count);
+        Some(Claim { id, volume, first_block, blocks, compare, granted_at, parts })
     }
 
     /// The target durably has all records up to `seq` and all claims up to `claims`.
@@ -268,7 +295,7 @@ impl Journal {
         while let Some(entry) = claims.first_entry()
             && *entry.key() <= up_to
         {
-            let (id, (volume, blocks)) = entry.remove_entry();
+            let (id, Granted { volume, blocks, .. }) = entry.remove_entry();
             let map = VolumeMap::new(&self.ring, volume);
             map.clear(Bits::Suspect, blocks);
             map.clear(Bits::Claimed, blocks);
@@ -279,13 +306,22 @@ impl Journal {
     /// Claims that no session will finish are dirty again. Returns blocks.
     pub(crate) fn revert_claims(&self) -> u64 {
         let mut claims = self.claims.lock().expect("claims lock");
-        claims.clear();
         let mut reverted = 0;
+        for Granted { volume, blocks, parts } in std::mem::take(&mut *claims).into_values() {
+            let map = VolumeMap::new(&self.ring, volume);
+            let mut all = self.parts[volume.index()].lock();
+            let is_dirty = |block| map.all_set(Bits::Dirty, BlockRange::new(block, 1));
+            all.give_back(blocks, &parts, is_dirty);
+            // Dirty before unclaimed: the block is never neither.
+            map.set(Bits::Dirty, blocks);
+            reverted += map.clear(Bits::Claimed, blocks);
+        }
+        // Of an owner before this one.
         for index in 0..self.ring.volumes.len() {
             let map = VolumeMap::new(&self.ring, VolumeId(index as u16));
             let mut at = 0;
             while let Some(run) = map.next_claimed(at) {
-                // Dirty before unclaimed: the block is never neither.
+                self.parts[index].lock().whole(run);
                 map.set(Bits::Dirty, run);
                 reverted += map.clear(Bits::Claimed, run);
                 at = run.end();

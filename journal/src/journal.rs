@@ -10,11 +10,11 @@ mod slots;
 
 use crate::activity::{self, Activity, Base, CoolerContext, EXTENT_BYTES, Hot};
 use crate::append::{AppendLock, Cursor};
-use crate::attach::Resync;
+use crate::attach::{Granted, Resync};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::*;
-use crate::map::{Bits, VolumeMap, runs_of};
+use crate::map::{Bits, PartMap, VolumeMap, runs_of};
 use crate::record::{Record, SlotFault};
 use crate::recover::{
     self, ActivityFound, Decision, Findings, RingFound, SavedFound, SourceFound, SpillFound,
@@ -115,7 +115,9 @@ pub struct Journal {
     pub(crate) flushed_with: Vec<bool>,
     /// What the spill has of the incarnation before, while it counts.
     pub(crate) history: Mutex<Option<(PastRing, History)>>,
-    pub(crate) claims: Mutex<BTreeMap<u64, (VolumeId, BlockRange)>>,
+    pub(crate) claims: Mutex<BTreeMap<u64, Granted>>,
+    /// Of each volume's dirty blocks, which parts.
+    pub(crate) parts: Vec<PartMap>,
     /// When a HEAL that nothing but the ladder holds back was first asked for; 0: it was not.
     pub(crate) heal_asked_ns: AtomicU64,
     pub(crate) state: Mutex<GroupState>,
@@ -279,6 +281,7 @@ impl Journal {
             flushed_with,
             history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
+            parts: options.sources.iter().map(|_| PartMap::default()).collect(),
             heal_asked_ns: AtomicU64::new(0),
             state: Mutex::new(state),
             sources: options.sources,

@@ -16,8 +16,12 @@ use std::time::Duration;
 use towline_block::{GroupName, MarkName, VolumeId};
 
 pub const LINK_VERSION: u32 = 1;
-/// Longest message: an attach reply with the largest number of volumes is 16 KiB.
+/// Longest message: an attach reply with the largest number of volumes is 16 KiB, claims
+/// of [`CLAIM_RUNS_MAX`] runs as much.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// The most runs that one request claims.
+pub const CLAIM_RUNS_MAX: u32 = 64;
 
 /// What the shipper asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +29,15 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 pub enum Request {
     /// A new session: the target durably has this. Ends older sessions.
     Attach { version: u32, target: Durable },
-    /// Dirty blocks of a volume, at or after a block.
-    Claim { volume: VolumeId, from_block: u64, blocks_max: u64 },
+    /// Dirty blocks of a volume, at or after a block: so many at most, in at most so many
+    /// runs. Without `runs_max` one, answered by `claimed`; else `claims`.
+    Claim {
+        volume: VolumeId,
+        from_block: u64,
+        blocks_max: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runs_max: Option<u32>,
+    },
     /// The target durably has all records and claims up to here.
     Ack { seq: u64, claims: u64 },
     /// The stream has passed every Q: append HEAL if nothing is dirty or claimed.
@@ -68,6 +79,8 @@ pub enum Reply {
     /// The target was promoted in a later epoch.
     Superseded,
     Claimed(Option<Claim>),
+    /// In the order of their blocks and numbers.
+    Claims(Vec<Claim>),
     /// Number of the HEAL record; none while anything is dirty or claimed.
     Healed(Option<u64>),
     /// The RESYNC record from which the stream goes on, and the claims it counts as

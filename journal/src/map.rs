@@ -6,6 +6,11 @@
 //! the target before it is sent (docs/design/0003). Bits become dirty on the volume's I/O thread or under the
 //! append lock; they change by atomic operations, and the counters follow exactly.
 
+mod parts;
+
+pub(crate) use parts::PartMap;
+pub use parts::{PART_BYTES, PARTS_BLOCKS_MAX, Parts, ranges_of};
+
 use crate::format::Counter;
 use crate::ring::Ring;
 use crate::sys::sync::{AtomicU64, Ordering};

@@ -5,7 +5,7 @@ use crate::activity::{Activity, Base, Hot};
 use crate::append::{AppendLock, Cursor};
 use crate::format::{Counter, PAYLOAD_ALIGN, SlotState, commit_parts};
 use crate::journal::Journal;
-use crate::map::{Bits, VolumeMap};
+use crate::map::{Bits, PartMap, VolumeMap};
 use crate::reader::RingReader;
 use crate::ring::{Ring, RingSpec};
 use crate::spill::HEAL_WAIT_MAX;
@@ -77,6 +77,7 @@ impl Journal {
             persister: None,
             rung_watch: None,
             claims: Mutex::new(BTreeMap::new()),
+            parts: (0..VOLUMES).map(|_| PartMap::default()).collect(),
             // The ladder never holds a HEAL back: what is searched is who comes first.
             heal_asked_ns: AtomicU64::new(1),
             state: Mutex::new(GroupState {

@@ -146,11 +146,17 @@ impl Group {
         self.ask_all(answer_by(), |done| Command::Promote { refusal: refusal.clone(), done })
     }
 
-    /// Dirty blocks of a volume for the shipper's walker, from block `from` on.
-    pub fn claim(&self, volume: VolumeId, from: u64, blocks_max: u64) -> Result<Option<Claim>> {
+    /// Dirty blocks of a volume for the shipper's walker, from a block on.
+    pub fn claim(
+        &self,
+        volume: VolumeId,
+        from_block: u64,
+        blocks_max: u64,
+        runs_max: u32,
+    ) -> Result<Vec<Claim>> {
         let member = self.member(volume)?;
         let (done, answer) = bounded(1);
-        member.mailbox.send(Command::Claim { from_block: from, blocks_max, done })?;
+        member.mailbox.send(Command::Claim { from_block, blocks_max, runs_max, done })?;
         // No time limit: a claim that nobody waits for any more would be lost.
         answer.recv().map_err(|_| no_answer(member, false))?
     }

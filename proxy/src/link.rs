@@ -20,7 +20,7 @@ use std::time::Duration;
 use towline_block::sys::uring::Fd;
 use towline_block::{Backend, VolumeId};
 use towline_journal::format::Counter;
-use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
+use towline_journal::link::{CLAIM_RUNS_MAX, LINK_VERSION, Link, Reply, Request};
 use towline_journal::state::Promoted;
 use towline_journal::{Damage, Durable, Journal, Resync};
 
@@ -153,9 +153,14 @@ impl Shared {
         }
         let reply = match request {
             Request::Attach { .. } => unreachable!("answered above"),
-            Request::Claim { volume, from_block, blocks_max } => {
+            Request::Claim { volume, from_block, blocks_max, runs_max } => {
                 let _session = self.session(number)?;
-                Reply::Claimed(self.group.claim(volume, from_block, blocks_max)?)
+                let runs = runs_max.unwrap_or(1).min(CLAIM_RUNS_MAX);
+                let claims = self.group.claim(volume, from_block, blocks_max, runs)?;
+                match runs_max {
+                    None => Reply::Claimed(claims.into_iter().next()),
+                    Some(_) => Reply::Claims(claims),
+                }
             }
             Request::Ack { seq, claims } => {
                 let _session = self.session(number)?;

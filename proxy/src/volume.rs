@@ -226,9 +226,19 @@ impl Volume {
         }
     }
 
-    pub fn claim(&self, from_block: u64, blocks_max: u64) -> Option<Claim> {
-        let Journaled { journal, id } = self.journaled.as_ref()?;
-        journal.claim(*id, from_block, blocks_max)
+    /// Runs of dirty blocks at or after a block, in order.
+    pub fn claim(&self, mut from_block: u64, mut blocks_max: u64, runs_max: u32) -> Vec<Claim> {
+        let Some(Journaled { journal, id }) = &self.journaled else { return Vec::new() };
+        let mut claims = Vec::new();
+        while blocks_max > 0
+            && claims.len() < runs_max as usize
+            && let Some(claim) = journal.claim(*id, from_block, blocks_max)
+        {
+            from_block = claim.range().end();
+            blocks_max -= claim.blocks;
+            claims.push(claim);
+        }
+        claims
     }
 
     pub fn begin<'a>(&self, change: impl FnOnce() -> Change<'a>) -> Option<Begun> {

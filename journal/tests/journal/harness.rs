@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use towline_block::{Access, BLOCK_BYTES, Backend, Extent, FileDisk, VolumeId};
+use towline_block::{Access, BLOCK_BYTES, Backend, BlockRange, Extent, FileDisk, VolumeId};
 use towline_journal::format::{Control, Counter, Kind, SlotState};
+use towline_journal::map::ranges_of;
 use towline_journal::spill::Store;
 use towline_journal::*;
 
@@ -26,6 +27,8 @@ pub struct Lab {
     pub history: Vec<(u32, u64, Vec<Vec<u8>>)>,
     /// Records that were shipped while the spill had them.
     pub from_spill: u64,
+    /// Blocks of which only parts were shipped.
+    pub shipped_parts: usize,
     /// Damaged stretches of the spill that were passed over.
     pub skipped: u64,
     /// Records taken from the spill of a lost ring.
@@ -79,6 +82,7 @@ impl Lab {
             spill,
             history,
             from_spill,
+            shipped_parts: 0,
             skipped,
             from_history,
             history_stops_at,
@@ -212,15 +216,18 @@ impl Lab {
                         continue; // an open record of another volume: not now, P is not reached
                     }
                     self.cut(&reader, u64::MAX, &mut cut, &mut claims);
-                    let extent = claim.range().extent(self.size);
-                    let mut bytes = vec![0; extent.len as usize];
-                    journal.sources()[volume.index()]
-                        .disk
-                        .read_at(&mut bytes, extent.offset)
-                        .unwrap();
-                    let at = extent.offset as usize;
-                    self.target.images[volume.index()][at..at + bytes.len()]
-                        .copy_from_slice(&bytes);
+                    self.shipped_parts += claim.parts.iter().filter(|parts| **parts != 0).count();
+                    for block in claim.first_block..claim.range().end() {
+                        let extent = BlockRange::new(block, 1).extent(self.size);
+                        for range in ranges_of(claim.parts_of(block), extent.len) {
+                            let at = extent.offset + range.offset;
+                            let mut bytes = vec![0; range.len as usize];
+                            let source = &journal.sources()[volume.index()].disk;
+                            source.read_at(&mut bytes, at).unwrap();
+                            self.target.images[volume.index()][at as usize..][..bytes.len()]
+                                .copy_from_slice(&bytes);
+                        }
+                    }
                     claims = claim.id;
                 }
             }
@@ -232,6 +239,18 @@ impl Lab {
             };
             journal.ack(cut, claims);
             journal.heal();
+        }
+    }
+
+    /// Leaves the ring no slot, as a target that is away for long does.
+    pub fn fill(&self) {
+        for block in (0..BLOCKS).cycle() {
+            let head = self.journal().get(Counter::Head);
+            let _ = self.zero(VOLUMES - 1, Extent::new(block * BLOCK_BYTES, 1), End::Done);
+            let is_journaled = self.journal().get(Counter::Head) > head;
+            if !is_journaled && self.journal().get(Counter::Whole) == 0 {
+                return;
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod heat;
 mod history;
 mod lone;
 mod model;
+mod parts;
 mod sparse;
 mod spill;
 mod start;

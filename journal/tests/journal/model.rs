@@ -34,6 +34,8 @@ enum Step {
     Ship {
         steps: usize,
     },
+    /// The ring has no slot left.
+    Fill,
     Kill,
     Stop,
     LoseRing,
@@ -81,6 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..VOLUMES, range(), end())
             .prop_map(|(volume, (offset, len), end)| Step::Zero { volume, offset, len, end }),
         6 => (1..12usize).prop_map(|steps| Step::Ship { steps }),
+        3 => Just(Step::Fill),
         2 => Just(Step::Kill),
         1 => Just(Step::Stop),
         2 => Just(Step::LoseRing),
@@ -116,6 +119,7 @@ fn run(steps: &[Step], spill: SpillOptions) {
                 }
             }
             Step::Ship { steps } => lab.ship(steps),
+            Step::Fill => lab.fill(),
             Step::Kill => {
                 let report = lab.open();
                 assert!(!report.restarted && report.source_bytes_read == 0, "{report:?}");

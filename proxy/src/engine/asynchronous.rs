@@ -7,7 +7,7 @@
 use super::connection::{Connection, Pause};
 use super::core::Core;
 use super::execute::REPLY_BATCH_BYTES;
-use super::pending::{Io, Kind, Operation, Rules, Step, WaitingClaim};
+use super::pending::{Io, Kind, Operation, Rules, Step, WaitingClaims};
 use super::run::Engine;
 use super::slots::{Key, Purpose};
 use crate::error::Result as ProxyResult;
@@ -197,28 +197,30 @@ impl Core {
         self.complete(key, connection, ended.cookie, durable, result, timing);
     }
 
-    /// Makes a claim; answered at once, or when the changes before it have ended (R3).
+    /// Makes claims; answered at once, or when the changes before them have ended (R3).
     pub(super) fn claim(
         &mut self,
         from_block: u64,
         blocks_max: u64,
-        done: Sender<ProxyResult<Option<Claim>>>,
+        runs_max: u32,
+        done: Sender<ProxyResult<Vec<Claim>>>,
     ) {
-        let claim = self.volume.claim(from_block, blocks_max);
-        let Some(found) = claim else { return super::obey::answer(&done, Ok(None)) };
-        let range = found.range();
-        let range = Extent::new(range.first * BLOCK_BYTES, range.count * BLOCK_BYTES);
+        let claims = self.volume.claim(from_block, blocks_max, runs_max);
         let mark = self.pending.overlaps.mark();
-        self.pending.claims.push(WaitingClaim { claim: found, range, mark, done });
+        self.pending.claims.push(WaitingClaims { claims, mark, done });
         self.answer_claims();
     }
 
     fn answer_claims(&mut self) {
         let overlaps = &self.pending.overlaps;
-        self.pending.claims.retain(|waiting| {
-            let waits = overlaps.changes_before(waiting.mark, waiting.range);
+        self.pending.claims.retain_mut(|waiting| {
+            let waits = waiting.claims.iter().any(|claim| {
+                let blocks = claim.range();
+                let bytes = Extent::new(blocks.first * BLOCK_BYTES, blocks.count * BLOCK_BYTES);
+                overlaps.changes_before(waiting.mark, bytes)
+            });
             if !waits {
-                super::obey::answer(&waiting.done, Ok(Some(waiting.claim)));
+                super::obey::answer(&waiting.done, Ok(std::mem::take(&mut waiting.claims)));
             }
             waits
         });

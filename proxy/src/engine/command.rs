@@ -58,7 +58,8 @@ pub enum Command {
     Claim {
         from_block: u64,
         blocks_max: u64,
-        done: Sender<Result<Option<Claim>>>,
+        runs_max: u32,
+        done: Sender<Result<Vec<Claim>>>,
     },
     /// The upstream server is there again.
     Upstream(Box<Reconnected>),

@@ -65,8 +65,8 @@ impl Engine {
                 self.gate_changed();
                 answer(&done, Ok(()));
             }
-            Command::Claim { from_block, blocks_max, done } => {
-                self.core.claim(from_block, blocks_max, done);
+            Command::Claim { from_block, blocks_max, runs_max, done } => {
+                self.core.claim(from_block, blocks_max, runs_max, done);
             }
             Command::Upstream(new) => self.core.reconnected(*new)?,
             // Whoever waits for it is answered in every round.

@@ -334,12 +334,11 @@ fn no_progress() -> io::Error {
     io::Error::other("the source moved less than a block: it has become shorter, or is broken")
 }
 
-/// A claim that was made and waits for changes that came before it (R3).
-pub(super) struct WaitingClaim {
-    pub claim: Claim,
-    pub range: Extent,
+/// Claims that were made and wait for changes that came before them (R3).
+pub(super) struct WaitingClaims {
+    pub claims: Vec<Claim>,
     pub mark: Arrival,
-    pub done: Sender<Result<Option<Claim>>>,
+    pub done: Sender<Result<Vec<Claim>>>,
 }
 
 /// All operations of a volume at its source.
@@ -352,7 +351,7 @@ pub(super) struct Pending {
     pub runnable: Vec<usize>,
     /// Connections that wait for a permit, first come first served.
     pub waiters: VecDeque<Key>,
-    pub claims: Vec<WaitingClaim>,
+    pub claims: Vec<WaitingClaims>,
     /// By power of two of their size, from one block on.
     pool: Vec<Vec<AlignedBuf>>,
     pool_bytes: usize,

@@ -127,7 +127,7 @@ fn all_blocks_can_be_claimed_while_a_client_writes() {
         .collect();
     client.send(&script);
     let mut blocks = 0;
-    while let Some(claim) = group.claim(VolumeId(0), 0, 7).unwrap() {
+    while let [claim, ..] = &group.claim(VolumeId(0), 0, 7, 1).unwrap()[..] {
         blocks += claim.blocks;
     }
     assert_eq!(blocks, 4 * MIB / BLOCK_BYTES);

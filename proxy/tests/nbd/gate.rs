@@ -32,7 +32,7 @@ fn heal(rig: &Rig) {
     let (group, journal) = (rig.server.group(), rig.journal.as_ref().unwrap());
     let mut last = 0;
     for volume in 0..journal.sources().len() {
-        while let Some(claim) = group.claim(VolumeId(volume as u16), 0, 16).unwrap() {
+        while let [claim, ..] = &group.claim(VolumeId(volume as u16), 0, 16, 1).unwrap()[..] {
             last = claim.id;
         }
     }

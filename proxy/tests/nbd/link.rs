@@ -63,7 +63,7 @@ fn all_blocks_can_be_claimed_acknowledged_and_healed() {
     assert_eq!(ask(&mut link, Request::Heal), Reply::Healed(None));
     let (mut last, mut blocks) = (0, 0);
     for volume in [VolumeId(0), VolumeId(1)] {
-        let claim = Request::Claim { volume, from_block: 0, blocks_max: 5 };
+        let claim = Request::Claim { volume, from_block: 0, blocks_max: 5, runs_max: None };
         while let Reply::Claimed(Some(claim)) = ask(&mut link, claim.clone()) {
             (last, blocks) = (claim.id, blocks + claim.blocks);
         }
@@ -78,7 +78,8 @@ fn all_blocks_can_be_claimed_acknowledged_and_healed() {
         panic!("not resynced")
     };
     assert_eq!(claims_upto, last);
-    let again = Request::Claim { volume: VolumeId(0), from_block: 0, blocks_max: 5 };
+    let again =
+        Request::Claim { volume: VolumeId(0), from_block: 0, blocks_max: 5, runs_max: None };
     assert!(matches!(ask(&mut link, again), Reply::Claimed(Some(_))));
 }
 
@@ -86,7 +87,8 @@ fn all_blocks_can_be_claimed_acknowledged_and_healed() {
 fn a_new_session_ends_the_former_one() {
     let rig = Rig::journaled(&[MIB]);
     let _server = serve(&rig);
-    let claim = Request::Claim { volume: VolumeId(0), from_block: 0, blocks_max: 5 };
+    let claim =
+        Request::Claim { volume: VolumeId(0), from_block: 0, blocks_max: 5, runs_max: None };
     let (mut first, mut second) = (connect(&rig), connect(&rig));
     assert!(matches!(ask(&mut first, claim.clone()), Reply::Refused(_)));
     attach(&mut first);

@@ -37,7 +37,7 @@ fn image_in(dir: &Path) -> Vec<u8> {
 fn heal(rig: &Rig) {
     let journal = rig.journal.as_ref().unwrap();
     let mut last = 0;
-    while let Some(claim) = rig.server.group().claim(VolumeId(0), 0, 64).unwrap() {
+    while let [claim, ..] = &rig.server.group().claim(VolumeId(0), 0, 64, 1).unwrap()[..] {
         last = claim.id;
     }
     journal.ack(journal.get(Counter::Head), last);
@@ -47,7 +47,7 @@ fn heal(rig: &Rig) {
 /// The dirty blocks, in order.
 fn dirty(rig: &Rig) -> Vec<u64> {
     let mut blocks = Vec::new();
-    while let Some(claim) = rig.server.group().claim(VolumeId(0), 0, 64).unwrap() {
+    while let [claim, ..] = &rig.server.group().claim(VolumeId(0), 0, 64, 1).unwrap()[..] {
         blocks.extend(claim.first_block..claim.first_block + claim.blocks);
     }
     blocks.sort_unstable();

@@ -41,10 +41,10 @@ impl Compares {
     }
 
     /// A chunk of a compare claim was read; `asks`: it holds comparisons.
-    pub fn read(&mut self, claim: Claim, asks: bool, is_last: bool) {
+    pub fn read(&mut self, claim: &Claim, asks: bool, is_last: bool) {
         let known = self.claims.back().is_some_and(|asked| asked.claim.id == claim.id);
         if !known {
-            let (open, differing) = (Vec::new(), VecDeque::new());
+            let (claim, open, differing) = (claim.clone(), Vec::new(), VecDeque::new());
             self.claims.push_back(Asked { claim, open, complete: false, differing });
         }
         if let Some(asked) = self.claims.back_mut() {
@@ -103,9 +103,9 @@ impl Compares {
     }
 
     /// Blocks of the front claim that differ, when all of it was answered.
-    pub fn front_differing(&self, count_max: usize) -> Option<(Claim, Vec<Extent>)> {
+    pub fn front_differing(&self, count_max: usize) -> Option<(&Claim, Vec<Extent>)> {
         let front = self.claims.front().filter(|front| front.is_answered())?;
-        Some((front.claim, front.differing.iter().take(count_max).copied().collect()))
+        Some((&front.claim, front.differing.iter().take(count_max).copied().collect()))
     }
 
     /// So many of them are in the stream; the claim's id if those were the last.
@@ -128,7 +128,7 @@ mod tests {
     fn claim(id: u64) -> Claim {
         let first_block = id * 64;
         let volume = VolumeId(0);
-        Claim { id, volume, first_block, blocks: 64, compare: true, granted_at: 0 }
+        Claim { id, volume, first_block, blocks: 64, compare: true, granted_at: 0, parts: vec![] }
     }
 
     fn differs(claim: u64, block: u64) -> Differing {
@@ -138,7 +138,7 @@ mod tests {
     fn asked(ids: &[u64]) -> Compares {
         let mut compares = Compares::default();
         for id in ids {
-            compares.read(claim(*id), true, true);
+            compares.read(&claim(*id), true, true);
             compares.shipped(100 + id);
         }
         compares
@@ -177,9 +177,9 @@ mod tests {
     #[test]
     fn a_claim_without_a_question_needs_no_verdict() {
         let mut compares = Compares::default();
-        compares.read(claim(1), true, false);
+        compares.read(&claim(1), true, false);
         compares.shipped(5);
-        compares.read(claim(1), false, true);
+        compares.read(&claim(1), false, true);
         compares.shipped(6);
         assert_eq!(compares.pop_equal(), None);
         compares.verdict(&Compared { number: 5, claim: 1, differs: vec![] });

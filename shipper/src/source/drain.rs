@@ -25,10 +25,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use towline_block::{Epoch, Incarnation, Position, Seq};
 use towline_journal::format::Counter;
-use towline_journal::link::{LINK_VERSION, Link, Reply, Request};
+use towline_journal::link::{CLAIM_RUNS_MAX, LINK_VERSION, Link, Reply, Request};
 use towline_journal::progress::Figure;
 use towline_journal::spill::Store;
-use towline_journal::{Claim, Durable, GroupDir, RingReader, unix_now_ns};
+use towline_journal::{Durable, GroupDir, RingReader, unix_now_ns};
 
 /// Pause between two looks at the ring: while there was something lately, later, and when there
 /// was nothing for long, as in most groups of a shipper of many: the first change after a long
@@ -448,16 +448,17 @@ impl Feed {
             let Some((volume, from_block, blocks_max)) = self.walker.wanted() else {
                 return Ok(false);
             };
-            match self.ask(&Request::Claim { volume, from_block, blocks_max })? {
-                // A store answers no question: it gets the blocks.
-                Reply::Claimed(claim) => {
-                    self.walker.granted(claim.map(|claim| Claim {
-                        compare: claim.compare && !stream.is_store(),
-                        ..claim
-                    }))
-                }
-                other => return Err(unexpected(&other)),
-            }
+            let runs_max = Some(CLAIM_RUNS_MAX);
+            let mut claims =
+                match self.ask(&Request::Claim { volume, from_block, blocks_max, runs_max })? {
+                    Reply::Claims(claims) => claims,
+                    // Of a proxy that knows no runs.
+                    Reply::Claimed(claim) => claim.into_iter().collect(),
+                    other => return Err(unexpected(&other)),
+                };
+            // A store answers no question: it gets the blocks.
+            claims.iter_mut().for_each(|claim| claim.compare &= !stream.is_store());
+            self.walker.granted(claims);
         }
         match self.walker.granted_at() {
             None => return Ok(true),

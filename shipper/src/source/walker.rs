@@ -1,17 +1,19 @@
-//! Walks dirty blocks: claims a run, reads it behind the records it may hold, and
-//! turns it into batches. Holes and zeroes travel as operations, never as data;
+//! Walks dirty blocks: claims runs, reads them behind the records they may hold, and
+//! turns them into batches. Holes and zeroes travel as operations, never as data;
 //! suspect blocks as digests first ([`super::compare`]).
 
 use super::compare::Compares;
 use crate::batch::{BatchBuilder, COMPARES_MAX, DATA_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::wire::Compared;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use towline_block::{
     AlignedBuf, BLOCK_BYTES, DirectReader, Extent, Position, Seq, SourceReader, VolumeId, crc32c,
     is_zero,
 };
 use towline_journal::Claim;
+use towline_journal::map::ranges_of;
 
 /// Blocks read for one batch: 4 MiB.
 pub(crate) const CHUNK_BLOCKS: u64 = 64;
@@ -27,7 +29,8 @@ pub(crate) struct Walker {
     reader: DirectReader,
     volume: usize,
     block: u64,
-    current: Option<Part>,
+    /// Of one request, in their order.
+    current: VecDeque<Part>,
     compares: Compares,
     rounds: u64,
 }
@@ -38,11 +41,22 @@ struct Part {
     next_block: u64,
 }
 
+impl Part {
+    fn new(claim: Claim) -> Part {
+        let next_block = claim.first_block;
+        Part { claim, next_block }
+    }
+
+    fn is_read(&self) -> bool {
+        self.next_block >= self.claim.range().end()
+    }
+}
+
 /// Content of claimed blocks, ready to go.
 pub(crate) struct Chunk {
     pub batch: BatchBuilder,
     pub data_bytes: u64,
-    /// Set when the claim is complete with this chunk.
+    /// The last claim that is complete with this chunk.
     pub completes: Option<u64>,
 }
 
@@ -75,16 +89,16 @@ impl Walker {
             reader: DirectReader::new()?,
             volume: 0,
             block: 0,
-            current: None,
+            current: VecDeque::new(),
             compares: Compares::default(),
             rounds: 0,
         })
     }
 
-    /// Where to ask for the next claim, and for how much; `None` while one is being
-    /// read or enough of them are being compared.
+    /// Where to ask for the next claims, and for how many blocks; `None` while some are
+    /// being read or enough of them are being compared.
     pub fn wanted(&mut self) -> Option<(VolumeId, u64, u64)> {
-        if self.current.is_some() || self.compares.are_enough() {
+        if !self.current.is_empty() || self.compares.are_enough() {
             return None;
         }
         let source = self.sources.get(self.volume)?;
@@ -98,12 +112,12 @@ impl Walker {
         Some((VolumeId(self.volume as u16), self.block, blocks))
     }
 
-    /// The answer to [`Walker::wanted`].
-    pub fn granted(&mut self, claim: Option<Claim>) {
-        match claim {
-            Some(claim) => {
-                self.block = claim.first_block + claim.blocks;
-                self.current = Some(Part { claim, next_block: claim.first_block });
+    /// The answer to [`Walker::wanted`]; empty: nothing up to the end of the volume.
+    pub fn granted(&mut self, claims: Vec<Claim>) {
+        match claims.last() {
+            Some(last) => {
+                self.block = last.range().end();
+                self.current.extend(claims.into_iter().map(Part::new));
             }
             None => {
                 self.block = 0;
@@ -118,34 +132,46 @@ impl Walker {
         self.rounds
     }
 
-    /// The record that must be in the stream before the current claim is read (P).
+    /// The record that must be in the stream before the current claims are read: P of the
+    /// last, which is no less than that of the others.
     pub fn granted_at(&self) -> Option<u64> {
-        self.current.as_ref().map(|part| part.claim.granted_at)
+        self.current.back().map(|part| part.claim.granted_at)
     }
 
-    /// Reads the next chunk of the current claim. The caller has cut all records up
-    /// to P and cuts none until the chunk is in the stream (R3).
+    /// Reads the next chunk of the current claims: of several that are not compared, or of
+    /// one that is. The caller has cut all records up to P and cuts none until the chunk is
+    /// in the stream (R3).
     pub fn read(
         &mut self,
         at: Position,
         claims_upto: u64,
         memory: Vec<u8>,
     ) -> Result<Option<Chunk>> {
-        let Some(part) = &mut self.current else { return Ok(None) };
-        let claim = part.claim;
-        if !claim.compare && self.compares.is_busy() {
+        let Some(front) = self.current.front() else { return Ok(None) };
+        let (compare, volume) = (front.claim.compare, front.claim.volume);
+        if !compare && self.compares.is_busy() {
             return Ok(None); // claims complete in order
         }
-        let mut chunk = Chunk::new(at, claim.id, claims_upto, memory);
-        let mut zeroes = Zeroes { volume: claim.volume, open: None };
-        let source = &mut self.sources[claim.volume.index()];
-        let end_block = claim.first_block + claim.blocks;
-        let data = part.next_data(source, end_block, &mut zeroes, &mut chunk.batch)?;
-        let is_last = part.next_block >= end_block;
-        if is_last {
-            self.current = None;
+        let mut chunk = Chunk::new(at, front.claim.id, claims_upto, memory);
+        let mut zeroes = Zeroes { volume, open: None };
+        let source = &mut self.sources[volume.index()];
+        let mut data = ChunkData::default();
+        let mut complete = None;
+        while let Some(part) = self.current.front_mut()
+            && part.claim.compare == compare
+        {
+            part.next_data(source, &mut data, &mut zeroes, &mut chunk.batch)?;
+            if !part.is_read() {
+                break;
+            }
+            complete = Some(part.claim.id);
+            if compare {
+                break;
+            }
+            self.current.pop_front();
         }
-        if !claim.compare {
+        let data = data.extents;
+        if !compare {
             chunk.batch.expect(data.len(), data.iter().map(|extent| extent.len as usize).sum());
         }
         let (mut compared, mut packed) = (0, Ok(()));
@@ -153,19 +179,24 @@ impl Walker {
             let Some(extent) = data.get(index).filter(|_| packed.is_ok()) else { return };
             packed = if is_zero(bytes) {
                 zeroes.add(*extent, &mut chunk.batch)
-            } else if claim.compare {
+            } else if compare {
                 compared += 1;
-                chunk.batch.compare(claim.volume, *extent, blake3::hash(bytes).as_bytes())
+                chunk.batch.compare(volume, *extent, blake3::hash(bytes).as_bytes())
             } else {
-                chunk.write(claim.volume, *extent, bytes)
+                chunk.write(volume, *extent, bytes)
             };
         })?;
         packed?;
         zeroes.flush(&mut chunk.batch)?;
-        if claim.compare {
-            self.compares.read(claim, compared > 0, is_last);
-        } else if is_last {
-            chunk.complete(claim.id);
+        if compare {
+            if let Some(part) = self.current.front() {
+                self.compares.read(&part.claim, compared > 0, complete.is_some());
+            }
+            if complete.is_some() {
+                self.current.pop_front();
+            }
+        } else if let Some(claim) = complete {
+            chunk.complete(claim);
         }
         Ok(Some(chunk))
     }
@@ -208,25 +239,36 @@ impl Walker {
     }
 }
 
+/// What is to be read for a chunk.
+#[derive(Default)]
+struct ChunkData {
+    extents: Vec<Extent>,
+    /// Blocks that these are of.
+    blocks: u64,
+}
+
 impl Part {
-    /// Moves on to the next chunk's blocks: holes become zeroes, the rest is returned
-    /// to be read.
+    /// Moves on to the next chunk's blocks: holes become zeroes, what the target lacks of the
+    /// rest is to be read.
     fn next_data(
         &mut self,
         source: &SourceReader,
-        end_block: u64,
+        data: &mut ChunkData,
         zeroes: &mut Zeroes,
         batch: &mut BatchBuilder,
-    ) -> Result<Vec<Extent>> {
-        let mut data = Vec::new();
-        while self.next_block < end_block && data.len() < CHUNK_BLOCKS as usize {
+    ) -> Result<()> {
+        let end_block = self.claim.range().end();
+        while self.next_block < end_block && data.blocks < CHUNK_BLOCKS {
             let offset = self.next_block * BLOCK_BYTES;
             let run = source
                 .run_at(offset)
                 .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?;
             let block_end = (offset + BLOCK_BYTES).min(source.size_bytes());
             if run.is_data || run.end < block_end {
-                data.push(Extent::new(offset, block_end - offset));
+                let ranges = ranges_of(self.claim.parts_of(self.next_block), block_end - offset);
+                data.extents
+                    .extend(ranges.map(|range| Extent::new(offset + range.offset, range.len)));
+                data.blocks += 1;
                 self.next_block += 1;
                 continue;
             }
@@ -239,7 +281,7 @@ impl Part {
             zeroes.add(Extent::new(offset, end - offset), batch)?;
             self.next_block = whole;
         }
-        Ok(data)
+        Ok(())
     }
 }
 
