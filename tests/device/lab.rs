@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 use towline_bench::stamp::{Pattern, Plan};
+use towline_block::BLOCK_BYTES;
 use towline_journal::GroupDir;
 use towline_journal::progress::{Figure, Progress};
 use towline_tests::rig::Process;
@@ -130,18 +131,37 @@ impl Lab {
         serde_json::from_str(text.lines().next().unwrap()).unwrap()
     }
 
-    /// Writes `count` blocks of 64 KiB, each once, spread over the first volume.
+    /// Writes at least `count` blocks of 64 KiB, each once, spread over the first volume.
     pub fn change(&self, count: u64, byte: u8) -> u64 {
-        const BYTES: u64 = 64 << 10;
+        let every = DISK_BYTES / BLOCK_BYTES / count * BLOCK_BYTES;
+        self.write_each(BLOCK_BYTES, every, byte)
+    }
+
+    /// Writes so many bytes at every multiple of `every` of the first volume. Returns their sum.
+    pub fn write_each(&self, bytes: u64, every: u64, byte: u8) -> u64 {
+        let places = DISK_BYTES / every;
+        self.write(bytes, (0..places).map(|place| place * every), byte);
+        places * bytes
+    }
+
+    /// Writes so many whole blocks, one behind the other.
+    pub fn write_first(&self, blocks: u64) {
+        self.write(BLOCK_BYTES, (0..blocks).map(|block| block * BLOCK_BYTES), 1);
+    }
+
+    /// Data that no compression makes smaller.
+    fn write(&self, bytes: u64, offsets: impl Iterator<Item = u64>, byte: u8) {
         let mut client = self.rig.client("disk0");
-        let blocks = DISK_BYTES / BYTES;
-        for n in 0..count {
-            let bytes: Vec<u8> =
-                (0..BYTES).map(|at| (at.wrapping_mul(n + 7) >> 3) as u8 ^ byte).collect();
-            client.write(n * (blocks / count) * BYTES, &bytes).unwrap();
+        let mut random = u64::from(byte) + 1;
+        for offset in offsets {
+            let next = || {
+                random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                (random >> 56) as u8
+            };
+            let data: Vec<u8> = std::iter::repeat_with(next).take(bytes as usize).collect();
+            client.write(offset, &data).unwrap();
         }
         client.flush().unwrap();
-        count * BYTES
     }
 
     /// Until the source knows what the target lacks: before that it seems to lack nothing.

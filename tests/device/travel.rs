@@ -2,6 +2,7 @@
 
 use crate::lab::{Lab, PACK_BYTES, plan};
 use towline_bench::stamp::{Pattern, Plan};
+use towline_block::BLOCK_BYTES;
 use towline_shipper::batch::BATCH_BYTES_MAX;
 use towline_shipper::source::WINDOW_BYTES_MIN;
 use towline_tests::rig::Process;
@@ -44,6 +45,26 @@ fn a_ring_that_overflows_while_the_device_travels_costs_its_blocks() {
     assert!(status.map_set_bytes() > 0, "the ring should have overflowed: {}", status.0);
     lab.import(&lab.devices, vec![]).exits(0);
     lab.ship_only(changed);
+    lab.assert_ends_identical();
+}
+
+#[test]
+fn past_the_ring_a_small_write_costs_its_4_kib_and_not_its_block() {
+    let mut lab = Lab::new(1);
+    (lab.rig.ring, lab.rig.spill) = ("4M", "0");
+    lab.rig.prefill();
+    lab.rig.start_proxy();
+    lab.export();
+    // The ring takes what it can of the first blocks, the map the others of them.
+    lab.write_first(72);
+    let status = lab.rig.status();
+    let (ring, whole) = (status.ring_used_bytes(), status.map_set_bytes());
+    assert!(whole > 0, "the ring should have overflowed: {}", status.0);
+    let changed = lab.write_each(4096, BLOCK_BYTES, 3);
+    let map = lab.rig.status().map_set_bytes();
+    assert!(map > 10 * changed, "all blocks should be in the map: {map}");
+    lab.import(&lab.devices, vec![]).exits(0);
+    lab.ship_only(ring + whole + changed);
     lab.assert_ends_identical();
 }
 
