@@ -281,7 +281,7 @@ impl Journal {
             flushed_with,
             history: Mutex::new(history),
             claims: Mutex::new(BTreeMap::new()),
-            parts: options.sources.iter().map(|_| PartMap::default()).collect(),
+            parts: options.sources.iter().map(|_| PartMap::new()).collect(),
             heal_asked_ns: AtomicU64::new(0),
             state: Mutex::new(state),
             sources: options.sources,

@@ -77,7 +77,7 @@ impl Journal {
             persister: None,
             rung_watch: None,
             claims: Mutex::new(BTreeMap::new()),
-            parts: (0..VOLUMES).map(|_| PartMap::default()).collect(),
+            parts: (0..VOLUMES).map(|_| PartMap::new()).collect(),
             // The ladder never holds a HEAL back: what is searched is who comes first.
             heal_asked_ns: AtomicU64::new(1),
             state: Mutex::new(GroupState {

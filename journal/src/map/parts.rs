@@ -57,7 +57,6 @@ pub fn ranges_of(parts: Parts, len: u64) -> impl Iterator<Item = Extent> {
 }
 
 /// The parts of one volume's dirty blocks.
-#[derive(Default)]
 pub(crate) struct PartMap {
     /// Blocks that have parts: whoever makes nothing but whole blocks takes no lock.
     blocks: AtomicU64,
@@ -71,6 +70,10 @@ struct Chunk {
 }
 
 impl PartMap {
+    pub fn new() -> PartMap {
+        PartMap { blocks: AtomicU64::new(0), chunks: Mutex::new(Vec::new()) }
+    }
+
     /// Held over the change of the dirty bits, so that nobody sees the one without the other.
     pub fn lock(&self) -> Locked<'_> {
         let chunks = self.chunks.lock().expect("the parts' owner never panics");
@@ -112,20 +115,13 @@ impl Locked<'_> {
             used: 0,
         });
         let before = std::mem::replace(&mut chunk.parts[at], parts);
-        match (before != 0, parts != 0) {
-            (false, true) => {
-                chunk.used += 1;
-                self.blocks.fetch_add(1, Ordering::AcqRel);
-            }
-            (true, false) => {
-                chunk.used -= 1;
-                self.blocks.fetch_sub(1, Ordering::AcqRel);
-            }
-            _ => {}
-        }
+        let (had, has) = (u32::from(before != 0), u32::from(parts != 0));
+        chunk.used = chunk.used + has - had;
         if chunk.used == 0 {
             *slot = None;
         }
+        self.blocks.fetch_add(u64::from(has), Ordering::AcqRel);
+        self.blocks.fetch_sub(u64::from(had), Ordering::AcqRel);
     }
 
     /// A change of the extent goes past the journal. `is_dirty`: of a block, before it.
@@ -226,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_block_is_whole_until_parts_of_a_clean_one_change() {
-        let map = PartMap::default();
+        let map = PartMap::new();
         let mut parts = map.lock();
         // Dirty before, as a whole: a part more is nothing.
         parts.changed(Extent::new(0, 4096), |_| true);
@@ -241,7 +237,7 @@ mod tests {
 
     #[test]
     fn whole_blocks_lose_their_parts_and_memory_is_returned() {
-        let map = PartMap::default();
+        let map = PartMap::new();
         let mut parts = map.lock();
         for block in [3, CHUNK_BLOCKS, 9 * CHUNK_BLOCKS + 1] {
             parts.changed(Extent::new(block * BLOCK_BYTES, 1), |_| false);
@@ -256,7 +252,7 @@ mod tests {
 
     #[test]
     fn taken_parts_come_back_to_what_changed_meanwhile() {
-        let map = PartMap::default();
+        let map = PartMap::new();
         let mut parts = map.lock();
         let blocks = BlockRange::new(0, 4);
         assert!(parts.take(blocks).is_empty());

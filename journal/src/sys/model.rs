@@ -58,6 +58,10 @@ pub fn fence(order: Ordering) {
 pub struct AtomicU64(loom::sync::atomic::AtomicU64);
 
 impl AtomicU64 {
+    pub fn new(value: u64) -> AtomicU64 {
+        AtomicU64(loom::sync::atomic::AtomicU64::new(value))
+    }
+
     pub fn load(&self, asked: Ordering) -> u64 {
         self.0.load(order(asked))
     }
