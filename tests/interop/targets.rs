@@ -87,6 +87,57 @@ fn a_killed_qemu_nbd_with_qcow2_costs_nothing_and_the_target_becomes_equal() {
 }
 
 #[test]
+fn a_device_is_imported_into_a_qcow2_image_and_the_network_brings_the_rest() {
+    require!("qemu-nbd", "qemu-img");
+    let mut rig = rig();
+    let prefilled = rig.prefill();
+    rig.start_proxy();
+    let guest = rig.guest_knowing(&paced(), prefilled);
+    let device = rig.path("device");
+    std::fs::create_dir(&device).unwrap();
+    let (state, group) = (rig.state(), rig.group.clone());
+    let common =
+        args!["--group", group, "--state", state, "--unsigned", "--unsealed", "--to", &device];
+    let export = [args!["device", "export", "--json", "--pack-size", "1M"], common].concat();
+    assert_eq!(rig.towline(export).exits(0).json()["finished"], true);
+    qcow2(&rig);
+    let import = |rig: &Rig| {
+        let socket = rig.path("target.sock");
+        let target = format!("disk0=nbd+unix:///?socket={}", socket.display());
+        let state = rig.path("target-state");
+        rig.towline(args![
+            "device",
+            "import",
+            "--json",
+            "--unsigned",
+            "--state",
+            state,
+            "--target",
+            target,
+            &device
+        ])
+    };
+    // Nobody serves it yet.
+    let refused = import(&rig);
+    assert_ne!(refused.code(), 0, "{refused}");
+    let server = qemu_nbd(&rig);
+    let imported = import(&rig).exits(0).json();
+    assert_eq!((&imported["ready"], &imported["has_point"]), (&true.into(), &true.into()));
+    rig.start_receive();
+    rig.start_ship();
+    rig.wait_live();
+    assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
+    let history = guest.stop();
+    rig.wait_drained();
+    rig.settle_target();
+    rig.terminate(Process::Proxy);
+    drop(server);
+    convert(&rig);
+    rig.assert_acknowledged(&history, Side::Target);
+    rig.assert_identical();
+}
+
+#[test]
 fn a_killed_nbdkit_costs_nothing_and_the_target_becomes_equal() {
     require!("nbdkit");
     let mut rig = rig();

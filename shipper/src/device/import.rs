@@ -19,10 +19,16 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 use towline_block::{GroupName, VolumeName};
 
 /// Batches that are read ahead of each pack.
 const READ_AHEAD: usize = 4;
+
+/// How long a target's server may be gone; another call goes on where this one ended.
+const SERVER_WAIT: Duration = Duration::from_secs(60);
+const RETRY_WAIT_MIN: Duration = Duration::from_millis(50);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// What is imported, and to where.
 #[derive(Clone, Debug)]
@@ -67,7 +73,8 @@ pub struct Stands {
 ///
 /// # Errors
 /// Nothing was written when the manifest, the state directory or the targets are refused.
-/// After any other error the same call goes on; at most one pack is applied again.
+/// After any other error the same call goes on; at most one pack is applied again. A target
+/// that is another server's export, and away, is waited for for a minute.
 pub fn import(config: &ImportConfig, applied: &AtomicU64) -> Result<Imported> {
     import_on(config, applied, &Medium::default())
 }
@@ -286,22 +293,47 @@ impl Work<'_> {
         let (set, keys) = (self.set, &self.config.keys);
         let mut damaged = Vec::new();
         std::thread::scope(|scope| {
+            let start = |number| {
+                let (to, from) = sync_channel(READ_AHEAD);
+                scope.spawn(move || read(set, number, keys, &to));
+                (number, from)
+            };
             let mut reading: VecDeque<(usize, Receiver<Read>)> = VecDeque::new();
+            let mut failed_since = None;
             loop {
                 while reading.len() < self.config.jobs.max(1)
                     && let Some(number) = todo.pop_front()
                 {
-                    let (to, from) = sync_channel(READ_AHEAD);
-                    scope.spawn(move || read(set, number, keys, &to));
-                    reading.push_back((number, from));
+                    reading.push_back(start(number));
                 }
                 let Some((number, batches)) = reading.pop_front() else { return Ok(damaged) };
-                if let Some(why) = self.apply(number, &batches)? {
-                    tracing::error!(pack = number, "{why}");
-                    damaged.push((number, why));
+                match self.apply(number, &batches) {
+                    Ok(None) => failed_since = None,
+                    Ok(Some(why)) => {
+                        tracing::error!(pack = number, "{why}");
+                        damaged.push((number, why));
+                    }
+                    Err(error) => {
+                        self.wait_for_server(error, failed_since.get_or_insert_with(Instant::now))?;
+                        reading.push_front(start(number));
+                    }
                 }
             }
         })
+    }
+
+    /// A server that is gone may come back: then the pack is written again from its start,
+    /// since nobody knows what was kept of it.
+    fn wait_for_server(&self, error: Error, failed_since: &Instant) -> Result<()> {
+        let remote = self.targets.iter().any(|target| target.disk.is_remote());
+        let lasted = failed_since.elapsed();
+        if error.kind() != ErrorKind::Storage || !remote || lasted >= SERVER_WAIT {
+            return Err(error);
+        }
+        tracing::warn!("{error}; the pack is written again");
+        std::thread::sleep((lasted / 2).clamp(RETRY_WAIT_MIN, RETRY_WAIT_MAX));
+        self.targets.iter().for_each(|target| target.disk.start_over());
+        Ok(())
     }
 
     /// One pack. Answers why it is not usable, if so; what of it was written does no harm:

@@ -12,6 +12,7 @@ use crate::error::ErrorKind;
 use crate::ids::{BatchHash, Digest, GroupUuid, SessionId, SetId};
 use crate::receiver::medium::Medium;
 use crate::receiver::tests::disk::{Crash, Model, Recorder, lay_out};
+use crate::receiver::tests::export::{Death, Exports, Offer};
 use crate::receiver::{Layout, State, Stream};
 use crate::wire::VolumeSize;
 use rand::rngs::StdRng;
@@ -452,5 +453,38 @@ fn a_manifest_with_any_changed_byte_is_refused_or_sound() {
             let sizes = manifest.sizes();
             assert!(sizes.iter().all(|size| *size > 0) && sizes.iter().sum::<u64>() <= 256 << 40);
         }
+    }
+}
+
+/// Imports to exports of a server that dies so, and is back at once. Answers its requests.
+fn import_to_server(death: Option<(Death, u64)>) -> u64 {
+    let world = World::new(11, 2);
+    let exports = Exports::serve(world.dir.path(), &sizes(), Offer::default());
+    if let Some((death, die)) = death {
+        exports.dies(death, die);
+    }
+    let uri = |index: usize| PathBuf::from(exports.uri(index).to_string());
+    let mut config = world.config(&world.devices);
+    for (index, (_, path)) in config.targets.iter_mut().enumerate() {
+        *path = uri(index);
+    }
+    let imported = import(&config, &AtomicU64::new(0)).unwrap();
+    assert_eq!(imported.done, PACKS, "{death:?}");
+    assert_eq!(imported.stands.unwrap().lacking_bytes, Some(0), "{death:?}");
+    assert_eq!(exports.deaths_left(), 0, "{death:?} came");
+    for (index, model) in world.model.iter().enumerate() {
+        assert!(exports.durable(index) == *model, "{death:?}: disk {index}");
+        assert_eq!(world.state().volumes[index].path, uri(index));
+    }
+    exports.requests()
+}
+
+#[test]
+fn packs_go_to_exports_of_a_server_that_dies_between_any_two_requests() {
+    let count = import_to_server(None);
+    assert!(count > 30, "{count} requests");
+    for number in 0..count {
+        let deaths = [Death::Before(number), Death::After(number)];
+        import_to_server(Some((deaths[number as usize % 2], number + 3)));
     }
 }

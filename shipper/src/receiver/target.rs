@@ -113,6 +113,11 @@ impl TargetDisk {
         }
     }
 
+    /// Another server's, which may come back when it is gone.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, TargetDisk::Remote(_))
+    }
+
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         match self {
             TargetDisk::File(disk) => Ok(disk.read_at(buf, offset)?),

@@ -9,7 +9,7 @@ mod clones;
 mod crash;
 mod direct;
 pub(crate) mod disk;
-mod export;
+pub(crate) mod export;
 mod history;
 mod logs;
 mod marks;
