@@ -11,6 +11,7 @@ use crate::ship::security;
 use crate::target_view;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use towline_block::{GroupName, VolumeName};
@@ -224,6 +225,11 @@ fn samples(counters: &Counters, place: &Place) -> Vec<Sample> {
         .iter()
         .map(|(key, name, help)| Sample::counter(name, help, value_of(key)))
         .collect();
+    samples.push(Sample::gauge(
+        "towline_receive_backlog_bytes",
+        "Bytes of batches that are durable and not yet at the targets.",
+        counters.backlog_bytes.load(Relaxed) as f64,
+    ));
     let serving = f64::from(u8::from(place.is_serving()));
     samples.push(Sample::gauge(
         "towline_receive_promoted",

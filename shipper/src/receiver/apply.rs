@@ -8,7 +8,7 @@
 
 use super::gather::{Gather, Room};
 use super::handover::{Handover, Ready};
-use super::marks::{Mark, MarkKind, Marks, unix_ns};
+use super::marks::{Ages, Mark, MarkKind, Marks, unix_ns};
 use super::medium::{Medium, Target};
 use super::staging::Reader;
 use super::state::Books;
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::wire::{Compared, Differing};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use towline_block::VolumeId;
 
 /// Batches applied under one flush of all targets: enough to make flushing
@@ -48,8 +48,9 @@ pub struct Apply {
     room: Room,
     /// The targets hold `applied` and nothing of what follows it.
     is_exact: bool,
-    /// Since when a clone asks for a mark, by the target's clock.
-    wanted_since: Option<u64>,
+    ages: Ages,
+    /// Since when a clone asks for a mark.
+    wanted_since: Option<Instant>,
 }
 
 /// Where batches come from: what the clerk has opened already, else staging.
@@ -130,6 +131,7 @@ impl Apply {
             compared,
             room: Room::default(),
             is_exact,
+            ages: Ages::new(Instant::now(), unix_ns()),
             wanted_since: None,
         }
     }
@@ -195,7 +197,7 @@ impl Apply {
             self.source.reader.recycle(ready.batch.into_bytes());
         }
         self.is_exact = true;
-        self.marks.prune(&last, now)?;
+        self.marks.prune(&last, self.ages.unix_ns(Instant::now(), now))?;
         self.source.reader.remove_applied(&self.medium, last.number)?;
         Ok(Some(last))
     }
@@ -237,10 +239,8 @@ impl Apply {
         if !self.is_exact || !self.marks.is_wanted() {
             return Ok(());
         }
-        let now = unix_ns();
-        let since = *self.wanted_since.get_or_insert(now);
-        if self.group.is_empty() || u128::from(now.saturating_sub(since)) > GRANT_WITHIN.as_nanos()
-        {
+        let since = *self.wanted_since.get_or_insert_with(Instant::now);
+        if self.group.is_empty() || since.elapsed() > GRANT_WITHIN {
             self.marks.grant(&self.applied)?;
             self.wanted_since = None;
         }

@@ -32,6 +32,7 @@ use crate::wire::{
 };
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc as std_mpsc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use towline_block::{Epoch, GroupName, VolumeName};
@@ -475,10 +476,12 @@ impl Clerk {
 
     pub fn publish(&self) {
         let Some(bound) = &self.bound else { return };
+        let backlog_bytes = bound.durable.stream_bytes.saturating_sub(bound.applied.stream_bytes);
+        self.desk.counters.backlog_bytes.store(backlog_bytes, Relaxed);
         self.progress.send_replace(Progress {
             durable: bound.durable.clone(),
             applied_number: bound.applied.number,
-            backlog_bytes: bound.durable.stream_bytes.saturating_sub(bound.applied.stream_bytes),
+            backlog_bytes,
         });
     }
 }

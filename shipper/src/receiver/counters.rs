@@ -8,10 +8,13 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[doc = $doc])* pub $name: AtomicU64,)*
+            /// Bytes of batches that are durable and not yet at the targets. No count: it
+            /// falls, too.
+            pub backlog_bytes: AtomicU64,
         }
 
         impl Counters {
-            /// Name and value of each.
+            /// Name and value of each count.
             pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.load(Relaxed))),*]
             }

@@ -18,6 +18,7 @@
 //! Files go from the oldest on, so a mark that has had its day gives its room back once
 //! all older ones are gone, too. Must not write a target, except to go back.
 
+mod age;
 mod changes;
 mod layout;
 mod listing;
@@ -27,6 +28,7 @@ pub(super) use changes::{Seen, look as look_at_changes};
 pub(super) use listing::{numbers, path as file_path};
 pub(super) use segment::{read_data, read_entry};
 
+pub use age::Ages;
 pub use layout::{MarkHeader, PreImage};
 pub use listing::{ListedMark, list};
 
@@ -238,8 +240,10 @@ impl Marks {
         let Some(every) = self.policy.every else { return false };
         let last = self.segments.iter().rev().find(|s| s.mark.kind != MarkKind::Point);
         last.is_none_or(|last| {
-            let age = unix_ns.saturating_sub(last.mark.unix_ns);
-            last.number() < number && u128::from(age) >= every.as_nanos()
+            // The clock may have been put back behind it: then nobody knows how old it is.
+            let age = unix_ns.checked_sub(last.mark.unix_ns);
+            let is_due = age.is_none_or(|age| u128::from(age) >= every.as_nanos());
+            last.number() < number && is_due
         })
     }
 
@@ -352,7 +356,8 @@ impl Marks {
         Ok(true)
     }
 
-    /// Removes the oldest files as far as no mark that is kept needs them.
+    /// Removes the oldest files as far as no mark that is kept needs them. `unix_ns`: of
+    /// [`Ages`].
     pub fn prune(&mut self, applied: &Stream, unix_ns: u64) -> Result<()> {
         let broken_at = applied.point.filter(|_| !applied.whole).map(|point| point.number);
         let keep = self.policy.keep;

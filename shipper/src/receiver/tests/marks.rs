@@ -193,7 +193,9 @@ fn a_periodic_mark_is_due_by_age_and_only_when_something_was_applied() {
         (1, 99_000_000_000, false),
         (2, 5_000_000_006, false),
         (2, 5_000_000_007, true),
-        (2, 0, false),
+        (2, 7, false),
+        // Put back behind the last mark.
+        (2, 6, true),
     ] {
         assert_eq!(marks.is_due(number, unix_ns), due, "batch {number} at {unix_ns}");
     }
