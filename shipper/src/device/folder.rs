@@ -9,7 +9,7 @@ use crate::ids::SetId;
 use crate::receiver::medium::Medium;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use towline_block::GroupName;
@@ -74,7 +74,7 @@ impl Folder {
     }
 
     /// Makes what is missing of the folders below it, durably.
-    pub(crate) fn make(&self) -> Result<()> {
+    pub(crate) fn make(&self, medium: &Medium) -> Result<()> {
         for dir in self.parts() {
             std::fs::create_dir_all(&dir)
                 .map_err(|e| Error::storage(format!("cannot make {}", dir.display()), e))?;
@@ -83,7 +83,8 @@ impl Folder {
             let what = format!("{} or a folder in it is a link", self.dir.display());
             return Err(Error::new(ErrorKind::Refused, what));
         }
-        Medium::default().sync_dir(&self.dir)
+        medium.sync_dir(&self.dir)?;
+        medium.sync_dir(self.dir.parent().unwrap_or(Path::new("/")))
     }
 
     /// What is written there must not land elsewhere.
@@ -107,12 +108,12 @@ impl Folder {
         Ok(Some(file))
     }
 
-    pub(crate) fn identify(&self, set: SetId, device: u32) -> Result<()> {
-        self.make()?;
+    pub(crate) fn identify(&self, set: SetId, device: u32, medium: &Medium) -> Result<()> {
+        self.make(medium)?;
         let file = DeviceFile { version: DEVICE_VERSION, set, device };
         let bytes = serde_json::to_vec(&file)
             .map_err(|e| Error::caused(ErrorKind::InvalidInput, "cannot write device.json", e))?;
-        replace(&self.device(), &bytes)
+        medium.replace_plain(&self.device(), &bytes)
     }
 
     /// Whether it is this device of this set now.
@@ -139,21 +140,6 @@ impl Folder {
             Error::storage(format!("cannot tell the free space of {}", dir.display()), e)
         })
     }
-}
-
-/// Replaces a whole file, atomically and durably, and follows no link.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("tmp");
-    // Gone, or not there: what another attempt or somebody else left.
-    let _ = std::fs::remove_file(&beside);
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|e| Error::storage(format!("cannot write {}", path.display()), e))?;
-    Medium::default().sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// The plain file there, not by a link; `None` when nothing is there.

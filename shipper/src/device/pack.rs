@@ -8,17 +8,16 @@ use crate::batch::{Batch, Keyring, Sealed};
 use crate::error::{Error, Result};
 use crate::ids::{BatchHash, GroupUuid};
 use crate::receiver::Stream;
-use crate::receiver::medium::Medium;
+use crate::receiver::medium::{LogFile, Medium};
 use rustix::fs::{Advice, fadvise};
-use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::PathBuf;
 
 /// A pack that is not closed. Dropped, it is a file that counts for nobody.
 pub(crate) struct PackWriter {
-    file: File,
-    part: PathBuf,
+    file: LogFile,
+    medium: Medium,
     bytes: u64,
     /// Written through to the device up to here.
     synced: u64,
@@ -39,16 +38,11 @@ impl PackWriter {
         before: Stream,
         sizes: &[u64],
         bytes_max: u64,
+        medium: &Medium,
     ) -> Result<PackWriter> {
-        let part = folder.part(number);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW);
-        let file = options
-            .open(&part)
-            .map_err(|e| Error::storage(format!("cannot create {}", part.display()), e))?;
         Ok(PackWriter {
-            file,
-            part,
+            file: medium.create_plain(&folder.part(number))?,
+            medium: medium.clone(),
             bytes: 0,
             synced: 0,
             bytes_max,
@@ -69,7 +63,7 @@ impl PackWriter {
 
     /// Adds the batch that comes next.
     pub fn push(&mut self, sealed: &Sealed) -> Result<()> {
-        self.file.write_all(&sealed.bytes).map_err(|e| self.failed(e))?;
+        self.file.append(&sealed.bytes)?;
         self.bytes += sealed.bytes.len() as u64;
         self.batches.push((sealed.bytes.len() as u32, sealed.hash));
         for (volume, extent) in &sealed.touches {
@@ -85,15 +79,10 @@ impl PackWriter {
         Ok(())
     }
 
-    fn failed(&self, error: std::io::Error) -> Error {
-        Error::storage(format!("cannot write {}", self.part.display()), error)
-    }
-
     /// To the device, and out of the page cache, which is the guests'.
     fn write_through(&mut self) -> Result<()> {
-        self.file.sync_data().map_err(|e| self.failed(e))?;
-        // Only advice: a file system that does not take it keeps the pages.
-        let _ = fadvise(&self.file, self.synced, None, Advice::DontNeed);
+        self.file.sync()?;
+        self.file.forget_cached(self.synced);
         self.synced = self.bytes;
         Ok(())
     }
@@ -101,10 +90,7 @@ impl PackWriter {
     /// Makes it durable under its name. Gives its map.
     pub fn close(mut self, folder: &Folder, number: usize) -> Result<(PackMap, Stream)> {
         self.write_through()?;
-        let path = folder.pack(number);
-        std::fs::rename(&self.part, &path).map_err(|e| self.failed(e))?;
-        let dir = path.parent().unwrap_or(folder.dir());
-        Medium::default().sync_dir(dir)?;
+        self.medium.rename(self.file.path(), &folder.pack(number))?;
         let map = PackMap {
             batches: self.batches,
             touched: self.touched.runs().collect(),

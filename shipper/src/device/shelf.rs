@@ -8,12 +8,14 @@ use super::manifest::{
     DEVICES_MAX, MANIFEST_BYTES_MAX, MANIFEST_VERSION, Manifest, PACKS_MAX, Pack,
 };
 use super::map::PackMap;
+use super::pack::PackWriter;
 use super::sign::{ManifestSigner, Trust};
 use super::{RESERVE_BYTES, ROOM_BYTES_MIN};
 use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Digest, GroupUuid, KeyId, SetId};
 use crate::receiver::Stream;
+use crate::receiver::medium::Medium;
 use crate::wire::VolumeSize;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -52,16 +54,17 @@ pub(crate) struct Shelf {
     slots: Vec<Slot>,
     pub manifest: Manifest,
     signer: Option<ManifestSigner>,
+    medium: Medium,
 }
 
 /// The group as the proxy's state directory has it.
 pub(crate) struct Own {
-    group: GroupName,
-    group_uuid: GroupUuid,
-    epoch: Epoch,
-    volumes: Vec<VolumeSize>,
+    pub group: GroupName,
+    pub group_uuid: GroupUuid,
+    pub epoch: Epoch,
+    pub volumes: Vec<VolumeSize>,
     /// What the volumes hold at most, holes left out.
-    data_bytes: u64,
+    pub data_bytes: u64,
 }
 
 impl Own {
@@ -93,7 +96,13 @@ impl Shelf {
     /// # Errors
     /// [`ErrorKind::Refused`] when a device carries something else, or the export is
     /// finished; [`ErrorKind::NoSpace`] when it cannot fit.
-    pub fn open(own: &Own, plan: &ExportPlan, key: Option<KeyId>, dir: &GroupDir) -> Result<Shelf> {
+    pub fn open(
+        own: &Own,
+        plan: &ExportPlan,
+        key: Option<KeyId>,
+        dir: &GroupDir,
+        medium: Medium,
+    ) -> Result<Shelf> {
         let local = local(dir);
         let given: Vec<Folder> = plan.to.iter().map(|to| Folder::of(to, &own.group)).collect();
         let mut manifest = load(&local)?;
@@ -150,7 +159,7 @@ impl Shelf {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let signer = plan.pki.as_deref().map(|pki| ManifestSigner::load(pki, &own.group));
-        let mut shelf = Shelf { local, slots, manifest, signer: signer.transpose()? };
+        let mut shelf = Shelf { local, slots, manifest, signer: signer.transpose()?, medium };
         if !shelf.manifest.finished {
             shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
         }
@@ -191,7 +200,7 @@ impl Shelf {
         std::fs::create_dir_all(self.local.dir()).map_err(|e| {
             Error::storage(format!("cannot make {}", self.local.dir().display()), e)
         })?;
-        self.local.make()?;
+        self.local.make(&self.medium)?;
         let folders: Vec<Folder> = self.slots.iter().map(|slot| slot.folder.clone()).collect();
         for number in self.manifest.numbers() {
             if self.local.map(number).exists() {
@@ -204,11 +213,11 @@ impl Shelf {
                      that is here"
                 ))
             })?;
-            folder::replace(&self.local.map(number), &bytes)?;
+            self.medium.replace_plain(&self.local.map(number), &bytes)?;
         }
         self.write_manifest(&self.local)?;
         for slot in &self.slots {
-            slot.folder.identify(self.manifest.set, slot.device)?;
+            slot.folder.identify(self.manifest.set, slot.device, &self.medium)?;
         }
         self.bring_up_to_date();
         Ok(())
@@ -222,7 +231,7 @@ impl Shelf {
 
     fn write_manifest(&self, folder: &Folder) -> Result<()> {
         let bytes = self.manifest.encode(self.signer.as_ref())?;
-        folder::replace(&folder.manifest(), &bytes)
+        self.medium.replace_plain(&folder.manifest(), &bytes)
     }
 
     /// Whether any device is there.
@@ -271,6 +280,13 @@ impl Shelf {
         }
     }
 
+    /// The next pack, in the folder that was chosen.
+    pub fn begin_pack(&self, folder: &Folder, bytes_max: u64) -> Result<PackWriter> {
+        let (number, before) = (self.manifest.packs.len() + 1, self.manifest.after());
+        let sizes = self.manifest.sizes();
+        PackWriter::create(folder, number, before, &sizes, bytes_max, &self.medium)
+    }
+
     /// Packs and bytes on a device.
     fn used(&self, device: u32) -> (usize, u64) {
         let of = self.manifest.packs.iter().filter(|pack| pack.device == device);
@@ -285,7 +301,9 @@ impl Shelf {
         let pack = Pack { device, bytes: map.pack_bytes(), map: Digest::of(&bytes), after };
         self.manifest.packs.push(pack);
         let number = self.manifest.packs.len();
-        let stored = folder::replace(&self.local.map(number), &bytes)
+        let stored = self
+            .medium
+            .replace_plain(&self.local.map(number), &bytes)
             .and_then(|()| self.write_manifest(&self.local));
         if let Err(error) = stored {
             self.manifest.packs.pop();
@@ -330,7 +348,7 @@ impl Shelf {
                     "the map of pack {number} in the state directory is damaged"
                 ))
             })?;
-            folder::replace(&slot.folder.map(number), &bytes)?;
+            self.medium.replace_plain(&slot.folder.map(number), &bytes)?;
         }
         self.write_manifest(&slot.folder)?;
         self.slots[index].maps = self.manifest.packs.len();

@@ -13,6 +13,7 @@ use crate::batch::{Header, Sealed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::BatchHash;
 use crate::receiver::Stream as Stand;
+use crate::receiver::medium::Medium;
 use crate::source::ShipConfig;
 use crate::source::stream::{News, Next, Stream};
 use crate::wire::{Ack, PROTOCOL, Welcome};
@@ -68,7 +69,7 @@ async fn export(
         sleep(POLL).await;
     };
     let key = config.keys.newest().map(|key| key.id);
-    let mut shelf = Shelf::open(&own, plan, key, dir)?;
+    let mut shelf = Shelf::open(&own, plan, key, dir, Medium::default())?;
     if shelf.manifest.finished {
         show(shared, &shelf);
         return Ok(Some(shelf.bring_up_to_date()));
@@ -178,14 +179,11 @@ impl Sink<'_> {
 
     async fn put(&mut self, sealed: &Sealed) -> Result<()> {
         self.pass(sealed).await;
-        let closed = self.shelf.manifest.after();
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let number = self.shelf.manifest.packs.len() + 1;
-                let sizes = self.shelf.manifest.sizes();
                 let (folder, device, bytes_max) = self.shelf.choose()?;
-                let writer = PackWriter::create(&folder, number, closed, &sizes, bytes_max)?;
+                let writer = self.shelf.begin_pack(&folder, bytes_max)?;
                 self.open.insert(Open { writer, folder, device })
             }
         };

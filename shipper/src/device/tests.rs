@@ -25,6 +25,8 @@ use std::sync::atomic::AtomicU64;
 use tempfile::TempDir;
 use towline_block::{BLOCK_BYTES, Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
 
+mod export;
+
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// In blocks; the second volume ends in a short one.
 const SIZES: [usize; 2] = [12 * BLOCK, 3 * BLOCK + 512];
@@ -50,6 +52,20 @@ struct Source {
 }
 
 impl Source {
+    fn new(seed: u64) -> (Source, GroupUuid) {
+        let (session, group) = (SessionId::random(), GroupUuid([5; 16]));
+        let chain = Chain { group, session, number: 0, hash: BatchHash::NONE, stream_bytes: 0 };
+        let source = Source {
+            rng: StdRng::seed_from_u64(seed),
+            chain,
+            seq: 0,
+            claims: 0,
+            model: SIZES.iter().map(|size| vec![0; *size]).collect(),
+            encoder: Encoder::default().telling_touches(),
+        };
+        (source, group)
+    }
+
     fn range(&mut self) -> (usize, usize, usize) {
         let volume = self.rng.random_range(0..2);
         let size = SIZES[volume];
@@ -111,18 +127,7 @@ impl World {
         std::fs::create_dir(dir.path().join("there")).unwrap();
         let devices: Vec<PathBuf> =
             (0..devices).map(|n| dir.path().join(format!("d{n}"))).collect();
-        let session = SessionId::random();
-        let group_uuid = GroupUuid([5; 16]);
-        let chain =
-            Chain { group: group_uuid, session, number: 0, hash: BatchHash::NONE, stream_bytes: 0 };
-        let mut source = Source {
-            rng: StdRng::seed_from_u64(seed),
-            chain,
-            seq: 0,
-            claims: 0,
-            model: SIZES.iter().map(|size| vec![0; *size]).collect(),
-            encoder: Encoder::default().telling_touches(),
-        };
+        let (mut source, group_uuid) = Source::new(seed);
         let name = |n: usize| format!("disk{n}").parse().unwrap();
         let volume =
             |(n, size): (usize, &usize)| VolumeSize { name: name(n), size_bytes: *size as u64 };
@@ -143,13 +148,15 @@ impl World {
         let folders: Vec<Folder> =
             devices.iter().map(|device| Folder::of(device, &manifest.group)).collect();
         for (n, folder) in folders.iter().enumerate() {
-            folder.identify(manifest.set, n as u32 + 1).unwrap();
+            folder.identify(manifest.set, n as u32 + 1, &Medium::default()).unwrap();
         }
         for number in 1..=PACKS {
             let device = source.rng.random_range(0..devices.len());
             let before = manifest.after();
+            let medium = Medium::default();
             let mut writer =
-                PackWriter::create(&folders[device], number, before, &sizes(), u64::MAX).unwrap();
+                PackWriter::create(&folders[device], number, before, &sizes(), u64::MAX, &medium)
+                    .unwrap();
             for _ in 0..source.rng.random_range(1..4) {
                 writer.push(&source.batch()).unwrap();
             }

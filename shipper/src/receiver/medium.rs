@@ -6,6 +6,7 @@
 use super::target::TargetDisk;
 use crate::batch::DIGEST_BYTES;
 use crate::error::{Error, Result};
+use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -72,6 +73,19 @@ impl Medium {
         })
     }
 
+    /// As [`Medium::create`], on somebody else's disk: what is there goes, and no link is
+    /// followed.
+    pub fn create_plain(&self, path: &Path) -> Result<LogFile> {
+        if path.symlink_metadata().is_ok() {
+            self.remove(path)?;
+        }
+        self.about("create", path, Event::Create { file: path })?;
+        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        let file = file.map_err(|e| failed("create", path, e))?;
+        let (path, medium) = (path.to_owned(), self.clone());
+        Ok(LogFile { file, path, len: 0, medium, passing: None, buffered: None })
+    }
+
     /// As [`Medium::create`], of a file in which everything appended begins at a multiple of
     /// [`DIRECT_ALIGN`], the gaps zero; written past the page cache where the file system takes that.
     pub fn create_passing(&self, path: &Path) -> Result<LogFile> {
@@ -130,9 +144,23 @@ impl Medium {
         let mut file = self.create(&beside)?;
         file.append(bytes)?;
         file.sync()?;
-        self.about("rename", path, Event::Rename { from: &beside, to: path })?;
-        fs::rename(&beside, path).map_err(|e| failed("replace", path, e))?;
-        self.sync_dir(path.parent().unwrap_or(Path::new(".")))
+        self.rename(&beside, path)
+    }
+
+    /// As [`Medium::replace`], on somebody else's disk.
+    pub fn replace_plain(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let beside = path.with_extension("tmp");
+        let mut file = self.create_plain(&beside)?;
+        file.append(bytes)?;
+        file.sync()?;
+        self.rename(&beside, path)
+    }
+
+    /// Within a folder; durable.
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.about("rename", to, Event::Rename { from, to })?;
+        fs::rename(from, to).map_err(|e| failed("replace", to, e))?;
+        self.sync_dir(to.parent().unwrap_or(Path::new(".")))
     }
 }
 
@@ -202,6 +230,11 @@ impl LogFile {
         written.map_err(|e| failed("write", &self.path, e))?;
         self.len += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Gives the page cache back what lies behind `from`, where the file system takes that advice.
+    pub fn forget_cached(&self, from: u64) {
+        let _ = fadvise(&self.file, from, None, Advice::DontNeed);
     }
 
     /// fdatasync.

@@ -1,0 +1,119 @@
+//! An export of which the source's machine or a device dies at any step.
+
+use super::*;
+use crate::batch::Sealed;
+use crate::device::shelf::{Own, Shelf};
+use towline_journal::GroupDir;
+
+/// The packs' batches, and what the volumes hold after them.
+struct Journey {
+    dir: TempDir,
+    packs: Vec<Vec<Sealed>>,
+    model: Vec<Vec<u8>>,
+    group_uuid: GroupUuid,
+}
+
+impl Journey {
+    fn new(seed: u64) -> Journey {
+        let memory = std::path::Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.unwrap();
+        for name in ["there/d0", "there/d1", "target"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let (mut source, group_uuid) = Source::new(seed);
+        let packs = (0..PACKS).map(|_| (0..2).map(|_| source.batch()).collect()).collect();
+        Journey { dir, packs, model: source.model, group_uuid }
+    }
+
+    /// All that an export writes.
+    fn there(&self) -> PathBuf {
+        self.dir.path().join("there")
+    }
+
+    fn devices(&self) -> Vec<PathBuf> {
+        ["d0", "d1"].map(|name| self.there().join(name)).to_vec()
+    }
+
+    fn open(&self, medium: Medium) -> Shelf {
+        let volume = |(n, size): (usize, &usize)| VolumeSize {
+            name: format!("disk{n}").parse().unwrap(),
+            size_bytes: *size as u64,
+        };
+        let own = Own {
+            group: "erp".parse().unwrap(),
+            group_uuid: self.group_uuid,
+            epoch: Epoch(1),
+            volumes: SIZES.iter().enumerate().map(volume).collect(),
+            data_bytes: 0,
+        };
+        let plan =
+            ExportPlan { to: self.devices(), pack_bytes: PACK_BYTES_MIN, expect: None, pki: None };
+        let dir = GroupDir::of(&self.there().join("state"), &own.group);
+        Shelf::open(&own, &plan, None, &dir, medium).unwrap()
+    }
+
+    /// Goes on to the end. `closed` hears of each pack that the source may forget.
+    fn run(&self, medium: Medium, mut closed: impl FnMut()) {
+        let mut shelf = self.open(medium);
+        while shelf.manifest.packs.len() < PACKS {
+            let number = shelf.manifest.packs.len() + 1;
+            let (folder, device, bytes_max) = shelf.choose().unwrap();
+            let mut writer = shelf.begin_pack(&folder, bytes_max).unwrap();
+            self.packs[number - 1].iter().for_each(|sealed| writer.push(sealed).unwrap());
+            let (map, after) = writer.close(&folder, number).unwrap();
+            shelf.add(device, &map, after).unwrap();
+            closed();
+        }
+        assert!(shelf.finish().unwrap().is_empty());
+    }
+
+    /// The devices bring a target to where the volumes were.
+    fn assert_brings_all(&self, at: &str) {
+        let target = self.dir.path().join("target");
+        lay_out(&target, &Default::default());
+        let _ = std::fs::remove_dir_all(target.join("state"));
+        let config = ImportConfig {
+            devices: self.devices(),
+            group: None,
+            trust: Trust::Unsigned,
+            state_dir: target.join("state"),
+            targets: (0..2)
+                .map(|n| (format!("disk{n}").parse().unwrap(), target.join(format!("t{n}"))))
+                .collect(),
+            keys: Keyring::default(),
+            jobs: 1,
+            without_missing: false,
+        };
+        let imported = import(&config, &AtomicU64::new(0)).unwrap_or_else(|e| panic!("{at}: {e}"));
+        let lacking = imported.stands.map(|stands| stands.lacking_bytes);
+        assert_eq!(lacking, Some(Some(0)), "{at}");
+        for (n, model) in self.model.iter().enumerate() {
+            assert!(std::fs::read(target.join(format!("t{n}"))).unwrap() == *model, "{at}");
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_of_an_export_outlives_a_crash_at_any_step_and_it_goes_on() {
+    let journey = Journey::new(5);
+    let recorder = Arc::new(Recorder::default());
+    let mut closed = Vec::new();
+    journey.run(Medium::observed(recorder.clone()), || closed.push(recorder.len()));
+    journey.assert_brings_all("undisturbed");
+    let changes = recorder.take();
+    assert!(changes.len() > 100, "{} changes", changes.len());
+    let mut model = Model::default();
+    for (step, change) in changes.iter().enumerate() {
+        for crash in [Crash::Kill, Crash::Torn, Crash::Power, Crash::PowerMixed(step as u64)] {
+            let at = format!("step {step} of {}, {crash:?}: {change:?}", changes.len());
+            lay_out(&journey.there(), &model.after(crash, Some(change)));
+            let acknowledged = closed.iter().filter(|end| **end <= step).count();
+            let kept = journey.open(Medium::default()).manifest.packs.len();
+            assert!(kept >= acknowledged, "{at}: {kept} packs, {acknowledged} acknowledged");
+            journey.run(Medium::default(), || {});
+            journey.assert_brings_all(&at);
+        }
+        model.make(change);
+    }
+}
