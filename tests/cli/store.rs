@@ -6,7 +6,7 @@ use crate::DISK_BYTES;
 use servers::Server;
 use std::ffi::OsString;
 use towline_tests::rig::Process;
-use towline_tests::{Daemon, Rig, args, require};
+use towline_tests::{Daemon, PATIENCE, Rig, args, require};
 
 const VOLUME: &str = "disk0";
 
@@ -37,6 +37,10 @@ fn ship_to(rig: &mut Rig, store: &Store) {
 
 /// A receiver that follows the store; `and` adds to its command line.
 fn receive_from(rig: &mut Rig, store: &Store, and: Vec<OsString>) {
+    rig.receive = started(&receive_args(rig, store, and), store);
+}
+
+fn receive_args(rig: &Rig, store: &Store, and: Vec<OsString>) -> Vec<OsString> {
     let mut all = args!["receive", "--from", &store.url, "--group", &rig.group];
     all.extend(args!["--state", rig.path("target-state")]);
     all.extend(args!["--nbd", format!("unix:{}", rig.path("receive.nbd").display())]);
@@ -44,7 +48,7 @@ fn receive_from(rig: &mut Rig, store: &Store, and: Vec<OsString>) {
         all.extend(args!["--target", format!("{volume}={}", rig.target(volume).display())]);
     }
     all.extend(and);
-    rig.receive = started(&all, store);
+    all
 }
 
 fn wait_same(rig: &Rig) {
@@ -175,14 +179,18 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 fn compact(rig: &Rig, store: &Store, and: Vec<OsString>) -> serde_json::Value {
+    let done = compaction(rig, store, and).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+fn compaction(rig: &Rig, store: &Store, and: Vec<OsString>) -> std::process::Command {
     let now = args!["--keep-history", "0s", "--grace", "0s", "--json"];
     let all = [args!["store", "compact", &store.url, "--group", &rig.group], now, and].concat();
     let mut command = std::process::Command::new(towline_tests::towline());
     command.args(all).envs(store.environment.iter().cloned());
-    let done = command.output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{said}");
-    serde_json::from_slice(&done.stdout).unwrap()
+    command
 }
 
 fn bytes_in(rig: &Rig) -> u64 {
@@ -265,6 +273,44 @@ fn a_target_that_lags_behind_the_kept_history_says_so_and_a_new_one_begins_with_
     rig.terminate(Process::Receive);
     std::fs::remove_dir_all(rig.path("target-state")).unwrap();
     receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}
+
+#[test]
+fn a_receiver_that_is_killed_while_it_hydrates_from_a_store_that_is_compacted_begins_again() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.prefill();
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    overwrite(&rig, 1);
+    compact(&rig, &store, vec![]);
+    let state = rig.path("target-state");
+    let mut cut_short = 0;
+    for round in 0..16 {
+        write(&rig, VOLUME, u64::from(round) << 17, round);
+        let mut compacting = compaction(&rig, &store, vec![]);
+        let mut compacting = compacting.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let written = || rig.target(VOLUME).metadata().and_then(|meta| meta.modified()).ok();
+        let before = written();
+        let receive = Daemon::start_in(&receive_args(&rig, &store, vec![]), &store.environment);
+        let began = std::time::Instant::now();
+        while written() == before && began.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round % 4)));
+        receive.kill();
+        // What the store no longer has the history of begins anew, as it is told to.
+        match state.join("receive/state.json").exists() {
+            true => std::fs::remove_dir_all(&state).unwrap(),
+            false => cut_short += 1,
+        }
+        assert!(compacting.wait().unwrap().success());
+    }
+    println!("{cut_short} of 16 kills came while it hydrated");
+    assert!(cut_short > 0, "no kill came while it hydrated");
+    receive_from(&mut rig, &store, vec![]);
+    rig.wait_drained();
     wait_same(&rig);
 }
 
