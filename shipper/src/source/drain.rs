@@ -13,13 +13,17 @@ use super::history::History;
 use super::linger::Linger;
 use super::meter::Meter;
 use super::stream::{News, Stream, Walked};
+use super::together::until_next;
 use super::walker::{Chunk, Walker};
 use super::{ShipConfig, cutter, from_journal};
 use crate::batch::{BatchBuilder, Chain, Encoder, GroupKey, Method};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::wire::{LACKS_RUNS_MAX, Welcome};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -49,9 +53,9 @@ const POLL_MISSING: Duration = Duration::from_millis(50);
 /// Longest wait for an answer of the proxy. It answers from its I/O threads, which a
 /// slow disk can hold up.
 pub(crate) const LINK_ANSWER_MAX: Duration = Duration::from_secs(20);
-/// An idle link is asked so often whether the proxy still lives, and still has the
-/// ring that is mapped here.
-const LINK_PULSE: Duration = Duration::from_secs(1);
+/// An idle link is asked so often whether the proxy still answers, and still has the ring
+/// that is mapped here. That it is gone shows in its socket.
+const LINK_PULSE: Duration = Duration::from_secs(5);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
@@ -152,7 +156,7 @@ impl Drain {
                 None => POLL_BUSY,
                 Some(idle) if idle < DOZING_AFTER => POLL_IDLE,
                 Some(idle) if idle < ASLEEP_AFTER => POLL_DOZING,
-                Some(_) => POLL_ASLEEP,
+                Some(_) => until_next(POLL_ASLEEP),
             },
         }
     }
@@ -367,7 +371,10 @@ impl Feed {
             false => self.told,
         };
         if upto == self.told && self.told_at.elapsed() < LINK_PULSE {
-            return Ok(());
+            return match is_closed(self.link.socket()) {
+                false => Ok(()),
+                true => Err(Error::new(ErrorKind::Unreachable, "the proxy is gone")),
+            };
         }
         self.told_at = Instant::now();
         self.ask(&Request::Ack { seq: upto.0, claims: upto.1 })?;
@@ -555,6 +562,14 @@ impl Feed {
             Reply::Refused(why) => Err(Error::new(ErrorKind::Refused, why)),
             reply => Ok(reply),
         }
+    }
+}
+
+/// Whether the other end is gone, without asking it.
+fn is_closed(socket: &UnixStream) -> bool {
+    match rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((bytes, _)) => bytes == 0,
+        Err(error) => error != Errno::WOULDBLOCK,
     }
 }
 

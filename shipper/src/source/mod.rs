@@ -22,6 +22,7 @@ mod pace;
 mod session;
 pub(crate) mod stream;
 pub mod throttle;
+mod together;
 mod walker;
 
 pub use compress::Compression;

@@ -4,6 +4,7 @@
 use super::ShipConfig;
 use super::lanes;
 use super::stream::{News, Next, Stream};
+use super::together::until_next;
 use crate::batch::{Sealed, VERSION};
 use crate::device::BlockRun;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +25,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// When nothing else was sent for so long, a KEEPALIVE is.
+/// When nothing else was sent for so long at most, a KEEPALIVE is.
 pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(2);
 /// A target that says nothing for so long is gone: it answers every KEEPALIVE.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
@@ -224,7 +225,7 @@ async fn receive(stream: &Stream, reader: &mut ReadHalf<BoxedConnection>) -> Res
 async fn send(stream: &Stream, writer: &mut WriteHalf<BoxedConnection>) -> Result<()> {
     loop {
         let Some(next) = stream.next() else {
-            if timeout(KEEPALIVE_AFTER, stream.wait_ready()).await.is_err() {
+            if timeout(until_next(KEEPALIVE_AFTER), stream.wait_ready()).await.is_err() {
                 write_message(writer, &Message::KeepAlive).await?;
             }
             continue;
