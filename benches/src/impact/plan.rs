@@ -375,7 +375,10 @@ fn in_level(level: Level, cell: &Cell) -> bool {
             basic || matches!(job, "write-64k-qd8" | "write-1m-qd4")
         }
         (Placement::Unpinned, _) => cost,
-        (Placement::PinnedClient, Towline | Nbdkit) => job == "write-4k-qd1",
+        (Placement::PinnedClient, Towline | Nbdkit) if level == Level::Default => {
+            job == "write-4k-qd1"
+        }
+        (Placement::PinnedClient, Towline | Nbdkit) => basic,
         (Placement::PinnedClient, _) => false,
         (Placement::Awake, _) if level == Level::Default => false,
         (_, Towline | Nbdkit) => basic,

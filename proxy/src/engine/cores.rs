@@ -168,7 +168,7 @@ impl Core {
     pub(super) fn place(&mut self, requests: u32) {
         let (client, mover) = (self.client, &self.mover);
         let cores = || client.map_or(Vec::new(), |client| confined_to(client, &mover.may_use()));
-        let moved = self.seat.executed(requests, self.spin.is_deep(), self.now, cores);
+        let moved = self.seat.executed(requests, self.now, cores);
         self.moved(moved);
         let was_awake = self.awake.is_held();
         if let Err(error) = self.awake.executed(self.now) {

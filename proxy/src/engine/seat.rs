@@ -1,8 +1,9 @@
 //! Whether the volume's thread shares the core of its client.
 //!
-//! A client that is confined to one core (`iothreadpin`, taskset) and waits for each answer
-//! leaves that core idle while we work. On the same core the two hand over to each other
-//! without waking another core, which costs more than all the rest of a small request; but
+//! A client that is confined to one core (`iothreadpin`, taskset) leaves that core idle while
+//! it waits for us. On the same core the two hand over to each other without waking another
+//! core, which costs more than all the rest of a small request, and the other cores are left
+//! to the guest's processors and to the shipper; but
 //! the scheduler, asked to wake either, prefers a core that is idle. So the thread tries the
 //! cores to which threads of the client's process are confined, and stays where requests
 //! follow each other clearly faster. Measured, not guessed: which thread of a process sends
@@ -14,11 +15,12 @@
 //!      ^  ^  ^          nothing to try                 |                                  |    |
 //!      |  |  +-----------------------------------------+       none was clearly faster    |    |
 //!      |  +-------------------------------------------------------------------------------+    |
-//!      |        twice half as fast as it was, or deep                       one was            |
+//!      |            twice half as fast as it was                           one was            |
 //!      +-------------------------------------------------- SITTING <---------------------------+
 //! ```
-//! A client with many requests in flight, or a new one, ends every state but resting. A rest
-//! doubles with every trial that was in vain, and with a seat that did not last.
+//! A new client ends every state. A rest doubles with every trial that was in vain, and with a
+//! seat that did not last. How many requests are in flight needs no rule: of a batch each counts
+//! its part of the time since the batch before, so it is throughput that is compared.
 
 use std::time::{Duration, Instant};
 
@@ -122,23 +124,15 @@ impl Seat {
         self.go(State::Resting { until: now })
     }
 
-    /// A batch of requests came at `now`. `deep`: more in flight than one core serves as well.
-    /// `cores`: where threads of the client are confined.
+    /// A batch of requests came at `now`. `cores`: where threads of the client are confined.
     pub fn executed(
         &mut self,
         requests: u32,
-        deep: bool,
         now: Instant,
         cores: impl FnOnce() -> Vec<usize>,
     ) -> Option<Move> {
         let interval = now.saturating_duration_since(self.last) / requests.max(1);
         self.last = now;
-        if deep {
-            return match self.state {
-                State::Resting { .. } => None,
-                _ => self.rest_for(self.rest, now),
-            };
-        }
         match &mut self.state {
             State::Resting { until } if now < *until => None,
             State::Resting { .. } => self.go(State::Measuring { window: Window::new() }),
@@ -255,15 +249,9 @@ mod tests {
             for _ in 0..requests {
                 self.now += Duration::from_micros(us(self.at));
                 let cores = self.cores.clone();
-                let moved = self.seat.executed(1, false, self.now, || cores);
+                let moved = self.seat.executed(1, self.now, || cores);
                 self.took(moved);
             }
-            std::mem::take(&mut self.moves)
-        }
-
-        fn one_deep(&mut self) -> Vec<Move> {
-            let moved = self.seat.executed(8, true, self.now, Vec::new);
-            self.took(moved);
             std::mem::take(&mut self.moves)
         }
     }
@@ -361,18 +349,15 @@ mod tests {
     }
 
     #[test]
-    fn depth_ends_every_state() {
-        let mut lab = seated();
-        assert_eq!(lab.one_deep(), [Move::Home]);
-        assert_eq!(lab.one_deep(), []);
+    fn of_a_batch_each_request_counts_its_part_of_the_time() {
         let mut lab = Lab::new(&[3]);
-        lab.serve(SEATED - 9, SHARED);
-        assert_eq!(lab.at, Move::To(3));
-        assert_eq!(lab.one_deep(), [Move::Home]);
-        let mut lab = Lab::new(&[3]);
-        lab.serve(9, SHARED);
-        assert_eq!(lab.one_deep(), []);
-        assert!(matches!(lab.seat.state, State::Resting { .. }));
+        while lab.seat.core().is_none() {
+            let us = if lab.at == Move::Home { 160 } else { 96 };
+            lab.now += Duration::from_micros(us);
+            let moved = lab.seat.executed(32, lab.now, || vec![3]);
+            lab.took(moved);
+        }
+        assert_eq!(lab.seat.core(), Some((3, Duration::from_micros(3))));
     }
 
     #[test]

@@ -107,12 +107,6 @@ impl Spin {
         self.depth = requests.max(self.depth - self.depth.div_ceil(8));
     }
 
-    /// The client keeps more requests in flight than a look, or a core shared with it, is
-    /// good for.
-    pub fn is_deep(&self) -> bool {
-        self.depth > DEPTH_MAX
-    }
-
     /// Takes a connection that wants to receive; false when that is the kernel's.
     pub fn watch(&mut self, key: Key, now: Instant) -> bool {
         if self.watched.is_some_and(|watched| watched != key) || !self.may_look(now) {
