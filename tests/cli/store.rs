@@ -298,7 +298,6 @@ fn a_receiver_that_is_killed_while_it_hydrates_from_a_store_that_is_compacted_be
         while written() == before && began.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
-        std::thread::sleep(std::time::Duration::from_millis(u64::from(round % 4)));
         receive.kill();
         // What the store no longer has the history of begins anew, as it is told to.
         match state.join("receive/state.json").exists() {

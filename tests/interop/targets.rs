@@ -5,7 +5,7 @@ use crate::peer::Peer;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use towline_bench::nbd_client::{Client, Options};
-use towline_bench::stamp::Plan;
+use towline_bench::stamp::{History, Plan};
 use towline_tests::rig::Process;
 use towline_tests::{Daemon, PATIENCE, Rig, Side, args, require, run};
 
@@ -50,6 +50,17 @@ fn convert(rig: &Rig) {
     run("qemu-img", args!["convert", "-f", "qcow2", "-O", "raw", from, to], PATIENCE).ok();
 }
 
+/// What the qcow2 image holds, once `server` has it all, is what the source does.
+fn assert_image_ends_equal<T>(rig: &mut Rig, server: T, history: &History) {
+    rig.wait_drained();
+    rig.settle_target();
+    rig.terminate(Process::Proxy);
+    drop(server);
+    convert(rig);
+    rig.assert_acknowledged(history, Side::Target);
+    rig.assert_identical();
+}
+
 #[test]
 fn a_killed_qemu_nbd_with_qcow2_costs_nothing_and_the_target_becomes_equal() {
     require!("qemu-nbd", "qemu-img");
@@ -77,13 +88,7 @@ fn a_killed_qemu_nbd_with_qcow2_costs_nothing_and_the_target_becomes_equal() {
     rig.start_receive();
     assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    drop(server);
-    convert(&rig);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    assert_image_ends_equal(&mut rig, server, &history);
 }
 
 #[test]
@@ -128,13 +133,7 @@ fn a_device_is_imported_into_a_qcow2_image_and_the_network_brings_the_rest() {
     rig.wait_live();
     assert!(guest.wait_for_acks(200, PATIENCE), "{:?}", guest.progress());
     let history = guest.stop();
-    rig.wait_drained();
-    rig.settle_target();
-    rig.terminate(Process::Proxy);
-    drop(server);
-    convert(&rig);
-    rig.assert_acknowledged(&history, Side::Target);
-    rig.assert_identical();
+    assert_image_ends_equal(&mut rig, server, &history);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use super::buffers::{Input, LargeMemory, Output};
 use super::command::NewConnection;
+use super::cores::peer;
 use crate::latency::Timing;
 use crate::nbd::errno::Errno;
 use crate::nbd::reply;
 use crate::nbd::request::{RawRequest, Refusal, Terms};
+use rustix::thread::Pid;
 use socket2::{SockRef, Socket};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -98,6 +100,8 @@ pub struct Connection {
     pub source: Duration,
     /// Requests whose replies are in the output.
     pub timings: Vec<Timing>,
+    /// The process at the other end, where it can be known.
+    pub peer: Option<Pid>,
     discard: Option<Discard>,
     _permit: Box<dyn Send>,
 }
@@ -105,6 +109,7 @@ pub struct Connection {
 impl Connection {
     pub fn new(new: NewConnection, received: Instant) -> Connection {
         Connection {
+            peer: peer(&new.fd),
             fd: Arc::new(new.fd),
             terms: new.terms,
             input: Input::new(),

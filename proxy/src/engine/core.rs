@@ -74,8 +74,8 @@ pub(super) struct Core {
     pub seat: Seat,
     pub mover: Mover,
     pub awake: Awake,
-    /// The process of the last client that came, where it can be known.
-    pub client: Option<Pid>,
+    /// The process of each open connection, where it can be known.
+    pub clients: Vec<Pid>,
     /// Requests executed since the last look.
     pub requests: u32,
     /// Connections that stand for a turn.
@@ -125,7 +125,7 @@ impl Core {
             seat: Seat::new(now),
             mover: Mover::default(),
             awake: Awake::new(policy),
-            client: None,
+            clients: Vec::new(),
             requests: 0,
             ready: VecDeque::new(),
             now,

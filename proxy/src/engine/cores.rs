@@ -3,6 +3,7 @@
 use super::core::Core;
 use super::seat::{CORES_MAX, Move};
 use super::spin::LatencyPolicy;
+use rustix::process::getpid;
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 const CPU_LATENCY: &str = "/dev/cpu_dma_latency";
 /// Processors are kept awake until no request came for one to two of these.
 const AWAKE_PERIOD: Duration = Duration::from_secs(1);
-/// Threads of a client that are looked at.
+/// Threads of clients that are looked at.
 const THREADS_MAX: usize = 512;
 
 /// The process at the other end of a unix socket, when it is on this machine and visible.
@@ -24,12 +25,14 @@ pub(super) fn peer(fd: impl AsFd) -> Option<Pid> {
     rustix::net::sockopt::socket_peercred(fd).ok().map(|peer| peer.pid)
 }
 
-/// The cores to which threads of the process are confined one by one, of those that `may`
+/// The cores to which threads of these processes are confined one by one, of those that `may`
 /// be used; empty when there are too many to try. Reading takes about 1 us a thread.
-fn confined_to(process: Pid, may: &CpuSet) -> Vec<usize> {
-    let folder = format!("/proc/{}/task", process.as_raw_nonzero());
-    let Ok(threads) = fs::read_dir(folder) else { return Vec::new() };
-    let mut cores: Vec<usize> = threads
+fn confined_to(processes: &[Pid], may: &CpuSet) -> Vec<usize> {
+    let folder = |process: &Pid| format!("/proc/{}/task", process.as_raw_nonzero());
+    let mut cores: Vec<usize> = processes
+        .iter()
+        .filter_map(|process| fs::read_dir(folder(process)).ok())
+        .flatten()
         .take(THREADS_MAX)
         .filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|thread| only_core(&sched_getaffinity(Pid::from_raw(thread)).ok()?))
@@ -66,8 +69,9 @@ impl Mover {
                 sched_setaffinity(None, &set)?;
             }
             Move::Home => {
-                if let Some(home) = self.home.take() {
+                if let Some(home) = self.home {
                     sched_setaffinity(None, &home)?;
+                    self.home = None;
                 }
             }
         }
@@ -106,13 +110,13 @@ impl Awake {
         Awake { path, held: None }
     }
 
-    /// Requests came.
-    fn executed(&mut self, now: Instant) -> io::Result<()> {
+    /// Requests came. True when from now on no processor halts.
+    fn executed(&mut self, now: Instant) -> io::Result<bool> {
         if let Some(held) = &mut self.held {
             held.used = true;
-            return Ok(());
+            return Ok(false);
         }
-        let Some(path) = &self.path else { return Ok(()) };
+        let Some(path) = &self.path else { return Ok(false) };
         let asked = OpenOptions::new().write(true).open(path).and_then(|mut file| {
             // Microseconds, as a native integer.
             file.write_all(&0i32.to_ne_bytes())?;
@@ -125,7 +129,7 @@ impl Awake {
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -157,34 +161,47 @@ impl Core {
         self.counters.cores.thread.store(gettid().as_raw_nonzero().get() as u32, Relaxed);
     }
 
-    /// Another client came.
+    /// Another client came. A reader of our own, for the shipper, is none.
     pub(super) fn seat_joined(&mut self, client: Option<Pid>) {
-        self.client = client;
+        if client == Some(getpid()) {
+            return;
+        }
+        self.clients.extend(client);
         let moved = self.seat.joined(self.now);
         self.moved(moved);
     }
 
+    /// A connection of that client has ended; it may have others.
+    pub(super) fn seat_left(&mut self, client: Option<Pid>) {
+        if let Some(at) = self.clients.iter().position(|known| Some(*known) == client) {
+            self.clients.swap_remove(at);
+        }
+    }
+
     /// So many requests were executed since the last call, the last of them at `self.now`.
     pub(super) fn place(&mut self, requests: u32) {
-        let (client, mover) = (self.client, &self.mover);
-        let cores = || client.map_or(Vec::new(), |client| confined_to(client, &mover.may_use()));
+        let (clients, mover) = (&self.clients, &self.mover);
+        let cores = || confined_to(clients, &mover.may_use());
         let moved = self.seat.executed(requests, self.now, cores);
         self.moved(moved);
-        let was_awake = self.awake.is_held();
-        if let Err(error) = self.awake.executed(self.now) {
-            let volume = self.volume.name();
-            tracing::warn!(%volume, %error, path = CPU_LATENCY, "processors may halt: latency = lowest needs the right to write there");
-        }
-        if !was_awake {
-            self.note_awake();
+        match self.awake.executed(self.now) {
+            Ok(false) => {}
+            Ok(true) => self.note_awake(),
+            Err(error) => tracing::warn!(
+                volume = %self.volume.name(), %error, path = CPU_LATENCY,
+                "processors may halt: latency = lowest needs the right to write there"
+            ),
         }
     }
 
     fn moved(&mut self, to: Option<Move>) {
         let Some(to) = to else { return };
         if let Err(error) = self.mover.go(to) {
-            tracing::warn!(volume = %self.volume.name(), %error, ?to, "the volume's thread cannot move");
+            let volume = self.volume.name();
+            tracing::warn!(%volume, %error, ?to, "the volume's thread cannot move");
             self.seat.failed(self.now);
+            // Where it was confined before; what is refused now is tried with the next move.
+            let _ = self.mover.go(Move::Home);
         }
         self.note_seat();
     }
@@ -270,11 +287,11 @@ mod tests {
         let cores = here();
         let last = *cores.last().unwrap();
         let confined = Sleeper::on(&set(&[last]));
-        assert_eq!(confined_to(confined.pid(), &all()), [last]);
-        assert_eq!(confined_to(confined.pid(), &CpuSet::new()), [0usize; 0]);
+        assert_eq!(confined_to(&[confined.pid()], &all()), [last]);
+        assert_eq!(confined_to(&[confined.pid()], &CpuSet::new()), [0usize; 0]);
         let roams = Sleeper::on(&set(&cores));
         let expected = if cores.len() == 1 { cores.clone() } else { vec![] };
-        assert_eq!(confined_to(roams.pid(), &all()), expected);
+        assert_eq!(confined_to(&[roams.pid()], &all()), expected);
     }
 
     #[test]
@@ -289,11 +306,13 @@ mod tests {
             let _ = ended.recv();
         });
         started.recv().unwrap();
-        assert!(confined_to(rustix::process::getpid(), &all()).contains(&first));
+        assert!(confined_to(&[getpid()], &all()).contains(&first));
         drop(bye);
         thread.join().unwrap();
         let gone = Sleeper::on(&set(&cores)).pid();
-        assert_eq!(confined_to(gone, &all()), [0usize; 0]);
+        let stays = Sleeper::on(&set(&[first]));
+        assert_eq!(confined_to(&[gone, stays.pid()], &all()), [first]);
+        assert_eq!(confined_to(&[gone], &all()), [0usize; 0]);
     }
 
     #[test]
@@ -318,7 +337,7 @@ mod tests {
     #[test]
     fn the_client_of_a_unix_socket_is_known() {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(peer(&ours), Some(rustix::process::getpid()));
+        assert_eq!(peer(&ours), Some(getpid()));
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         assert_eq!(peer(&tcp), None);
     }

@@ -5,7 +5,6 @@
 use super::command::{Command, NewConnection};
 use super::connection::{Connection, Pause};
 use super::core::Waiter;
-use super::cores::peer;
 use super::run::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::Gate;
@@ -81,8 +80,8 @@ impl Engine {
             return;
         }
         self.core.counters.connections.add(1);
-        self.core.seat_joined(peer(&new.fd));
         let connection = Connection::new(new, self.core.now);
+        self.core.seat_joined(connection.peer);
         let key = self.connections.insert(connection);
         if let Some(connection) = self.connections.get_mut(key) {
             self.core.enqueue(key, connection);

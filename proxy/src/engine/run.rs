@@ -219,6 +219,7 @@ impl Engine {
         if connection.is_gone()
             && let Some(gone) = self.connections.remove(key)
         {
+            self.core.seat_left(gone.peer);
             gone.free(&mut self.core.memory);
         }
         Ok(())

@@ -244,3 +244,16 @@ fn the_flush_of_a_client_alone_needs_no_worker_and_that_of_two_does() {
     assert!(!bench.engine.core.syncs.is_idle());
     assert_eq!(bench.replies(16), simple(3, None));
 }
+
+#[test]
+fn a_reader_of_the_proxys_own_is_no_client_whose_core_is_shared() {
+    let mut bench = bench();
+    assert!(bench.engine.core.clients.is_empty());
+    let init = rustix::thread::Pid::INIT;
+    bench.engine.core.seat_joined(Some(init));
+    bench.engine.core.seat_joined(Some(init));
+    bench.engine.core.seat_left(Some(init));
+    assert_eq!(bench.engine.core.clients, [init]);
+    bench.engine.core.seat_left(None);
+    assert_eq!(bench.engine.core.clients, [init]);
+}
