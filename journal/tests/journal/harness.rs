@@ -243,11 +243,16 @@ impl Lab {
     }
 
     /// Leaves the ring no slot, as a target that is away for long does.
-    pub fn fill(&self) {
-        for block in (0..BLOCKS).cycle() {
+    pub fn fill(&mut self) {
+        for block in 0.. {
             let head = self.journal().get(Counter::Head);
-            let _ = self.zero(VOLUMES - 1, Extent::new(block * BLOCK_BYTES, 1), End::Done);
+            let extent = Extent::new(block % BLOCKS * BLOCK_BYTES, 1);
+            let _ = self.zero(VOLUMES - 1, extent, End::Done);
             let is_journaled = self.journal().get(Counter::Head) > head;
+            // Later laps change nothing.
+            if block < BLOCKS {
+                self.remember();
+            }
             if !is_journaled && self.journal().get(Counter::Whole) == 0 {
                 return;
             }
