@@ -6,14 +6,14 @@
 
 use super::uring::Fd;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 /// Receives what is there: `None` when nothing is. 0 is the end of the stream.
-pub fn receive_now(fd: &Fd, into: &mut [u8]) -> io::Result<Option<usize>> {
+pub fn receive_now(fd: &impl AsFd, into: &mut [u8]) -> io::Result<Option<usize>> {
     let (pointer, len) = (into.as_mut_ptr().cast(), into.len());
     // SAFETY: invariant 1.
-    moved(unsafe { libc::recv(fd.as_raw_fd(), pointer, len, libc::MSG_DONTWAIT) })
+    moved(unsafe { libc::recv(fd.as_fd().as_raw_fd(), pointer, len, libc::MSG_DONTWAIT) })
 }
 
 /// Sends as much as there is room for: `None` when there is none.
@@ -70,7 +70,6 @@ fn moved(result: isize) -> io::Result<Option<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 

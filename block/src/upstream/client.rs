@@ -4,8 +4,9 @@
 use super::handshake::{Connection, Stream};
 use super::session::{Ask, Ended, Session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::socket::receive_now;
 use crate::sys::uring::Window;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::time::Duration;
 
 /// Longest wait for an answer. A server's disk may be slow; past this it counts as away.
@@ -26,13 +27,62 @@ impl Client {
         Ok(Client { stream, session: Session::new(terms), input: vec![0; INPUT_BYTES] })
     }
 
-    /// The connection, for another use. Nothing is under way between two calls.
+    /// The connection, for another use. Nothing may be under way.
     pub fn into_connection(self) -> Result<Connection> {
         self.stream.set_timeouts(None).map_err(lost)?;
         Ok(Connection { stream: self.stream, terms: *self.session.terms() })
     }
 
-    /// Asks all of it at once, and waits for every answer.
+    /// Sends a request and does not wait for its answer, which [`Client::collect`] takes. `data`
+    /// is what an [`Ask::Post`] writes; it is not copied.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn post(&mut self, id: u32, ask: Ask, data: &[&[u8]]) -> Result<()> {
+        self.session.ask(id, ask);
+        let head = self.session.take_unsent();
+        let mut parts = Vec::with_capacity(1 + data.len());
+        parts.push(IoSlice::new(&head));
+        parts.extend(data.iter().map(|part| IoSlice::new(part)));
+        let mut unsent = parts.as_mut_slice();
+        while !unsent.is_empty() {
+            match self.stream.write_vectored(unsent) {
+                Ok(0) => return Err(lost(std::io::ErrorKind::WriteZero.into())),
+                Ok(sent) => IoSlice::advance_slices(&mut unsent, sent),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        self.session.recycle(head);
+        Ok(())
+    }
+
+    /// Takes the answers that have come to what was posted; with `wait` at least some bytes of one.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn collect(&mut self, wait: bool, ended: &mut Vec<Ended>) -> Result<()> {
+        let received = match wait {
+            true => Some(self.stream.read(&mut self.input)),
+            false => receive_now(&self.stream, &mut self.input).transpose(),
+        };
+        match received {
+            Some(received) => self.feed(received.map_err(lost)?, ended),
+            None => Ok(()),
+        }
+    }
+
+    fn feed(&mut self, received: usize, ended: &mut Vec<Ended>) -> Result<()> {
+        if received == 0 {
+            return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.session.feed(&self.input[..received], ended).map_err(|violation| {
+            let what = format!("the upstream server breaks the protocol: {}", violation.0);
+            Error::new(ErrorKind::Unreachable, what)
+        })
+    }
+
+    /// Asks all of it at once, and waits for every answer. Nothing else may be under way.
     ///
     /// # Errors
     /// [`ErrorKind::Unreachable`] when the connection was lost: it is of no more use.
@@ -46,15 +96,7 @@ impl Client {
         self.session.recycle(unsent);
         let mut ended = Vec::with_capacity(count);
         while ended.len() < count {
-            let received = self.stream.read(&mut self.input).map_err(lost)?;
-            if received == 0 {
-                return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));
-            }
-            let fed = self.session.feed(&self.input[..received], &mut ended);
-            fed.map_err(|violation| {
-                let what = format!("the upstream server breaks the protocol: {}", violation.0);
-                Error::new(ErrorKind::Unreachable, what)
-            })?;
+            self.collect(true, &mut ended)?;
         }
         ended.sort_by_key(|answer| answer.id);
         Ok(ended)

@@ -7,9 +7,9 @@ use super::proto::{
 use super::uri::{Address, NbdUri};
 use crate::error::{Error, ErrorKind, Result};
 use socket2::{SockRef, TcpKeepalive};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -116,6 +116,15 @@ fn tcp(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
 impl From<Stream> for OwnedFd {
     fn from(stream: Stream) -> OwnedFd {
         match stream {
@@ -139,6 +148,13 @@ impl Write for Stream {
         match self {
             Stream::Unix(stream) => stream.write(buf),
             Stream::Tcp(stream) => stream.write(buf),
+        }
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => stream.write_vectored(bufs),
+            Stream::Tcp(stream) => stream.write_vectored(bufs),
         }
     }
 

@@ -33,6 +33,11 @@ pub enum Ask {
         window: Window,
         fua: bool,
     },
+    /// Writes what the sender sends behind the bytes of this request; aligned, and no more
+    /// than the server's largest payload.
+    Post {
+        extent: Extent,
+    },
     /// Makes the range read as zero.
     Zero {
         extent: Extent,
@@ -44,14 +49,14 @@ pub enum Ask {
 
 impl Ask {
     pub fn is_change(&self) -> bool {
-        matches!(self, Ask::Write { .. } | Ask::Zero { .. })
+        matches!(self, Ask::Write { .. } | Ask::Post { .. } | Ask::Zero { .. })
     }
 
     /// The buffer, where it has one.
     pub fn into_window(self) -> Window {
         match self {
             Ask::Read { window, .. } | Ask::Write { window, .. } => window,
-            Ask::Zero { .. } | Ask::Flush => Window::default(),
+            Ask::Post { .. } | Ask::Zero { .. } | Ask::Flush => Window::default(),
         }
     }
 }
@@ -111,6 +116,7 @@ impl Session {
                 let extent = Extent::new(*offset, window.len.min(most) as u64);
                 (command::WRITE, fua_flag(*fua), extent)
             }
+            Ask::Post { extent } => (command::WRITE, 0, *extent),
             Ask::Zero { extent, keep_allocated, fua } => {
                 let keep = if *keep_allocated { command_flag::NO_HOLE } else { 0 };
                 (command::WRITE_ZEROES, fua_flag(*fua) | keep, *extent)
@@ -119,7 +125,9 @@ impl Session {
         };
         let align = u64::from(self.terms.align);
         let is_aligned = extent.offset.is_multiple_of(align) && extent.len.is_multiple_of(align);
-        assert!(is_aligned && extent.within(self.terms.size_bytes), "{extent:?} breaks the terms");
+        let is_payload = !matches!(ask, Ask::Post { .. }) || extent.len <= most as u64;
+        let is_inside = is_aligned && is_payload && extent.within(self.terms.size_bytes);
+        assert!(is_inside, "{extent:?} breaks the terms");
         let frame = RequestFrame {
             magic: U32::new(REQUEST_MAGIC),
             flags: U16::new(flags),

@@ -1,5 +1,5 @@
 //! Writes that follow each other on a disk, written as one: a baseline's blocks as a few
-//! megabytes past the page cache, scattered ones as they are.
+//! megabytes past the page cache, or in few requests to a server; scattered ones as they are.
 
 use super::medium::Target;
 use crate::error::Result;
@@ -59,12 +59,10 @@ impl<'a> Gather<'a> {
     pub fn finish(&mut self) -> Result<()> {
         let Some((_, target)) = self.target.take() else { return Ok(()) };
         let (mut at, len) = (self.offset, std::mem::take(&mut self.len));
-        if len < PASSING_BYTES_MIN {
-            for part in self.parts.drain(..) {
-                target.write(at, part)?;
-                at += part.len() as u64;
-            }
-            return Ok(());
+        if len < PASSING_BYTES_MIN || target.disk.is_remote() {
+            let written = target.write_run(at, &self.parts);
+            self.parts.clear();
+            return written;
         }
         if self.room.0.is_empty() {
             self.room.0 = AlignedBuf::new(PASSING_BYTES_MAX);

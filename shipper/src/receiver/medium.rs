@@ -296,9 +296,17 @@ impl Target {
     }
 
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let file = self.disk.path();
-        self.medium.about("write", file, Event::Write { file, offset, bytes })?;
-        self.disk.write_at(bytes, offset)
+        self.write_run(offset, &[bytes])
+    }
+
+    /// Writes `parts` one behind the other, beginning at `offset`.
+    pub fn write_run(&self, offset: u64, parts: &[&[u8]]) -> Result<()> {
+        let (file, mut at) = (self.disk.path(), offset);
+        for bytes in parts {
+            self.medium.about("write", file, Event::Write { file, offset: at, bytes })?;
+            at += bytes.len() as u64;
+        }
+        self.disk.write_run(parts, offset)
     }
 
     /// As [`Target::write`], past the page cache of a file or device where `bytes` and `offset` are

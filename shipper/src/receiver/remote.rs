@@ -1,7 +1,7 @@
 //! A target that is an export of another NBD server, by blocking calls.
 //!
-//! Changes are sent several at a time, never two that touch each other: a server may make
-//! those that are under way in any order. What was written is lost when the connection is lost
+//! Changes are sent without waiting for each other, never two that touch each other: a server may
+//! make those that are under way in any order. What was written is lost when the connection is lost
 //! before a flush was answered (the server may have been killed), and then nothing is done and
 //! nothing called durable until the owner begins again from what was flushed.
 //!
@@ -16,18 +16,16 @@
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use towline_block::sys::uring::Window;
 use towline_block::upstream::{Ask, Client, Ended, Role};
 use towline_block::{Disk, Extent, NbdUri, Upstream};
 
-/// Changes under way at once: enough to hide a round trip behind them.
+/// Changes under way at once: enough to hide a round trip behind them. Their data is in the
+/// sockets, and the server's.
 const CHANGES_MAX: usize = 64;
-/// Their data: what a fast link holds, and little memory.
-const CHANGES_BYTES_MAX: u64 = 4 << 20;
+/// One request to write: large for servers to which a request is dear, and many on their way.
+const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// One request to zero; a server that has to write the zeroes answers in time.
 const ZERO_BYTES_MAX: u64 = 128 << 20;
-/// Zeroes written where the server cannot zero by itself.
-const ZEROES_BYTES_MAX: u64 = 1 << 20;
 
 pub struct Remote {
     upstream: Arc<Upstream>,
@@ -37,9 +35,8 @@ pub struct Remote {
 #[derive(Default)]
 struct Link {
     client: Option<Client>,
-    /// Not sent yet.
-    changes: Vec<(Extent, Ask)>,
-    change_bytes: u64,
+    /// Changes that were sent and are not answered, by the number of their request.
+    under_way: Vec<Option<Extent>>,
     state: State,
 }
 
@@ -85,8 +82,11 @@ impl Remote {
     /// The owner repeats everything since the last flush that succeeded.
     pub fn start_over(&self) {
         let mut link = self.link();
-        link.changes.clear();
-        link.change_bytes = 0;
+        // Answers of before would be taken for those of the same numbers.
+        if link.under_way.iter().any(Option::is_some) {
+            link.client = None;
+        }
+        link.under_way.clear();
         link.state = State::Clean;
     }
 
@@ -94,6 +94,7 @@ impl Remote {
     pub fn release(&self) -> Arc<Upstream> {
         let mut link = self.link();
         if let Some(client) = link.client.take()
+            && link.under_way.iter().all(Option::is_none)
             && let Ok(connection) = client.into_connection()
         {
             self.upstream.put_connection(connection);
@@ -103,7 +104,7 @@ impl Remote {
 
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let link = &mut *self.link();
-        self.send(link)?;
+        self.settle(link)?;
         self.ask(link, |client| client.read_at(buf, offset))
     }
 
@@ -119,23 +120,45 @@ impl Remote {
     /// Everything written since the last flush is durable.
     pub fn flush(&self) -> Result<()> {
         let link = &mut *self.link();
-        self.send(link)?;
+        self.settle(link)?;
         let flushed = self.ask(link, Client::flush);
         link.state = if flushed.is_ok() { State::Clean } else { State::Torn };
         flushed
+    }
+
+    /// Writes `parts` one behind the other, beginning at `offset`.
+    pub fn write_run(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        let extent = Extent::new(offset, len);
+        let align = u64::from(self.upstream.terms().align);
+        if extent.offset.is_multiple_of(align) && len.is_multiple_of(align) {
+            self.check_bounds(extent)?;
+            return self.post_run(&mut self.link(), extent, parts);
+        }
+        let mut at = offset;
+        parts.iter().try_for_each(|part| {
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+            Ok(())
+        })
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn check_bounds(&self, extent: Extent) -> Result<()> {
+        if extent.within(self.size_bytes()) {
+            return Ok(());
+        }
+        let (path, size) = (self.path().display(), self.size_bytes());
+        let what = format!("{extent:?} reaches past the end of {path} ({size} bytes)");
+        Err(Error::new(ErrorKind::InvalidInput, what))
+    }
+
     /// `bytes`: none for zeroes.
     fn change(&self, extent: Extent, bytes: Option<&[u8]>, keep_allocated: bool) -> Result<()> {
-        if !extent.within(self.size_bytes()) {
-            let (path, size) = (self.path().display(), self.size_bytes());
-            let what = format!("{extent:?} reaches past the end of {path} ({size} bytes)");
-            return Err(Error::new(ErrorKind::InvalidInput, what));
-        }
+        self.check_bounds(extent)?;
         let link = &mut *self.link();
         let align = u64::from(self.upstream.terms().align);
         // What covers a part of the server's blocks is read, changed and written as a whole.
@@ -152,9 +175,11 @@ impl Remote {
             });
             let part = part.map(Option::unwrap_or_default);
             let piece = Extent::new(start, end - start);
-            match start.is_multiple_of(align) && end.is_multiple_of(align) {
-                true => self.queue(link, piece, part, keep_allocated)?,
-                false => self.patch(link, piece, part, align)?,
+            let is_whole = start.is_multiple_of(align) && end.is_multiple_of(align);
+            match part {
+                _ if !is_whole => self.patch(link, piece, part, align)?,
+                Some(part) => self.post_run(link, piece, &[part])?,
+                None => self.post_zeroes(link, piece, keep_allocated)?,
             }
             at = end;
         }
@@ -163,7 +188,7 @@ impl Remote {
 
     /// A part of one of the server's blocks.
     fn patch(&self, link: &mut Link, part: Extent, bytes: Option<&[u8]>, align: u64) -> Result<()> {
-        self.send(link)?;
+        self.settle(link)?;
         let start = part.offset - part.offset % align;
         let mut block = vec![0; align as usize];
         self.ask(link, |client| client.read_at(&mut block, start))?;
@@ -173,72 +198,115 @@ impl Remote {
             Some(bytes) => space.copy_from_slice(bytes),
             None => space.fill(0),
         }
-        self.queue(link, Extent::new(start, align), Some(&block), true)
+        self.post_run(link, Extent::new(start, align), &[&block])
     }
 
-    /// A change of whole blocks of the server's.
-    fn queue(
-        &self,
-        link: &mut Link,
-        extent: Extent,
-        bytes: Option<&[u8]>,
-        keep_allocated: bool,
-    ) -> Result<()> {
-        let terms = self.upstream.terms();
-        let (align, payload_max) = (u64::from(terms.align), u64::from(terms.payload_bytes_max));
-        let can_zero = bytes.is_none() && terms.can_zero;
-        let most = match (bytes, can_zero) {
-            (Some(_), _) => payload_max,
-            (None, true) => ZERO_BYTES_MAX,
-            (None, false) => payload_max.min(ZEROES_BYTES_MAX),
-        };
-        for piece in extent.pieces((most / align * align).max(align)) {
-            let at = (piece.offset - extent.offset) as usize;
-            let len = piece.len as usize;
-            let ask = match (bytes, can_zero) {
-                (None, true) => Ask::Zero { extent: piece, keep_allocated, fua: false },
-                (None, false) => Ask::Write {
-                    offset: piece.offset,
-                    window: Window::new(vec![0; len], 0, len),
-                    fua: false,
-                },
-                (Some(bytes), _) => {
-                    let data = bytes.get(at..at + len).unwrap_or_default().to_vec();
-                    let window = Window::new(data, 0, len);
-                    Ask::Write { offset: piece.offset, window, fua: false }
+    /// Writes whole blocks of the server's: the parts, one behind the other.
+    fn post_run(&self, link: &mut Link, extent: Extent, parts: &[&[u8]]) -> Result<()> {
+        let mut parts = parts.iter().copied();
+        let (mut rest, mut data): (&[u8], Vec<&[u8]>) = (&[], Vec::new());
+        for piece in extent.pieces(self.write_bytes_max()) {
+            data.clear();
+            let mut lacking = piece.len as usize;
+            while lacking > 0 {
+                if rest.is_empty() {
+                    let Some(part) = parts.next() else { break };
+                    rest = part;
                 }
-            };
-            let data_bytes = if can_zero { 0 } else { piece.len };
-            let is_full = link.changes.len() >= CHANGES_MAX
-                || link.change_bytes + data_bytes > CHANGES_BYTES_MAX
-                || link.changes.iter().any(|(other, _)| other.overlaps(piece));
-            if is_full {
-                self.send(link)?;
+                let (now, later) = rest.split_at(lacking.min(rest.len()));
+                data.push(now);
+                (lacking, rest) = (lacking - now.len(), later);
             }
-            link.check(self.path())?;
-            link.state = State::Unflushed;
-            link.changes.push((piece, ask));
-            link.change_bytes += data_bytes;
+            self.post(link, piece, || Ask::Post { extent: piece }, &data)?;
         }
         Ok(())
     }
 
-    /// Sends the changes that wait, and waits until they are made.
-    fn send(&self, link: &mut Link) -> Result<()> {
-        link.check(self.path())?;
-        let asks: Vec<Ask> =
-            std::mem::take(&mut link.changes).into_iter().map(|(_, ask)| ask).collect();
-        link.change_bytes = 0;
-        if asks.is_empty() {
+    /// Makes whole blocks of the server's read as zero.
+    fn post_zeroes(&self, link: &mut Link, extent: Extent, keep_allocated: bool) -> Result<()> {
+        if self.upstream.terms().can_zero {
+            for piece in extent.pieces(self.blocks_of(ZERO_BYTES_MAX)) {
+                let ask = || Ask::Zero { extent: piece, keep_allocated, fua: false };
+                self.post(link, piece, ask, &[])?;
+            }
             return Ok(());
         }
-        let mut asks = Some(asks);
-        let ended = self.ask(link, |client| client.ask(asks.take().unwrap_or_default()))?;
-        let failed = ended.into_iter().find_map(|Ended { result, .. }| result.err());
-        failed.map_or(Ok(()), |error| {
-            link.state = State::Torn;
-            Err(Error::storage(format!("cannot write {}", self.path().display()), error))
-        })
+        let most = self.write_bytes_max();
+        let zeroes = vec![0; most.min(extent.len) as usize];
+        for piece in extent.pieces(most) {
+            let data = zeroes.get(..piece.len as usize).unwrap_or_default();
+            self.post(link, piece, || Ask::Post { extent: piece }, &[data])?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of one request to write.
+    fn write_bytes_max(&self) -> u64 {
+        self.blocks_of(WRITE_BYTES_MAX.min(self.upstream.terms().payload_bytes_max.into()))
+    }
+
+    /// As many whole blocks of the server's as so many bytes have, one at least.
+    fn blocks_of(&self, bytes: u64) -> u64 {
+        let align = u64::from(self.upstream.terms().align);
+        (bytes / align * align).max(align)
+    }
+
+    /// Sends a change. Its answer is taken when others need room, or by [`Remote::settle`].
+    fn post(
+        &self,
+        link: &mut Link,
+        extent: Extent,
+        ask: impl Fn() -> Ask,
+        data: &[&[u8]],
+    ) -> Result<()> {
+        link.check(self.path())?;
+        if link.under_way.iter().flatten().any(|other| other.overlaps(extent)) {
+            self.settle(link)?;
+        }
+        let id = loop {
+            // Answers are taken many at a time: by half before any is waited for.
+            let count = link.under_way.iter().flatten().count();
+            if count >= CHANGES_MAX / 2 {
+                self.collect(link, count == CHANGES_MAX)?;
+            }
+            match link.under_way.iter().position(Option::is_none) {
+                Some(free) => break free,
+                None if link.under_way.len() < CHANGES_MAX => link.under_way.push(None),
+                None => {}
+            }
+        };
+        self.ask(link, |client| client.post(id as u32, ask(), data))?;
+        link.state = State::Unflushed;
+        if let Some(slot) = link.under_way.get_mut(id) {
+            *slot = Some(extent);
+        }
+        Ok(())
+    }
+
+    /// Waits until all changes that were sent are made.
+    fn settle(&self, link: &mut Link) -> Result<()> {
+        link.check(self.path())?;
+        while link.under_way.iter().any(Option::is_some) {
+            self.collect(link, true)?;
+        }
+        Ok(())
+    }
+
+    /// Takes answers to changes.
+    fn collect(&self, link: &mut Link, wait: bool) -> Result<()> {
+        let mut ended = Vec::new();
+        self.ask(link, |client| client.collect(wait, &mut ended))?;
+        for Ended { id, result, .. } in ended {
+            if let Some(slot) = link.under_way.get_mut(id as usize) {
+                *slot = None;
+            }
+            if let Err(error) = result {
+                link.state = State::Torn;
+                let what = format!("cannot write {}", self.path().display());
+                return Err(Error::storage(what, error));
+            }
+        }
+        Ok(())
     }
 
     /// Asks the server; once more on a new connection where nothing was lost with the old one.

@@ -148,6 +148,21 @@ impl TargetDisk {
         }
     }
 
+    /// Writes `parts` one behind the other, beginning at `offset`.
+    pub fn write_run(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        match self {
+            TargetDisk::File(disk) => {
+                let mut at = offset;
+                Ok(parts.iter().try_for_each(|part| {
+                    disk.write_at(part, at)?;
+                    at += part.len() as u64;
+                    towline_block::Result::Ok(())
+                })?)
+            }
+            TargetDisk::Remote(disk) => disk.write_run(parts, offset),
+        }
+    }
+
     pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {
         match self {
             TargetDisk::File(disk) => Ok(disk.zero(extent, keep_allocated)?),

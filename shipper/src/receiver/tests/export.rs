@@ -9,7 +9,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use towline_block::NbdUri;
+use towline_block::sys::socket::receive_now;
 use towline_block::upstream::proto::{OptionReplyFrame, transmission_flag};
 
 /// What the server says of its exports.
@@ -18,6 +20,8 @@ pub struct Offer {
     pub flags: u16,
     pub align: u32,
     pub payload_bytes_max: u32,
+    /// Requests that it has at a time, and carries out in any order.
+    pub at_once: usize,
 }
 
 pub const FLAGS: u16 = transmission_flag::HAS_FLAGS | transmission_flag::SEND_FLUSH;
@@ -25,7 +29,7 @@ pub const FLAGS: u16 = transmission_flag::HAS_FLAGS | transmission_flag::SEND_FL
 impl Default for Offer {
     fn default() -> Offer {
         let flags = FLAGS | transmission_flag::SEND_WRITE_ZEROES;
-        Offer { flags, align: 1, payload_bytes_max: 1 << 20 }
+        Offer { flags, align: 1, payload_bytes_max: 1 << 20, at_once: 1 }
     }
 }
 
@@ -211,6 +215,20 @@ struct Request {
     data: Vec<u8>,
 }
 
+impl Request {
+    /// The first one of `input`, once it is there as a whole.
+    fn take(input: &mut Vec<u8>) -> Option<Request> {
+        const HEAD_BYTES: usize = 28;
+        let head = input.get(..HEAD_BYTES)?;
+        let (command, len) = (u16::from_be_bytes(part(head, 6)), number32(head, 24));
+        let data_bytes = if command == 1 { len as usize } else { 0 };
+        let (cookie, offset) = (part(head, 8), u64::from_be_bytes(part(head, 16)));
+        let data = input.get(HEAD_BYTES..HEAD_BYTES + data_bytes)?.to_vec();
+        input.drain(..HEAD_BYTES + data_bytes);
+        Some(Request { command, cookie, offset, len, data })
+    }
+}
+
 struct Session {
     stream: UnixStream,
     media: Arc<Mutex<Media>>,
@@ -248,45 +266,68 @@ impl Session {
     }
 
     fn transmit(&mut self) -> io::Result<()> {
+        let at_once = self.media.lock().unwrap().offer.at_once;
+        let (mut input, mut waiting) = (Vec::new(), Vec::new());
         loop {
-            let head = self.bytes::<28>()?;
-            let mut request = Request {
-                command: u16::from_be_bytes(part(&head, 6)),
-                cookie: part(&head, 8),
-                offset: u64::from_be_bytes(part(&head, 16)),
-                len: number32(&head, 24),
-                data: Vec::new(),
-            };
-            if request.command == 1 {
-                request.data = vec![0; request.len as usize];
-                self.stream.read_exact(&mut request.data)?;
+            while waiting.len() < at_once
+                && let Some(request) = Request::take(&mut input)
+            {
+                waiting.push(request);
             }
-            let answer = {
-                let mut media = self.media.lock().unwrap();
-                if media.life != self.life {
-                    return Ok(());
-                }
-                let number = media.requests;
-                media.requests += 1;
-                if media.is_death(Death::Before(number)) {
-                    media.kill();
-                    return Ok(());
-                }
-                let answer = media.carry_out(self.disk, &request);
-                if media.is_death(Death::After(number)) {
-                    media.kill();
-                    return Ok(());
-                }
-                answer
-            };
-            let (error, data) = match answer {
-                Ok(data) => (0u32, data),
-                Err(errno) => (errno, Vec::new()),
-            };
-            let magic = 0x6744_6698_u32.to_be_bytes();
-            let error = error.to_be_bytes();
-            self.stream.write_all(&[&magic[..], &error, &request.cookie, &data].concat())?;
+            if waiting.len() < at_once && self.receive(&mut input, waiting.is_empty())? {
+                continue;
+            }
+            let next = random(&mut self.media.lock().unwrap().die) as usize % waiting.len();
+            if !self.answer(&waiting.swap_remove(next))? {
+                return Ok(());
+            }
         }
+    }
+
+    /// Waits for bytes, or a moment for what may follow; false when nothing came.
+    fn receive(&mut self, input: &mut Vec<u8>, wait: bool) -> io::Result<bool> {
+        let mut buf = vec![0; 256 << 10];
+        let got = if wait {
+            Some(self.stream.read(&mut buf)?)
+        } else {
+            std::thread::sleep(Duration::from_micros(100));
+            receive_now(&self.stream, &mut buf)?
+        };
+        if got == Some(0) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        input.extend_from_slice(&buf[..got.unwrap_or(0)]);
+        Ok(got.is_some())
+    }
+
+    /// False once the server has died.
+    fn answer(&mut self, request: &Request) -> io::Result<bool> {
+        let answer = {
+            let mut media = self.media.lock().unwrap();
+            if media.life != self.life {
+                return Ok(false);
+            }
+            let number = media.requests;
+            media.requests += 1;
+            if media.is_death(Death::Before(number)) {
+                media.kill();
+                return Ok(false);
+            }
+            let answer = media.carry_out(self.disk, request);
+            if media.is_death(Death::After(number)) {
+                media.kill();
+                return Ok(false);
+            }
+            answer
+        };
+        let (error, data) = match answer {
+            Ok(data) => (0u32, data),
+            Err(errno) => (errno, Vec::new()),
+        };
+        let magic = 0x6744_6698_u32.to_be_bytes();
+        let error = error.to_be_bytes();
+        self.stream.write_all(&[&magic[..], &error, &request.cookie, &data].concat())?;
+        Ok(true)
     }
 
     fn option_reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {

@@ -190,7 +190,7 @@ fn exports_that_cannot_be_targets_are_refused_with_what_to_do() {
         (FLAGS, 4096, (1 << 20) + 512, "no multiple"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let offer = Offer { flags, align, payload_bytes_max: 1 << 20 };
+        let offer = Offer { flags, align, ..Offer::default() };
         let exports = Exports::serve(dir.path(), &[size], offer);
         let error = TargetDisk::open(&path(&exports, 0)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
@@ -205,38 +205,57 @@ fn exports_that_cannot_be_targets_are_refused_with_what_to_do() {
 #[test]
 fn changes_of_any_place_and_length_come_out_right_whatever_the_server_offers() {
     const SIZE: u64 = 256 << 10;
-    for (align, payload_bytes_max, zeroes) in [
+    let offers = [
         (1, 1 << 20, true),
         (1, 4096, false),
         (512, 8192, true),
         (4096, 4096, false),
         (4096, 1 << 20, true),
-    ] {
-        let dir = tempfile::tempdir().unwrap();
-        let flag = if zeroes { transmission_flag::SEND_WRITE_ZEROES } else { 0 };
-        let offer = Offer { flags: FLAGS | flag, align, payload_bytes_max };
-        let (exports, remote) = remote(dir.path(), SIZE, offer);
-        let (mut model, mut die) = (vec![0; SIZE as usize], u64::from(align) + 3);
-        for round in 0..200u64 {
-            let len = random(&mut die) % 20_000;
-            let offset = random(&mut die) % (SIZE - len);
-            let range = offset as usize..(offset + len) as usize;
-            if random(&mut die).is_multiple_of(3) {
-                remote.zero(Extent::new(offset, len), round % 2 == 0).unwrap();
-                model[range].fill(0);
-            } else {
+    ];
+    for (align, payload_bytes_max, zeroes) in offers {
+        for at_once in [1, 16] {
+            let dir = tempfile::tempdir().unwrap();
+            let flag = if zeroes { transmission_flag::SEND_WRITE_ZEROES } else { 0 };
+            let offer = Offer { flags: FLAGS | flag, align, payload_bytes_max, at_once };
+            let (exports, remote) = remote(dir.path(), SIZE, offer);
+            let (mut model, mut die) = (vec![0; SIZE as usize], u64::from(align) + 3);
+            for round in 0..200u64 {
+                let most = if random(&mut die).is_multiple_of(4) { 20_000 } else { 600 };
+                let len = random(&mut die) % most;
+                let offset = random(&mut die) % (SIZE - len);
+                let range = offset as usize..(offset + len) as usize;
                 let data: Vec<u8> = (0..len).map(|_| random(&mut die) as u8).collect();
-                remote.write_at(&data, offset).unwrap();
-                model[range].copy_from_slice(&data);
+                match random(&mut die) % 8 {
+                    0 | 1 => {
+                        remote.zero(Extent::new(offset, len), round % 2 == 0).unwrap();
+                        model[range].fill(0);
+                    }
+                    2 => {
+                        remote.flush().unwrap();
+                        assert!(exports.durable(0) == model, "{offer:?}");
+                    }
+                    3 | 4 => {
+                        let parts: Vec<_> = data.chunks(1 + data.len() / 3).collect();
+                        remote.write_run(&parts, offset).unwrap();
+                        model[range].copy_from_slice(&data);
+                    }
+                    _ => {
+                        remote.write_at(&data, offset).unwrap();
+                        model[range].copy_from_slice(&data);
+                    }
+                }
+            }
+            let mut seen = vec![0; 5000];
+            remote.read_at(&mut seen, 1234).unwrap();
+            assert!(seen == model[1234..6234], "{offer:?}");
+            remote.flush().unwrap();
+            assert!(exports.durable(0) == model, "{offer:?}");
+            for past in
+                [remote.write_at(&[1; 2], SIZE - 1), remote.write_run(&[&[1], &[1]], SIZE - 1)]
+            {
+                assert_eq!(past.unwrap_err().kind(), ErrorKind::InvalidInput);
             }
         }
-        let mut seen = vec![0; 5000];
-        remote.read_at(&mut seen, 1234).unwrap();
-        assert!(seen == model[1234..6234], "{offer:?}");
-        remote.flush().unwrap();
-        assert!(exports.durable(0) == model, "{offer:?}");
-        let end = remote.write_at(&[1; 2], SIZE - 1).unwrap_err();
-        assert_eq!(end.kind(), ErrorKind::InvalidInput);
     }
 }
 
