@@ -33,6 +33,7 @@ mod recovery;
 mod remote;
 mod rewind;
 mod room;
+mod scan;
 mod server;
 mod session;
 mod staging;

@@ -10,6 +10,7 @@ use super::gather::{Gather, Room};
 use super::handover::{Handover, Ready};
 use super::marks::{Ages, Mark, MarkKind, Marks, unix_ns};
 use super::medium::{Medium, Target};
+use super::scan::Scanner;
 use super::staging::Reader;
 use super::state::Books;
 use super::stream::Stream;
@@ -56,6 +57,8 @@ pub struct Apply {
 /// Where batches come from: what the clerk has opened already, else staging.
 struct Source {
     reader: Reader,
+    /// While staging is read for the first time after a start, in place of `reader`.
+    scanner: Option<Scanner>,
     handover: Handover,
     keys: Keyring,
 }
@@ -73,6 +76,9 @@ impl Source {
     }
 
     fn next_staged(&mut self, before: &Stream) -> Result<Option<Ready>> {
+        if let Some(scanner) = &mut self.scanner {
+            return scanner.next();
+        }
         let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let batch = Batch::open(bytes, &self.keys)?;
         let view = batch.view();
@@ -80,6 +86,20 @@ impl Source {
             Error::damaged(format!("staging is out of order: {}", refusal.message))
         })?;
         Ok(Some(Ready::staged(batch, after)))
+    }
+
+    fn has_more_staged(&self) -> bool {
+        match &self.scanner {
+            Some(scanner) => !scanner.is_over(),
+            None => self.reader.has_more(),
+        }
+    }
+
+    fn recycle(&mut self, memory: Vec<u8>) {
+        match &mut self.scanner {
+            Some(scanner) => scanner.recycle(memory),
+            None => self.reader.recycle(memory),
+        }
     }
 
     /// What follows `before` and only staging has, up to a limit or the first failure.
@@ -116,7 +136,7 @@ impl Apply {
         let (group, ahead) = (Vec::new(), VecDeque::new());
         // A former process may have ended in the middle of a group.
         let (compared, is_exact) = (Vec::new(), false);
-        let source = Source { reader, handover: Handover::default(), keys };
+        let source = Source { reader, scanner: None, handover: Handover::default(), keys };
         Apply {
             targets,
             marks,
@@ -144,6 +164,28 @@ impl Apply {
     /// What the clerk has opened, for the applier.
     pub fn handover(&self) -> &Handover {
         &self.source.handover
+    }
+
+    /// Takes batches from what finds them, until [`Apply::end_scan`] takes it back.
+    pub fn scan(&mut self, scanner: Option<Scanner>) {
+        self.source.scanner = scanner;
+    }
+
+    pub fn end_scan(&mut self) -> Option<Scanner> {
+        self.source.scanner.take()
+    }
+
+    /// Reads staging from there on; what was taken before stays.
+    pub fn read_from(&mut self, reader: Reader) {
+        self.source.reader = reader;
+    }
+
+    /// What the targets hold is `applied` by definition: nothing of what was taken is.
+    pub fn start_at(&mut self, applied: Stream) {
+        self.group.clear();
+        self.ahead.clear();
+        self.applied = applied;
+        self.is_exact = false;
     }
 
     /// More was waiting when the last group was made.
@@ -194,12 +236,17 @@ impl Apply {
         prepared.into_iter().for_each(|prepared| self.marks.commit(prepared));
         self.applied = last.clone();
         for ready in self.group.drain(..) {
-            self.source.reader.recycle(ready.batch.into_bytes());
+            self.source.recycle(ready.batch.into_bytes());
         }
         self.is_exact = true;
         self.marks.prune(&last, self.ages.unix_ns(Instant::now(), now))?;
-        self.source.reader.remove_applied(&self.medium, last.number)?;
+        self.remove_spent()?;
         Ok(Some(last))
+    }
+
+    /// Removes what is applied from staging.
+    pub fn remove_spent(&mut self) -> Result<()> {
+        self.source.reader.remove_applied(&self.medium, self.applied.number)
     }
 
     /// Writes the group and flushes all targets; meanwhile another thread reads and checks what
@@ -208,7 +255,7 @@ impl Apply {
         let may_read = self.ahead.is_empty()
             && self.group.iter().all(|ready| ready.is_staged)
             && !self.source.handover.has(last.number + 1)
-            && self.source.reader.has_more();
+            && self.source.has_more_staged();
         let bytes_max = self.group_bytes_max;
         let Apply { targets, group, room, source, .. } = self;
         let mut write = || {

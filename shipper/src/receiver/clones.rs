@@ -151,9 +151,7 @@ fn present(state_dir: &Path, keys: &Keyring) -> Result<u64> {
 /// What a receiver would do: what is staged is applied, then the mark made.
 fn make_mark(layout: &Layout, keys: &Keyring) -> Result<()> {
     let (medium, limits) = (super::medium::Medium::default(), Limits::default());
-    let opened = recovery::open(layout, &medium, &limits, keys);
-    let Some(mut store) = opened? else { return Ok(()) };
-    store.redo()
+    recovery::open_and_redo(layout, &medium, &limits, keys).map(|_| ())
 }
 
 /// What a mark is called in an overlay's folder.

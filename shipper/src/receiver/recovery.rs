@@ -3,18 +3,18 @@
 //!
 //! Staged batches are believed as far as the chain from `applied` holds.
 
-use super::apply::{Apply, check_bounds};
+use super::apply::Apply;
 use super::lacking::Lacking;
 use super::marks::{self, Marks};
-use super::medium::{Medium, Target, aligned};
-use super::staging::{Cursor, Segment, Staging, list, read_batch, segment_path};
+use super::medium::{Medium, Target};
+use super::scan::{Scan, Scanner};
+use super::staging::{Cursor, Staging};
 use super::state::{Books, Rollback, State};
 use super::stream::Stream;
 use super::target::TargetDisk;
 use super::{Layout, Limits};
-use crate::batch::{Batch, Keyring};
+use crate::batch::Keyring;
 use crate::error::{Error, ErrorKind, Result};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,65 +29,103 @@ pub struct Store {
     pub lacking: Option<Lacking>,
 }
 
-/// What staging holds, as a scan found it.
-#[derive(Debug, Default)]
-pub struct Scan {
-    pub segments: Vec<Segment>,
-    pub cursor: Cursor,
-    pub durable: Stream,
-    /// Acknowledged batches are missing or damaged: what and where.
-    pub damage: Option<String>,
-}
-
-/// What ended a segment's good part.
-enum End {
-    File,
-    /// Not a batch, or not the next one.
-    Bad(String),
+/// A store that is bound, of which is not known yet what staging holds.
+pub struct Opening {
+    store: Store,
+    layout: Layout,
+    medium: Medium,
+    redone: bool,
 }
 
 /// Opens what is in the directory; `None` when this receiver is not bound yet.
 /// Nothing of the targets is changed except by a rollback that was decided.
 ///
 /// # Errors
-/// [`ErrorKind::NotAuthorised`] when staging holds batches that were sealed with a key
-/// that is not in `keys`: nothing was touched, and nothing is taken for damaged.
+/// As [`begin`] and [`Opening::finish`].
 pub fn open(
     layout: &Layout,
     medium: &Medium,
     limits: &Limits,
     keys: &Keyring,
 ) -> Result<Option<Store>> {
+    begin(layout, medium, limits, keys)?.map(Opening::finish).transpose()
+}
+
+/// As [`open`], up to where staging is to be read.
+///
+/// # Errors
+/// When a file or a target cannot be opened, or is not what it was.
+pub fn begin(
+    layout: &Layout,
+    medium: &Medium,
+    limits: &Limits,
+    keys: &Keyring,
+) -> Result<Option<Opening>> {
     let Some(state) = super::state::load(&layout.state)? else { return Ok(None) };
     let targets = open_targets(&state, medium)?;
     let books = Books::loaded(&layout.state, medium.clone(), state.clone());
     let mut marks = load_marks(layout, medium, limits, &state)?;
     super::rewind::finish(&books, &mut marks, &targets, layout, medium)?;
-    let state = books.get();
-    if let Some(takeover) = &state.promoted {
-        finish_takeover(&books, &mut marks, &targets, takeover.rollback)?;
-        let mut staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
-        staging.clear()?;
-        let parts = (staging, marks, targets);
-        return Ok(Some(assemble(books, parts, Cursor::default(), medium, keys)));
+    let mut staging = Staging::new(&layout.stage, medium.clone(), limits.segment());
+    let scanner = match &books.get().promoted {
+        Some(takeover) => {
+            finish_takeover(&books, &mut marks, &targets, takeover.rollback)?;
+            staging.clear()?;
+            None
+        }
+        None => {
+            settle_point(&books, &marks)?;
+            Some(Scanner::new(&layout.stage, &books.get(), keys)?)
+        }
+    };
+    let mut store = assemble(books, (staging, marks, targets), medium, keys);
+    store.apply.scan(scanner);
+    let (layout, medium) = (layout.clone(), medium.clone());
+    Ok(Some(Opening { store, layout, medium, redone: false }))
+}
+
+impl Opening {
+    pub fn apply(&mut self) -> &mut Apply {
+        &mut self.store.apply
     }
-    let mut scan = scan(&layout.stage, &state, keys)?;
-    let damage = scan.damage.take();
-    let damaged = damage.is_some();
-    if let Some(damage) = damage {
-        lose_point(&books, &mut scan, damage)?;
+
+    /// Applies what staging holds while it is read: each batch is read and checked once.
+    ///
+    /// # Errors
+    /// Of the targets and of staging; what is not applied then is so later.
+    pub fn redo(&mut self) -> Result<()> {
+        if self.store.books.get().promoted.is_some() {
+            return Ok(());
+        }
+        self.redone = true;
+        self.store.redo()
     }
-    settle_point(&books, &marks)?;
-    let mut staging = Staging::new(&layout.stage, medium.clone(), scan.segments, limits.segment());
-    if damaged {
-        staging.clear()?;
+
+    /// Reads on to the end of staging, and loses the point if something of it is missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotAuthorised`] when staging holds batches that were sealed with a key
+    /// that is not given: nothing is taken for damaged.
+    pub fn finish(self) -> Result<Store> {
+        let Opening { mut store, layout, medium, redone } = self;
+        let Some(scanner) = store.apply.end_scan() else { return Ok(store) };
+        let mut scan = scanner.finish()?;
+        if let Some(damage) = scan.damage.take() {
+            lose_point(&store.books, &mut scan, damage)?;
+            store.staging.clear()?;
+            store.apply.start_at(scan.durable.clone());
+        }
+        store.staging.take_over(scan.segments);
+        store.apply.read_from(store.staging.reader(scan.cursor));
+        if redone {
+            store.apply.remove_spent()?;
+        }
+        store.durable = scan.durable;
+        let state = store.books.get();
+        let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
+        store.lacking = Lacking::load(&layout.lacking, &medium, &sizes)?;
+        Ok(store)
     }
-    let parts = (staging, marks, targets);
-    let mut store = assemble(books, parts, scan.cursor, medium, keys);
-    store.durable = scan.durable;
-    let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
-    store.lacking = Lacking::load(&layout.lacking, medium, &sizes)?;
-    Ok(Some(store))
 }
 
 /// What a receiver's start does before it listens, and nothing else: brings the
@@ -99,22 +137,29 @@ pub fn recover(state_dir: &Path, keys: &Keyring) -> Result<Option<Stream>> {
         return Ok(None);
     }
     let _lock = super::server::lock(&layout)?;
-    let store = open(&layout, &Medium::default(), &Limits::default(), keys)?;
-    let Some(mut store) = store else { return Ok(None) };
-    if store.books.get().promoted.is_none() {
-        store.redo()?;
-    }
-    Ok(Some(store.apply.applied().clone()))
+    open_and_redo(&layout, &Medium::default(), &Limits::default(), keys)
+}
+
+/// As [`recover`], in a directory that is locked.
+pub fn open_and_redo(
+    layout: &Layout,
+    medium: &Medium,
+    limits: &Limits,
+    keys: &Keyring,
+) -> Result<Option<Stream>> {
+    let Some(mut opening) = begin(layout, medium, limits, keys)? else { return Ok(None) };
+    let redone = opening.redo();
+    let store = opening.finish()?;
+    redone.map(|()| Some(store.apply.applied().clone()))
 }
 
 fn assemble(
     books: Arc<Books>,
     (staging, marks, targets): (Staging, Marks, Vec<Target>),
-    cursor: Cursor,
     medium: &Medium,
     keys: &Keyring,
 ) -> Store {
-    let reader = staging.reader(cursor);
+    let reader = staging.reader(Cursor::default());
     let durable = books.get().applied;
     let (medium, keys) = (medium.clone(), keys.clone());
     let apply = Apply::new(targets, marks, Arc::clone(&books), reader, medium, keys);
@@ -134,9 +179,8 @@ impl Store {
         let mut marks = load_marks(layout, medium, limits, &state)?;
         marks.clear()?;
         let books = Books::create(&layout.state, medium.clone(), state)?;
-        let staging = Staging::new(&layout.stage, medium.clone(), vec![], limits.segment());
-        let parts = (staging, marks, targets);
-        Ok(assemble(books, parts, Cursor::default(), medium, keys))
+        let staging = Staging::new(&layout.stage, medium.clone(), limits.segment());
+        Ok(assemble(books, (staging, marks, targets), medium, keys))
     }
 
     /// Applies everything that is durable.
@@ -224,107 +268,4 @@ fn lose_point(books: &Books, scan: &mut Scan, damage: String) -> Result<()> {
     scan.segments.clear();
     scan.cursor = Cursor::default();
     Ok(())
-}
-
-/// Follows the chain through all segments. Changes nothing.
-///
-/// # Errors
-/// [`ErrorKind::NotAuthorised`] for a batch whose key is not in `keys`: it may be sound.
-pub fn scan(dir: &Path, state: &State, keys: &Keyring) -> Result<Scan> {
-    let firsts = list(dir)?;
-    let mut scan = Scan { durable: state.applied.clone(), ..Scan::default() };
-    for (index, first) in firsts.iter().copied().enumerate() {
-        let next_first = firsts.get(index + 1).copied();
-        if first > scan.durable.number + 1 {
-            scan.damage = Some(format!("{} does not follow", segment_path(dir, first).display()));
-            break;
-        }
-        let end = scan_segment(dir, first, next_first, (state, keys), &mut scan)?;
-        let followed = next_first.is_none_or(|next| next <= scan.durable.number + 1);
-        if let (End::Bad(why), false) = (&end, followed) {
-            scan.damage = Some(format!("{}: {why}", segment_path(dir, first).display()));
-            break;
-        }
-        if let End::Bad(why) = end {
-            tracing::info!(segment = first, "an unfinished write ends staging: {why}");
-        }
-    }
-    Ok(scan)
-}
-
-/// Takes the batches of one segment that continue the chain; a segment that
-/// starts at `next_first` overrules what lies here from that number on.
-fn scan_segment(
-    dir: &Path,
-    first: u64,
-    next_first: Option<u64>,
-    (state, keys): (&State, &Keyring),
-    scan: &mut Scan,
-) -> Result<End> {
-    let path = segment_path(dir, first);
-    let failed = |e| Error::storage(format!("cannot read {}", path.display()), e);
-    let file = File::open(&path).map_err(failed)?;
-    let end = file.metadata().map_err(failed)?.len();
-    let sizes: Vec<u64> = state.volumes.iter().map(|volume| volume.size_bytes).collect();
-    let mut segment = Segment { first, last: first.saturating_sub(1), bytes: 0 };
-    let mut outcome = End::File;
-    let mut memory = Vec::new();
-    while segment.bytes < end && next_first.is_none_or(|next| segment.last + 1 < next) {
-        let bytes = match read_batch(&file, &path, segment.bytes, end, memory) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == ErrorKind::Damaged => {
-                outcome = End::Bad(e.to_string());
-                break;
-            }
-            Err(e) => return Err(e),
-        };
-        let after = aligned(segment.bytes + bytes.len() as u64);
-        let opened = match Batch::open(bytes, keys) {
-            Ok(opened) => opened,
-            Err(e) if e.kind() == ErrorKind::NotAuthorised => {
-                let what = format!("{}: what is staged there", path.display());
-                return Err(Error::caused(ErrorKind::NotAuthorised, what, e));
-            }
-            Err(e) => {
-                outcome = End::Bad(e.to_string());
-                break;
-            }
-        };
-        match take(&opened, segment.last + 1, state, &sizes, &scan.durable) {
-            Ok(Some(after)) => scan.durable = after,
-            Ok(None) => {
-                scan.cursor = Cursor { segment: first, offset: after };
-            }
-            Err(why) => {
-                outcome = End::Bad(why);
-                break;
-            }
-        }
-        segment.last += 1;
-        segment.bytes = after;
-        memory = opened.into_bytes();
-    }
-    if segment.bytes > 0 {
-        scan.segments.push(segment);
-    }
-    Ok(outcome)
-}
-
-/// The stream after the batch; `None` for one that is applied already.
-fn take(
-    batch: &Batch,
-    number: u64,
-    state: &State,
-    sizes: &[u64],
-    durable: &Stream,
-) -> std::result::Result<Option<Stream>, String> {
-    let view = batch.view();
-    if view.number() != number {
-        return Err(format!("batch {} lies where {number} belongs", view.number()));
-    }
-    if number <= state.applied.number {
-        return Ok(None);
-    }
-    check_bounds(&view, sizes).map_err(|e| e.to_string())?;
-    durable.follow(state.group_uuid, &view).map(Some).map_err(|refusal| refusal.message)
 }

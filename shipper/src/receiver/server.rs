@@ -81,16 +81,14 @@ impl Receiver {
             Some(state) => check_config(&config, &state)?,
             None => look_at_targets(&config)?,
         }
-        let mut store = recovery::open(&layout, &medium, &config.limits, &config.keys)?;
-        if let Some(store) = &store {
-            room::warn(&layout, &store.apply.targets, &config.limits);
+        let mut opening = recovery::begin(&layout, &medium, &config.limits, &config.keys)?;
+        if let Some(opening) = &mut opening {
+            room::warn(&layout, &opening.apply().targets, &config.limits);
+            if let Err(error) = opening.redo() {
+                tracing::error!(%error, "cannot apply what is staged yet; trying again");
+            }
         }
-        if let Some(store) = &mut store
-            && store.books.get().promoted.is_none()
-            && let Err(error) = store.redo()
-        {
-            tracing::error!(%error, "cannot apply what is staged yet; trying again");
-        }
+        let store = opening.map(recovery::Opening::finish).transpose()?;
         let ground = Ground {
             layout: layout.clone(),
             medium: medium.clone(),

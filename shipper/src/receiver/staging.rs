@@ -73,12 +73,14 @@ struct Active {
 }
 
 impl Staging {
+    pub fn new(dir: &Path, medium: Medium, segment_bytes_max: u64) -> Staging {
+        let (dir, shelf) = (dir.to_owned(), Shelf::default());
+        Staging { dir, medium, shelf, active: None, segment_bytes_max }
+    }
+
     /// Takes over the segments that recovery found good.
-    pub fn new(dir: &Path, medium: Medium, segments: Vec<Segment>, segment_max: u64) -> Staging {
-        let shelf = Shelf::default();
-        shelf.lock().extend(segments);
-        let dir = dir.to_owned();
-        Staging { dir, medium, shelf, active: None, segment_bytes_max: segment_max }
+    pub fn take_over(&mut self, segments: Vec<Segment>) {
+        *self.shelf.lock() = segments.into();
     }
 
     /// A reader that starts with the first batch of `segment` that lies at `offset`.
@@ -88,7 +90,7 @@ impl Staging {
             shelf: self.shelf.clone(),
             cursor,
             open: None,
-            spare: Vec::new(),
+            spare: Spare::default(),
         }
     }
 
@@ -171,12 +173,27 @@ pub struct Reader {
     shelf: Shelf,
     cursor: Cursor,
     open: Option<(u64, File)>,
-    /// Memory of batches that are applied, for those to come.
-    spare: Vec<Vec<u8>>,
+    spare: Spare,
 }
 
-/// Buffers kept: as many batches of records as a group has.
-const SPARE_MAX: usize = 16;
+/// Memory of batches that are applied, for those to come.
+#[derive(Default)]
+pub struct Spare(Vec<Vec<u8>>);
+
+impl Spare {
+    /// Buffers kept: as many batches of records as a group has.
+    const COUNT_MAX: usize = 16;
+
+    pub fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    pub fn put(&mut self, memory: Vec<u8>) {
+        if self.0.len() < Spare::COUNT_MAX {
+            self.0.push(memory);
+        }
+    }
+}
 
 impl Reader {
     /// The next durable batch's bytes; `None` when the end was reached.
@@ -189,7 +206,7 @@ impl Reader {
             self.open = Some((segment.first, file));
         }
         let Some((_, file)) = &self.open else { return Ok(None) };
-        let memory = self.spare.pop().unwrap_or_default();
+        let memory = self.spare.take();
         let bytes = read_batch(file, &path, offset, segment.bytes, memory)?;
         self.cursor =
             Cursor { segment: segment.first, offset: aligned(offset + bytes.len() as u64) };
@@ -203,9 +220,7 @@ impl Reader {
 
     /// Takes memory back that a batch was read into.
     pub fn recycle(&mut self, memory: Vec<u8>) {
-        if self.spare.len() < SPARE_MAX {
-            self.spare.push(memory);
-        }
+        self.spare.put(memory);
     }
 
     /// The next durable batch, of `len` bytes, is known already.

@@ -3,7 +3,7 @@
 use super::Layout;
 use super::lacking::Lacking;
 use super::medium::Medium;
-use super::recovery;
+use super::scan::{Scan, Scanner};
 use super::state::{State, load};
 use super::stream::Stream;
 use crate::batch::Keyring;
@@ -38,14 +38,14 @@ impl ReceiverStatus {
         let Some(state) = load(&layout.state)? else { return Ok(None) };
         let mut locked = None;
         let scan = match state.promoted {
-            Some(_) => recovery::Scan::default(),
-            None => recovery::scan(&layout.stage, &state, keys).unwrap_or_else(|error| {
+            Some(_) => Scan::default(),
+            None => scan(&layout.stage, &state, keys).unwrap_or_else(|error| {
                 // Anything else: segments were removed between listing and reading, since
                 // they were applied.
                 if error.kind() == ErrorKind::NotAuthorised {
                     locked = Some(error.to_string());
                 }
-                recovery::Scan::default()
+                Scan::default()
             }),
         };
         let durable = if scan.durable.number > state.applied.number {
@@ -62,4 +62,8 @@ impl ReceiverStatus {
         let lacking_bytes = lacking.map_or(0, |lacking| lacking.bytes());
         Ok(Some(ReceiverStatus { state, durable, staged, locked, lacking_bytes }))
     }
+}
+
+fn scan(dir: &Path, state: &State, keys: &Keyring) -> Result<Scan> {
+    Scanner::new(dir, state, keys)?.finish()
 }

@@ -4,7 +4,7 @@ use super::disk::{Change, Crash, Model, Recorder, lay_out};
 use super::history::{GROUP, History, SIZES, Volumes, blank, check, random};
 use crate::batch::Keyring;
 use crate::receiver::medium::{Medium, Target};
-use crate::receiver::recovery::{Store, open};
+use crate::receiver::recovery::{Opening, Store, begin, open};
 use crate::receiver::state::{Rollback, STATE_VERSION, State, Takeover, TargetRecord};
 use crate::receiver::{Layout, Limits, Stream};
 use crate::wire::Outcome;
@@ -75,6 +75,21 @@ impl Lab {
         Store::create(&self.layout, &self.medium, &self.limits, state, targets, &keys).unwrap()
     }
 
+    /// Groups are a batch or two.
+    fn begin(&self) -> Option<Opening> {
+        let keys = Keyring::default();
+        let mut opening = begin(&self.layout, &self.medium, &self.limits, &keys).unwrap()?;
+        opening.apply().group_bytes_max = GROUP_BYTES;
+        Some(opening)
+    }
+
+    /// As a receiver starts: applied while it is read.
+    pub fn restart(&self) -> Option<Store> {
+        let mut opening = self.begin()?;
+        opening.redo().unwrap();
+        Some(opening.finish().unwrap())
+    }
+
     pub fn reopen(&self) -> Option<Store> {
         open(&self.layout, &self.medium, &self.limits, &Keyring::default()).unwrap()
     }
@@ -115,7 +130,7 @@ pub fn run(lab: &Lab, store: &mut Store, history: &History, seed: u64) -> Vec<(u
 /// Recovery, on files that are laid out; what was acknowledged must be there, the
 /// volumes must be a prefix, and the last point must be reachable.
 fn recover_and_check(lab: &Lab, history: &History, acked: u64, at: &str) {
-    let Some(mut store) = lab.reopen() else {
+    let Some(store) = lab.reopen() else {
         assert_eq!(acked, 0, "{at}: acknowledged batches are gone");
         return;
     };
@@ -135,9 +150,10 @@ fn recover_and_check(lab: &Lab, history: &History, acked: u64, at: &str) {
             .unwrap_or_else(|e| panic!("{at}, rolled back without redo: {e}"));
         (0..2).for_each(|index| std::fs::write(lab.target(index), &torn[index]).unwrap());
     }
-    store.redo().unwrap();
+    drop(store);
+    let store = lab.restart().unwrap();
     let applied = store.apply.applied().clone();
-    assert_eq!(applied, durable, "{at}");
+    assert_eq!((&applied, &store.durable), (&durable, &durable), "{at}");
     check(history, &lab.volumes(), applied.number).unwrap_or_else(|e| panic!("{at}: {e}"));
     let point = history_point(history, applied.number);
     assert_eq!(applied.point.map(|point| point.number), point, "{at}");
@@ -220,7 +236,7 @@ fn a_crash_at_any_step_of_recovery_itself_changes_nothing() {
     drop(store);
     let mut model = lab.model();
     lab.recorder.take().iter().for_each(|change| model.make(change));
-    lab.reopen().unwrap().redo().unwrap();
+    lab.restart().unwrap();
     let changes = lab.recorder.take();
     assert!(changes.len() > 10, "the recovery had something to do");
     each_crash(&lab, &changes, model, |_, _, at| {
@@ -264,6 +280,19 @@ fn a_backlog_is_applied_group_by_group_while_the_next_one_is_read() {
 }
 
 #[test]
+fn a_restart_applies_what_is_staged_and_keeps_its_last_segment_alone() {
+    let history = History::scenario(2);
+    let lab = Lab::new();
+    drop(backlog(&lab, &history));
+    let staged = || crate::receiver::staging::list(&lab.layout.stage).unwrap().len();
+    assert!(staged() > 2);
+    let store = lab.restart().unwrap();
+    assert_eq!(store.apply.applied().number, history.batches.len() as u64);
+    check(&history, &lab.volumes(), history.batches.len() as u64).unwrap();
+    assert_eq!(staged(), 1);
+}
+
+#[test]
 fn a_crash_at_any_step_of_applying_a_backlog_loses_nothing_of_it() {
     let history = History::scenario(4);
     let lab = Lab::new();
@@ -292,6 +321,52 @@ fn a_target_that_fails_while_the_next_group_is_read_gets_its_group_again() {
     *lab.recorder.fail.lock().unwrap() = None;
     while store.apply.step().unwrap().is_some() {}
     check(&history, &lab.volumes(), history.batches.len() as u64).unwrap();
+}
+
+#[test]
+fn a_target_that_fails_while_staging_is_read_gets_the_rest_later() {
+    let history = History::scenario(3);
+    let count = history.batches.len() as u64;
+    for fails_at in [0, 3, 20] {
+        let lab = Lab::new();
+        drop(backlog(&lab, &history));
+        let mut opening = lab.begin().unwrap();
+        *lab.recorder.fail.lock().unwrap() = Some((lab.target(0), fails_at));
+        assert!(opening.redo().is_err());
+        let mut store = opening.finish().unwrap();
+        assert_eq!(store.durable.number, count, "staging is known as a whole");
+        let applied = store.apply.applied().number;
+        assert!(applied < count, "{applied} are applied");
+        *lab.recorder.fail.lock().unwrap() = None;
+        store.redo().unwrap();
+        assert_eq!(*store.apply.applied(), store.durable);
+        check(&history, &lab.volumes(), count).unwrap();
+        // What is applied is in staging no more, but for the last segment.
+        assert_eq!(crate::receiver::staging::list(&lab.layout.stage).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn damage_in_the_middle_of_staging_loses_the_point_behind_what_was_applied() {
+    let history = History::scenario(1);
+    let lab = Lab::new();
+    drop(backlog(&lab, &history));
+    let segments = crate::receiver::staging::list(&lab.layout.stage).unwrap();
+    assert!(segments.len() > 2, "{segments:?}");
+    let path = crate::receiver::staging::segment_path(&lab.layout.stage, segments[1]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100..].iter_mut().for_each(|byte| *byte ^= 0x40);
+    std::fs::write(&path, bytes).unwrap();
+    let store = lab.restart().unwrap();
+    let good = segments[1] - 1;
+    check(&history, &lab.volumes(), good).unwrap();
+    let state = store.books.get();
+    let expected = Stream { number: good, ..store.durable.clone() };
+    assert_eq!((&state.applied, &store.durable), (&expected, &expected));
+    assert_eq!(store.apply.applied(), &expected);
+    assert_eq!((expected.point, expected.whole), (None, false));
+    assert!(state.last_error.unwrap().contains("everything is received again"));
+    assert!(crate::receiver::staging::list(&lab.layout.stage).unwrap().is_empty());
 }
 
 #[test]
