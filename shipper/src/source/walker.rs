@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::wire::Compared;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use towline_block::disk::Run;
 use towline_block::{
     AlignedBuf, BLOCK_BYTES, DirectReader, Extent, Position, Seq, SourceReader, VolumeId, crc32c,
     is_zero,
@@ -258,12 +259,21 @@ impl Part {
         batch: &mut BatchBuilder,
     ) -> Result<()> {
         let end_block = self.claim.range().end();
+        // Data up to here; what has become a hole since reads as zeroes.
+        let mut known = Run { is_data: true, end: 0 };
         while self.next_block < end_block && data.blocks < CHUNK_BLOCKS {
             let offset = self.next_block * BLOCK_BYTES;
-            let run = source
-                .run_at(offset)
-                .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?;
             let block_end = (offset + BLOCK_BYTES).min(source.size_bytes());
+            let run = if block_end <= known.end {
+                known
+            } else {
+                source
+                    .run_at(offset)
+                    .map_err(|e| Error::storage(format!("looking for holes at {offset}"), e))?
+            };
+            if run.is_data {
+                known = run;
+            }
             if run.is_data || run.end < block_end {
                 let ranges = ranges_of(self.claim.parts_of(self.next_block), block_end - offset);
                 data.extents

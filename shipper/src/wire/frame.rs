@@ -22,8 +22,8 @@ const ONE_WRITE_BYTES_MAX: usize = 16 << 10;
 /// that does not preempt itself gives the core to a guest's thread only between two.
 const CALL_BYTES_MAX: usize = 128 << 10;
 
-/// Bytes by which a body's buffer grows while it arrives, so that a peer which
-/// only announces a large body costs nothing.
+/// A body's buffer has room for so much until that has arrived, then for all of it: a peer which
+/// only announces a large body costs nothing, and no body is copied as its buffer grows.
 const READ_PIECE_BYTES: usize = 256 << 10;
 
 #[repr(C)]
@@ -231,7 +231,9 @@ where
     let mut body = Vec::with_capacity(len.min(READ_PIECE_BYTES));
     while body.len() < len {
         let rest = len - body.len();
-        body.reserve(rest.min(READ_PIECE_BYTES));
+        if body.len() == body.capacity() {
+            body.reserve_exact(rest);
+        }
         let mut piece = (&mut *reader).take(rest.min(CALL_BYTES_MAX) as u64);
         if piece.read_buf(&mut body).await.map_err(|e| lost("inside a frame", e))? == 0 {
             return Err(lost("inside a frame", io::ErrorKind::UnexpectedEof.into()));
