@@ -17,6 +17,7 @@ pub mod pki;
 pub mod receiver;
 pub mod security;
 pub mod source;
+mod spare;
 pub mod store;
 pub mod wire;
 

@@ -7,6 +7,7 @@ use super::pack;
 use super::view::BatchView;
 use crate::error::{Error, Result};
 use crate::ids::BatchHash;
+use crate::spare;
 
 /// A whole, valid batch: its bytes as they came, and what was unpacked of them.
 #[derive(Clone, Debug)]
@@ -80,9 +81,9 @@ impl Batch {
         self.bytes.len() + len(&self.opened) + len(&self.data)
     }
 
-    /// Its memory, for another.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    /// Done with: its memory is for another.
+    pub fn retire(self) {
+        spare::put(self.bytes);
     }
 }
 

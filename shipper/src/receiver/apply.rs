@@ -95,13 +95,6 @@ impl Source {
         }
     }
 
-    fn recycle(&mut self, memory: Vec<u8>) {
-        match &mut self.scanner {
-            Some(scanner) => scanner.recycle(memory),
-            None => self.reader.recycle(memory),
-        }
-    }
-
     /// What follows `before` and only staging has, up to a limit or the first failure.
     fn read_ahead(&mut self, mut before: Stream, bytes_max: usize) -> VecDeque<Result<Ready>> {
         let (mut ahead, mut bytes) = (VecDeque::new(), 0);
@@ -235,9 +228,7 @@ impl Apply {
         })?;
         prepared.into_iter().for_each(|prepared| self.marks.commit(prepared));
         self.applied = last.clone();
-        for ready in self.group.drain(..) {
-            self.source.recycle(ready.batch.into_bytes());
-        }
+        self.group.drain(..).for_each(|ready| ready.batch.retire());
         self.is_exact = true;
         self.marks.prune(&last, self.ages.unix_ns(Instant::now(), now))?;
         self.remove_spent()?;

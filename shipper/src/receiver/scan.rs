@@ -3,7 +3,7 @@
 use super::apply::check_bounds;
 use super::handover::Ready;
 use super::medium::aligned;
-use super::staging::{Cursor, Segment, Spare, list, read_batch, segment_path};
+use super::staging::{Cursor, Segment, list, read_batch, segment_path};
 use super::state::State;
 use super::stream::Stream;
 use crate::batch::{Batch, Keyring};
@@ -37,7 +37,6 @@ pub struct Scanner {
     current: Option<Current>,
     found: Scan,
     is_over: bool,
-    spare: Spare,
 }
 
 /// The segment in work.
@@ -76,7 +75,6 @@ impl Scanner {
             current: None,
             found: Scan { durable: state.applied.clone(), ..Scan::default() },
             is_over: false,
-            spare: Spare::default(),
         })
     }
 
@@ -91,11 +89,6 @@ impl Scanner {
         Ok(Some(Ready::staged(batch, self.found.durable.clone())))
     }
 
-    /// Takes memory back that a batch was read into.
-    pub fn recycle(&mut self, memory: Vec<u8>) {
-        self.spare.put(memory);
-    }
-
     /// Whether there is no more.
     pub fn is_over(&self) -> bool {
         self.is_over
@@ -107,7 +100,7 @@ impl Scanner {
     /// As [`Scanner::next`].
     pub fn finish(mut self) -> Result<Scan> {
         while let Some((batch, _)) = self.advance()? {
-            self.recycle(batch.into_bytes());
+            batch.retire();
         }
         Ok(self.found)
     }
@@ -126,7 +119,7 @@ impl Scanner {
                 Ok(Step::End) => self.end_segment(&current, None),
                 Ok(Step::Bad(why)) => self.end_segment(&current, Some(why)),
                 Ok(Step::Applied(batch)) => {
-                    self.recycle(batch.into_bytes());
+                    batch.retire();
                     self.found.cursor = cursor;
                     self.current = Some(current);
                 }
@@ -185,8 +178,7 @@ impl Scanner {
         if segment.bytes >= *end || next_first.is_some_and(|next| segment.last + 1 >= next) {
             return Ok(Step::End);
         }
-        let memory = self.spare.take();
-        let bytes = match read_batch(file, path, segment.bytes, *end, memory) {
+        let bytes = match read_batch(file, path, segment.bytes, *end) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::Damaged => return Ok(Step::Bad(e.to_string())),
             Err(e) => return Err(e),

@@ -8,6 +8,7 @@
 use super::medium::{LogFile, Medium, aligned, read_at};
 use crate::batch::{HEADER_BYTES, encoded_len};
 use crate::error::{Error, Result};
+use crate::spare;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -85,13 +86,7 @@ impl Staging {
 
     /// A reader that starts with the first batch of `segment` that lies at `offset`.
     pub fn reader(&self, cursor: Cursor) -> Reader {
-        Reader {
-            dir: self.dir.clone(),
-            shelf: self.shelf.clone(),
-            cursor,
-            open: None,
-            spare: Spare::default(),
-        }
+        Reader { dir: self.dir.clone(), shelf: self.shelf.clone(), cursor, open: None }
     }
 
     pub fn append(&mut self, number: u64, encoded: &[u8]) -> Result<()> {
@@ -173,26 +168,6 @@ pub struct Reader {
     shelf: Shelf,
     cursor: Cursor,
     open: Option<(u64, File)>,
-    spare: Spare,
-}
-
-/// Memory of batches that are applied, for those to come.
-#[derive(Default)]
-pub struct Spare(Vec<Vec<u8>>);
-
-impl Spare {
-    /// Buffers kept: as many batches of records as a group has.
-    const COUNT_MAX: usize = 16;
-
-    pub fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_default()
-    }
-
-    pub fn put(&mut self, memory: Vec<u8>) {
-        if self.0.len() < Spare::COUNT_MAX {
-            self.0.push(memory);
-        }
-    }
 }
 
 impl Reader {
@@ -206,8 +181,7 @@ impl Reader {
             self.open = Some((segment.first, file));
         }
         let Some((_, file)) = &self.open else { return Ok(None) };
-        let memory = self.spare.take();
-        let bytes = read_batch(file, &path, offset, segment.bytes, memory)?;
+        let bytes = read_batch(file, &path, offset, segment.bytes)?;
         self.cursor =
             Cursor { segment: segment.first, offset: aligned(offset + bytes.len() as u64) };
         Ok(Some(bytes))
@@ -216,11 +190,6 @@ impl Reader {
     /// Whether staging has a batch that was neither read nor passed.
     pub fn has_more(&self) -> bool {
         self.locate().is_some()
-    }
-
-    /// Takes memory back that a batch was read into.
-    pub fn recycle(&mut self, memory: Vec<u8>) {
-        self.spare.put(memory);
     }
 
     /// The next durable batch, of `len` bytes, is known already.
@@ -257,15 +226,9 @@ impl Reader {
     }
 }
 
-/// One batch from `offset` of a segment that is good up to `end`, in memory that may be
-/// used again: its content is overwritten. Only length and header are checked here.
-pub fn read_batch(
-    file: &File,
-    path: &Path,
-    offset: u64,
-    end: u64,
-    memory: Vec<u8>,
-) -> Result<Vec<u8>> {
+/// One batch from `offset` of a segment that is good up to `end`. Only length and header are
+/// checked here.
+pub fn read_batch(file: &File, path: &Path, offset: u64, end: u64) -> Result<Vec<u8>> {
     let mut header = [0; HEADER_BYTES];
     let torn = || Error::damaged(format!("{} ends inside a batch at {offset}", path.display()));
     let is_short = offset + HEADER_BYTES as u64 > end;
@@ -276,7 +239,7 @@ pub fn read_batch(
     if offset + len as u64 > end {
         return Err(torn());
     }
-    let mut bytes = memory;
+    let mut bytes = spare::take(len);
     bytes.resize(len, 0);
     if read_at(file, path, &mut bytes, offset)? < len {
         return Err(torn());

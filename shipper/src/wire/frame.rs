@@ -3,6 +3,7 @@
 use super::ack::ACK_BYTES;
 use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
+use crate::spare;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use towline_block::crc32c;
@@ -228,7 +229,9 @@ where
     let header = FrameHeader::read_from_bytes(&header)
         .map_err(|_| Error::new(ErrorKind::Protocol, "a frame header was cut off"))?;
     let (kind, len) = header.check()?;
-    let mut body = Vec::with_capacity(len.min(READ_PIECE_BYTES));
+    let mut body = spare::take(len);
+    body.clear();
+    body.reserve_exact(len.min(READ_PIECE_BYTES));
     while body.len() < len {
         let rest = len - body.len();
         if body.len() == body.capacity() {
