@@ -108,6 +108,31 @@ async fn a_shipper_hears_of_a_missing_key_before_its_first_batch() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_missing_in_the_middle_of_staging_stops_there() {
+    let mut lab = Lab::new();
+    lab.keys = keys(&[1, 2]);
+    let (receiver, _faults) = staged(&lab, 1).await;
+    let mut sender = connect(&lab, &receiver, 2).await;
+    sender.ship(&[(0, 8192, b"of the new key")], &[]).await;
+    sender.acked(3).await;
+    receiver.stop();
+    let both = std::mem::replace(&mut lab.keys, keys(&[1]));
+    for _ in 0..2 {
+        let error = lab.start_with(|_| ()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::NotAuthorised, "{error}");
+        assert!(error.to_string().contains(&key(2).id.to_string()), "{error}");
+        let status = ReceiverStatus::load(&lab.state_dir(), &both).unwrap().unwrap();
+        // What lies before it may be applied, nothing else.
+        assert!(status.state.applied.number <= 2);
+        assert_eq!(status.durable.number, 3);
+    }
+    lab.keys = both;
+    lab.start().stop();
+    assert!(lab.contents(0)[4096..].starts_with(SECRET_TEXT));
+    assert!(lab.contents(0)[8192..].starts_with(b"of the new key"));
+}
+
+#[tokio::test]
 async fn a_missing_or_wrong_key_stops_the_receiver_and_is_no_damage() {
     let mut lab = Lab::new();
     lab.keys = keys(&[1]);
