@@ -2,7 +2,8 @@
 //! own, to the target through the stream, and answers whoever asked.
 
 use super::control::{ControlReply, Order};
-use super::drain::{Feed, LINK_ANSWER_MAX, SessionNews, unexpected};
+use super::drain::{LINK_ANSWER_MAX, SessionNews};
+use super::feed::{Feed, unexpected};
 use super::from_journal;
 use super::meter::Meter;
 use super::stream::Stream;

@@ -14,6 +14,7 @@ pub mod control;
 mod cutover;
 mod cutter;
 mod drain;
+mod feed;
 mod history;
 mod lanes;
 mod linger;
