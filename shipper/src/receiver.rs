@@ -14,6 +14,7 @@
 
 mod applier;
 mod apply;
+mod bound;
 mod clerk;
 pub mod clones;
 mod counters;
@@ -28,6 +29,7 @@ mod lacking;
 mod lanes;
 pub mod marks;
 pub mod medium;
+mod order;
 mod promote;
 mod recovery;
 mod remote;

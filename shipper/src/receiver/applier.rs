@@ -7,8 +7,8 @@
 //! waits for the applied state or much has come.
 
 use super::apply::Apply;
-use super::clerk::{Inbox, Order};
 use super::counters::{Counters, add};
+use super::order::{Inbox, Order};
 use super::state::Books;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

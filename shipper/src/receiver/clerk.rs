@@ -13,104 +13,32 @@
 
 use super::applier::Applier;
 use super::apply::check_bounds;
+use super::bound::Bound;
 use super::counters::{Counters, add};
-use super::handover::{Handover, Ready};
-use super::lacking::Lacking;
+use super::handover::Ready;
 use super::lanes::Lanes;
 use super::medium::Medium;
+use super::order::{Inbox, Order, Outbox, Progress};
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
-use super::staging::Staging;
-use super::state::{Books, State, Takeover};
 use super::stream::Stream;
 use super::{Layout, Limits};
 use crate::batch::{Batch, Keyring};
 use crate::error::{Error, ErrorKind};
 use crate::ids::SessionId;
-use crate::wire::{
-    Abort, Ack, Compared, Hello, Join, Message, Promote as PromoteRequest, Refusal, RefusalCode,
-};
+use crate::wire::{Join, Message, Refusal, RefusalCode};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc as std_mpsc};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use towline_block::{Epoch, GroupName, VolumeName};
-
-pub type Inbox = std_mpsc::Sender<Order>;
-pub type Outbox = mpsc::UnboundedSender<Message>;
 
 /// Orders handled before the batches among them are made durable.
 const ORDERS_MAX: usize = 1024;
 
 /// Durable and not applied, at which the applier does not pause: half a group.
 const APPLY_AT_BYTES: u64 = super::apply::GROUP_BYTES_MAX as u64 / 2;
-
-pub enum Order {
-    Hello {
-        connection: u64,
-        hello: Box<Hello>,
-        outbox: Outbox,
-    },
-    Join {
-        connection: u64,
-        join: Join,
-        outbox: Outbox,
-    },
-    Batch {
-        connection: u64,
-        bytes: Vec<u8>,
-        memory: OwnedSemaphorePermit,
-    },
-    Promote {
-        connection: u64,
-        request: PromoteRequest,
-        memory: OwnedSemaphorePermit,
-    },
-    Abort {
-        connection: u64,
-        request: Abort,
-        memory: OwnedSemaphorePermit,
-    },
-    Gone {
-        connection: u64,
-    },
-    Applied {
-        applied: Box<Stream>,
-        stalled: bool,
-    },
-    /// A new target's disks hold this: from a store's base.
-    Hydrated {
-        state: Box<State>,
-        done: oneshot::Sender<crate::error::Result<()>>,
-    },
-    /// Verdict for whoever ships now; nobody: it will be asked for again.
-    Compared(Compared),
-    Stop,
-}
-
-/// What sessions tell their peers and regulate themselves by.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    pub durable: Stream,
-    pub applied_number: u64,
-    /// Stream bytes that are durable and not yet applied.
-    pub backlog_bytes: u64,
-}
-
-impl Progress {
-    pub fn ack(&self) -> Ack {
-        Ack {
-            number: self.durable.number,
-            position: self.durable.position,
-            claims_upto: self.durable.claims_upto,
-            applied: self.applied_number,
-            stream_bytes: self.durable.stream_bytes,
-            point: self.durable.point.map(|point| point.position),
-            broken: !self.durable.whole,
-        }
-    }
-}
 
 /// What the clerk is told once.
 pub struct Desk {
@@ -131,33 +59,6 @@ pub struct Current {
     pub session: SessionId,
     pub outbox: Outbox,
     pub lanes: Lanes,
-}
-
-/// What a clerk has once a group is bound.
-pub struct Bound {
-    pub books: Arc<Books>,
-    pub staging: Staging,
-    pub applier: Applier,
-    /// Admitted; may not be durable yet.
-    received: Stream,
-    pub durable: Stream,
-    pub applied: Stream,
-    /// Applied without being staged, see the table above.
-    is_direct: bool,
-    handover: Handover,
-    /// Opened batches to be handed over once staging is synced.
-    fresh: Vec<Ready>,
-    /// Not admitted yet, for lack of room or until staging may begin.
-    waiting: VecDeque<(Vec<u8>, OwnedSemaphorePermit)>,
-    pub stalled: bool,
-    /// Of packs that were lost on their way.
-    pub lacking: Option<Lacking>,
-    /// Batches of an older one are refused.
-    pub epoch: Epoch,
-    sizes: Vec<u64>,
-    pub promoted: Option<Takeover>,
-    /// What the target serves since it took over; `None` while it does not.
-    pub exports: Option<Vec<String>>,
 }
 
 pub struct Clerk {
@@ -483,64 +384,6 @@ impl Clerk {
             applied_number: bound.applied.number,
             backlog_bytes,
         });
-    }
-}
-
-impl Bound {
-    /// Of the batch that is to come next.
-    fn next_number(&self) -> u64 {
-        self.received.number + self.waiting.len() as u64 + 1
-    }
-
-    /// Whether the next batch can be admitted now. Staging begins once all that was
-    /// handed over directly is applied, so that no durable batch has a gap before it.
-    fn may_admit(&mut self) -> bool {
-        if !self.is_direct {
-            return true;
-        }
-        if self.received.point.is_none() {
-            return self.handover.has_room();
-        }
-        self.is_direct = self.received.number != self.durable.number;
-        !self.is_direct
-    }
-
-    /// What was lacking and is applied now; true when the shipper has to hear of the rest.
-    fn account_for_lacking(&mut self) -> bool {
-        let Some(lacking) = &mut self.lacking else { return false };
-        let tell_again = lacking.applied(self.applied.number).unwrap_or_else(|error| {
-            tracing::error!(%error, "blocks that came may come once more");
-            false
-        });
-        if lacking.is_over() {
-            tracing::info!("nothing of lost packs is lacking any more");
-            self.lacking = None;
-        }
-        tell_again
-    }
-
-    /// Everything that was received is durable.
-    pub fn is_settled(&self) -> bool {
-        self.waiting.is_empty() && self.received.number == self.durable.number
-    }
-
-    /// The sender of what is neither applied nor staged is gone: back to what is durable.
-    /// Waits for the group in work.
-    pub fn settle(&mut self) {
-        self.waiting.clear();
-        if self.is_settled() {
-            return;
-        }
-        let mut apply = self.applier.halt();
-        apply.drop_unstaged();
-        self.applied = apply.applied().clone();
-        drop(apply);
-        self.applier.resume();
-        self.durable = self.applied.clone();
-        self.received = self.durable.clone();
-        // What is applied by now was counted before.
-        self.account_for_lacking();
-        self.lacking.iter_mut().for_each(Lacking::revert);
     }
 }
 

@@ -2,8 +2,8 @@
 //! connection goes on in its room; nothing of one room waits for another.
 
 use super::Limits;
-use super::clerk::{Inbox, Progress};
 use super::counters::Counters;
+use super::order::{Inbox, Progress};
 use super::server::{on_runtime, spawn};
 use super::session;
 use crate::error::{Error, ErrorKind, Result};

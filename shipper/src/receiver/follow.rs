@@ -5,8 +5,8 @@
 //! Before that one feeds what the store has, because the chain is the same.
 
 use super::Limits;
-use super::clerk::{Inbox, Order, Progress};
 use super::hydrate::Ground;
+use super::order::{Inbox, Order, Progress};
 use crate::batch::{HEADER_BYTES, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KeyId, SessionId};

@@ -1,10 +1,12 @@
 //! HELLO: which group, who writes it, which volumes go where; and WELCOME.
 
-use super::clerk::{Bound, Clerk, Current, Outbox, old_epoch, refusal_of};
+use super::bound::Bound;
+use super::clerk::{Clerk, Current, old_epoch, refusal_of};
 use super::counters::add;
 use super::lacking::Lacking;
 use super::lanes::Lanes;
 use super::medium::{Medium, Target};
+use super::order::Outbox;
 use super::recovery::Store;
 use super::room;
 use super::state::{STATE_VERSION, State, TargetRecord};

@@ -12,7 +12,7 @@
 //! A shipper gives each lane rising numbers. So the lane that carries the next batch has
 //! none before it that waits, and room for it: nothing waits in a circle.
 
-use super::clerk::Outbox;
+use super::order::Outbox;
 use crate::batch;
 use crate::wire::{Message, Refusal, RefusalCode};
 use std::collections::BTreeMap;

@@ -1,11 +1,12 @@
 //! Starting and stopping: recovery, then the threads, then the door opens.
 
-use super::clerk::{Clerk, Desk, Inbox, Order, Progress};
+use super::clerk::{Clerk, Desk};
 use super::counters::Counters;
 use super::door::{Door, Entry, Room, Rooms};
 use super::follow::{self, Seat};
 use super::hydrate::Ground;
 use super::medium::Medium;
+use super::order::{Inbox, Order, Progress};
 use super::session;
 use super::state::{State, load};
 use super::{Layout, ReceiveConfig, recovery, room, target};

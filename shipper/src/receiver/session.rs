@@ -4,9 +4,9 @@
 //! that neither is ever dropped halfway through a frame. A peer that is refused
 //! hears why before the connection ends.
 
-use super::clerk::{Order, Outbox};
 use super::counters::{Counters, add};
 use super::door::{Room, Rooms};
+use super::order::{Order, Outbox};
 use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::security::{Acceptor, BoxedConnection};
