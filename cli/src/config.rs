@@ -17,13 +17,14 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use towline_block::GroupName;
-use towline_control::rate::{Limit, Plan, Window};
+use towline_block::size::format_size;
+use towline_control::rate::{BYTES_PER_S_MIN, Limit, Plan, Window};
 use towline_journal::AttachPolicy;
 use towline_journal::activity::COOL_EVERY_RANGE;
 use towline_journal::spill::SPILL_START_PERCENTS;
 use towline_proxy::ListenAddr;
 use towline_shipper::batch::{Keyring, keyfile};
-use towline_shipper::source::STREAMS_MAX;
+use towline_shipper::source::{STREAMS_MAX, WINDOW_BYTES_MIN};
 use towline_shipper::store::StoreUrl;
 
 /// Volume ids are 16 bits in every format.
@@ -117,14 +118,14 @@ pub struct ShipConfig {
     /// 1 to 8.
     #[serde(default)]
     pub streams: Option<u8>,
-    #[serde(default, deserialize_with = "size")]
+    #[serde(default, deserialize_with = "rate")]
     pub rate: Option<u64>,
     pub ops: Option<u64>,
     /// Other limits at other times, `DAYS FROM-TO LIMIT` in UTC.
     #[serde(default)]
     pub windows: Vec<Window>,
     /// Shared by all groups of this process.
-    #[serde(default, deserialize_with = "size")]
+    #[serde(default, deserialize_with = "rate")]
     pub link_rate: Option<u64>,
     pub link_ops: Option<u64>,
     #[serde(default)]
@@ -353,10 +354,23 @@ impl ShipConfig {
                 "streams = {streams} is not usable: give 1 to {STREAMS_MAX}"
             )));
         }
+        if self.ops == Some(0) || self.link_ops == Some(0) {
+            return Err(usage(
+                "no operation a second would stand still: give 1 or more, or none for no limit; to \
+                 pause, stop the shipper",
+            ));
+        }
+        if self.window == Some(0) {
+            return Err(usage(format!(
+                "a window of 0 lets nothing out: give at least {}, or nothing for one that is measured",
+                format_size(WINDOW_BYTES_MIN)
+            )));
+        }
         if StoreUrl::is_meant(&self.to) {
             self.to.parse::<StoreUrl>()?;
             return check_no_security(self.pki.as_ref(), self.insecure_loopback);
         }
+        check_host_port(&self.to)?;
         check_security(self.pki.as_ref(), self.insecure_loopback)
     }
 }
@@ -373,6 +387,14 @@ fn check_disks(disks: &[Disk], kind: &str) -> anyhow::Result<()> {
             return Err(usage(format!(
                 "two {kind}s are named {}: give each its own name, as --{kind} NAME=PATH",
                 disk.name
+            )));
+        }
+        if let Some(other) = disks[..index].iter().find(|other| other.is_at_place_of(disk)) {
+            return Err(usage(format!(
+                "{kind}s {} and {} are one and the same, {}: each volume needs a disk of its own",
+                other.name,
+                disk.name,
+                disk.path.display()
             )));
         }
     }
@@ -431,6 +453,22 @@ pub fn keys(file: Option<&Path>, state: &Path) -> anyhow::Result<Keyring> {
     Ok(keyfile::load(file)?)
 }
 
+/// Of a peer that may not be in DNS yet.
+fn check_host_port(text: &str) -> anyhow::Result<()> {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let is_host = |host: &str| {
+        let is_bare_ipv6 = host.contains(':') && !host.starts_with('[');
+        !host.is_empty() && !is_bare_ipv6 && !host.contains(char::is_whitespace)
+    };
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(()),
+        _ => Err(usage(format!(
+            "{text:?} is no receiver's address: write HOST:PORT, such as 10.0.0.7:4790, or the URL of a \
+             store, such as s3://BUCKET/PREFIX"
+        ))),
+    }
+}
+
 /// Looks up HOST:PORT; the first address counts.
 pub fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
     let found = text.to_socket_addrs().map_err(|e| {
@@ -449,6 +487,22 @@ pub fn host_port_arg(text: &str) -> Result<SocketAddr, String> {
 /// For clap: a size with unit.
 pub fn size_arg(text: &str) -> Result<u64, String> {
     towline_block::size::parse_size(text).map_err(|e| e.to_string())
+}
+
+/// For clap: bytes a second.
+pub fn rate_arg(text: &str) -> Result<u64, String> {
+    checked_rate(size_arg(text)?)
+}
+
+fn checked_rate(bytes_per_s: u64) -> Result<u64, String> {
+    match bytes_per_s >= BYTES_PER_S_MIN {
+        true => Ok(bytes_per_s),
+        false => Err(format!(
+            "{bytes_per_s} bytes a second are too few: give at least {}; to pause, stop the shipper, which \
+             goes on later where it was",
+            format_size(BYTES_PER_S_MIN)
+        )),
+    }
 }
 
 /// For clap: a size, or the path of a device.
@@ -487,6 +541,11 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
         Size::Bytes(bytes) => Ok(Some(bytes)),
         Size::Text(text) => size_arg(&text).map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+fn rate<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let bytes = size(from)?;
+    bytes.map(checked_rate).transpose().map_err(serde::de::Error::custom)
 }
 
 fn spill<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SpillPlace>, D::Error> {

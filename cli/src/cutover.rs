@@ -14,6 +14,7 @@ use towline_block::GroupName;
 use towline_block::size::format_size;
 use towline_control::CutoverReport;
 use towline_control::report::ReportOutcome;
+use towline_shipper::source::taken_over;
 
 /// A line of the control socket; longer ones are not ours.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -53,24 +54,23 @@ enum Answer {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let socket = view::group_dir(&args.state, Some(&args.group))?.ship_socket();
+    let dir = view::group_dir(&args.state, Some(&args.group))?;
     let mut shown = String::new();
-    let report = ask(&socket, &args.group, args.max_pause, |step| {
+    let answer = ask(&dir.ship_socket(), &args.group, args.max_pause, |step| {
         if step != shown {
             eprintln!("{step}");
             shown = step;
         }
-    })?;
+    });
+    // Once it is promoted no shipper needs to run.
+    let report = answer.or_else(|error| taken_over(&dir, None).ok_or(error))?;
     if args.json {
         // The report carries its own schema: it comes from the shipper as it is.
         output::text_line(&serde_json::to_string(&report)?)?;
     } else {
         output::text_line(&describe(&report))?;
     }
-    Ok(match report.outcome {
-        ReportOutcome::Promoted => Exit::Ok,
-        ReportOutcome::Aborted => Exit::Failed,
-    })
+    Ok(if report.is_success() { Exit::Ok } else { Exit::Failed })
 }
 
 /// Asks over the shipper's socket; `tell` gets each step as it happens.
@@ -127,8 +127,10 @@ fn describe(report: &CutoverReport) -> String {
     if !report.reason.is_empty() {
         lines.row("reason", report.reason.clone());
     }
-    let forecast = report.forecast_pause_ms.map_or_else(|| "none".into(), ms);
-    lines.row("pause", format!("{} (forecast {forecast})", ms(report.pause_ms)));
+    if !report.already_promoted {
+        let forecast = report.forecast_pause_ms.map_or_else(|| "none".into(), ms);
+        lines.row("pause", format!("{} (forecast {forecast})", ms(report.pause_ms)));
+    }
     if let Some(seq) = report.cut_seq {
         lines.row("cut", format!("seq {seq}"));
     }
@@ -137,6 +139,9 @@ fn describe(report: &CutoverReport) -> String {
         lines.row("export", export.clone());
     }
     let headline = match report.outcome {
+        ReportOutcome::Promoted if report.already_promoted => {
+            "the target was promoted before; nothing was done now"
+        }
         ReportOutcome::Promoted => "the target is promoted; the source refuses writes from now on",
         ReportOutcome::Aborted => "aborted; the guest goes on at the source",
     };

@@ -7,6 +7,7 @@ mod verify;
 use crate::exit::{Exit, usage};
 use crate::output;
 use crate::table;
+use crate::view;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::IsTerminal;
@@ -76,6 +77,7 @@ struct Forgotten {
 }
 
 fn forget(group: &GroupName, state: &std::path::Path, json: bool) -> anyhow::Result<Exit> {
+    view::group_dir(state, Some(group))?;
     let forgotten = device::forget(state, group)?;
     match (json, forgotten) {
         (true, _) => output::json(&Forgotten { group: group.to_string(), forgotten })?,

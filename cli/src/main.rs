@@ -89,8 +89,10 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("towline: {}", exit::sentence(&error));
-            exit::exit_of(&error).into()
+            let (what, exit) = (exit::sentence(&error), exit::exit_of(&error));
+            eprintln!("towline: {what}");
+            output::failure(&what, exit.number());
+            exit.into()
         }
     }
 }
@@ -101,7 +103,10 @@ fn not_parsed(error: &clap::Error) -> Exit {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Ok,
-        _ => Exit::Usage,
+        _ => {
+            output::failure(error.to_string().trim_end(), Exit::Usage.number());
+            Exit::Usage
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `towline mark`: names the point at which a group is now.
 
-use crate::exit::{Exit, unreachable};
+use crate::exit::{Exit, usage};
 use crate::output;
+use crate::target::NOW;
 use crate::{config, view};
 use anyhow::bail;
 use serde::Serialize;
@@ -43,6 +44,11 @@ struct Report {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    if args.name.as_str() == NOW {
+        return Err(usage(format!(
+            "{NOW} is no mark's name: a clone at {NOW} is one of this moment"
+        )));
+    }
     let dir = view::group_dir(&args.state, Some(&args.group))?;
     let mut link = Link::connect(&dir.proxy_socket())?;
     link.set_timeout(Some(ANSWER_WAIT))?;
@@ -66,7 +72,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         output::text_line(&format!("{group}: mark {mark} is record {seq}{there}"))?;
     }
     if args.wait.is_some() && !at_target {
-        return Err(unreachable("the target did not take it in time: it will come with the rest"));
+        eprintln!("towline: the target did not take it in time: it will come with the rest");
+        return Ok(Exit::Unreachable);
     }
     Ok(Exit::Ok)
 }

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use serde::Serialize;
 use std::io::{BufWriter, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Version of every `--json` object's shape; rises when a key goes or changes meaning.
 pub const SCHEMA: u32 = 1;
@@ -14,9 +15,13 @@ struct Versioned<'a, T> {
     body: &'a T,
 }
 
+/// One object is printed, not more.
+static IS_PRINTED: AtomicBool = AtomicBool::new(false);
+
 /// Prints `body` as the command's one JSON object, `schema` first, while it is being made:
 /// an object can be larger than memory.
 pub fn json(body: &impl Serialize) -> anyhow::Result<()> {
+    IS_PRINTED.store(true, Ordering::Relaxed);
     let mut out = BufWriter::new(std::io::stdout().lock());
     let written = match serde_json::to_writer(&mut out, &Versioned { schema: SCHEMA, body }) {
         Ok(()) => writeln!(out).and_then(|()| out.flush()),
@@ -24,6 +29,21 @@ pub fn json(body: &impl Serialize) -> anyhow::Result<()> {
         Err(e) => return Err(e).context("cannot write the result as JSON"),
     };
     still_read(written).map(drop)
+}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: &'a str,
+    exit: u8,
+}
+
+/// The object of a command that was asked for one and failed before it had any.
+pub fn failure(error: &str, exit: u8) {
+    let is_asked_for = std::env::args_os().any(|word| word == "--json");
+    if is_asked_for && !IS_PRINTED.load(Ordering::Relaxed) {
+        // Nothing is left to be done where stdout cannot be written.
+        let _ = json(&Failure { error, exit });
+    }
 }
 
 /// The same object as text, for a file.

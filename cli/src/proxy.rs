@@ -10,7 +10,7 @@ use crate::config::{
     self, Attach, Cache, Disk, Durability, Engine, Latency, ProxyConfig, SpillPlace,
 };
 use crate::daemon::Daemon;
-use crate::exit::Exit;
+use crate::exit::{Exit, usage};
 use crate::metrics;
 use anyhow::Context;
 use std::net::SocketAddr;
@@ -112,7 +112,7 @@ impl Args {
                 latency: self.latency,
                 metrics: self.metrics,
             },
-            _ => return Err(crate::exit::usage("give --group and --state, or --config FILE")),
+            _ => return Err(usage("give --group and --state, or --config FILE")),
         };
         config.check()?;
         Ok(config)
@@ -184,15 +184,24 @@ fn open_source(
 ) -> anyhow::Result<Arc<dyn towline_block::Disk>> {
     if let Some(uri) = &source.upstream {
         let upstream = Upstream::open(uri.clone())?;
+        check_size(source, towline_block::Disk::size_bytes(&upstream))?;
         tracing::info!(volume = %source.name, terms = ?upstream.terms(), "upstream server opened");
         return Ok(Arc::new(upstream));
     }
     let probe = probe::open(&source.path, Access::Own { wait: OWNER_WAIT }, config.wish())?;
+    check_size(source, towline_block::Disk::size_bytes(&probe.disk))?;
     tracing::info!(
         volume = %source.name, engine = ?probe.engine, cache = ?probe.disk.cache(),
         reason = probe.reason, "source opened"
     );
     Ok(Arc::new(probe.disk))
+}
+
+fn check_size(source: &Disk, bytes: u64) -> anyhow::Result<()> {
+    match bytes {
+        0 => Err(usage(format!("source {} is empty: {}", source.name, source.path.display()))),
+        _ => Ok(()),
+    }
 }
 
 fn start_server(

@@ -12,10 +12,10 @@ use crate::target_view;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use towline_block::{GroupName, VolumeName};
-use towline_proxy::{ExportConfig, ListenAddr, Server, StartGate};
+use towline_proxy::{ExportConfig, LatencyPolicy, ListenAddr, Reserved, Server, StartGate};
 use towline_shipper::receiver::marks::KEEP_DEFAULT;
 use towline_shipper::receiver::{
     self, Counters, Door, Follow, Limits, MarkPolicy, Promote, Receiver,
@@ -137,7 +137,8 @@ fn start(config: ReceiveConfig, door: Option<&Door>) -> anyhow::Result<(Receiver
     };
     let limits = Limits { marks, ..Limits::default() };
     let keys = config::keys(config.key.as_deref(), &config.state)?;
-    let place = Arc::new(Place { nbd: config.nbd, server: Mutex::new(None), exports_file });
+    let (reserved, server) = Default::default();
+    let place = Arc::new(Place { nbd: config.nbd, reserved, server, exports_file });
     let from = match (config.from, &config.group) {
         (Some(url), Some(group)) => Some(Follow { url: url.parse()?, group: group.clone() }),
         _ => None,
@@ -163,6 +164,8 @@ fn start(config: ReceiveConfig, door: Option<&Door>) -> anyhow::Result<(Receiver
 /// Where the guests go after a cutover: a server without a journal.
 struct Place {
     nbd: Vec<ListenAddr>,
+    /// From the start of the receiver on: a takeover does not fail for an address that is in use.
+    reserved: Mutex<Option<Reserved>>,
     server: Mutex<Option<Server>>,
     /// Where `status` finds the exports.
     exports_file: PathBuf,
@@ -170,15 +173,25 @@ struct Place {
 
 impl Place {
     fn take(&self) -> Option<Server> {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.server).take()
     }
 
     fn is_serving(&self) -> bool {
-        self.server.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.server).is_some()
     }
 }
 
 impl Promote for Place {
+    fn prepare(&self) -> towline_shipper::Result<()> {
+        let reserved = Reserved::new(&self.nbd).map_err(|e| {
+            let what =
+                "the volumes could not be served after a cutover; give other --nbd addresses";
+            Error::caused(ErrorKind::InvalidInput, what, e)
+        })?;
+        *lock(&self.reserved) = Some(reserved);
+        Ok(())
+    }
+
     fn promote(
         &self,
         volumes: &[(VolumeName, Arc<dyn towline_block::Disk>)],
@@ -188,12 +201,14 @@ impl Promote for Place {
             disk: disk.clone(),
             journaled: None,
         });
-        let started = Server::start(exports.collect(), &self.nbd, &StartGate::Open);
-        let server = started.map_err(|e| {
-            Error::caused(ErrorKind::Storage, "cannot serve the promoted volumes", e)
-        })?;
+        let failed = |e| Error::caused(ErrorKind::Storage, "cannot serve the promoted volumes", e);
+        let kept = lock(&self.reserved).take();
+        let reserved = kept.map_or_else(|| Reserved::new(&self.nbd), Ok).map_err(failed)?;
+        let policy = LatencyPolicy::default();
+        let started = Server::start_at(exports.collect(), reserved, &StartGate::Open, policy);
+        let server = started.map_err(failed)?;
         let addresses = server.addresses();
-        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+        *lock(&self.server) = Some(server);
         let uris = volumes.iter().flat_map(|(name, _)| {
             addresses.iter().map(move |address| nbd_uri(address, name.as_str()))
         });
@@ -202,6 +217,10 @@ impl Promote for Place {
         eprintln!("towline receive: promoted, serving {}", uris.join(" "));
         Ok(uris)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Names and meanings of the receiver's counters.

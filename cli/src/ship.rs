@@ -48,17 +48,18 @@ pub struct Args {
     #[arg(long)]
     insecure_loopback: bool,
     /// Most bytes sent and not yet durable at the target; without it twice bandwidth times
-    /// delay and what both ends work on in 50 ms, 4 MiB to 256 MiB.
+    /// delay and what both ends work on in 50 ms, 4 MiB to 256 MiB. Less than two of the largest
+    /// batches (17 MiB) counts as that.
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     window: Option<u64>,
     /// Connections to the receiver at a time, 1 to 8: several on a link that loses packets.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(STREAMS_MAX)))]
     streams: u8,
     /// Most bytes a second on the network, until `towline throttle` says otherwise.
-    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    #[arg(long, value_name = "SIZE", value_parser = config::rate_arg)]
     rate: Option<u64>,
     /// Most operations a second: writes, zeroes and comparisons at the target.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     ops: Option<u64>,
     /// Another limit at other times, in UTC, such as "mon-fri 08:00-18:00 20M" or
     /// "sat,sun 00:00-24:00 none"; the first that has begun counts.

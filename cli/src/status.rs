@@ -78,7 +78,11 @@ fn describe(group: &GroupStatus) -> String {
     if let Some(error) = &group.last_error {
         lines.row("last error", error.clone());
     }
-    format!("group {} ({}): {}\n{}", group.group, group.role, group.state, lines.render(2))
+    let name = match group.group.as_str() {
+        "" => "no group yet".to_owned(),
+        name => format!("group {name}"),
+    };
+    format!("{name} ({}): {}\n{}", group.role, group.state, lines.render(2))
 }
 
 fn describe_process(group: &GroupStatus, process: &ProcessStatus) -> String {
@@ -195,13 +199,14 @@ pub fn describe_rate(rate: &Rate) -> Option<String> {
     if own.is_empty() && link.is_empty() {
         return None;
     }
-    let mut text = match own.is_empty() {
-        true => "no limit of its own".to_owned(),
-        false => format!("at most {}", own.join(", ")),
-    };
-    if !link.is_empty() {
-        text += &format!("; with the other groups at most {}", link.join(", "));
+    let mut parts = Vec::new();
+    if !own.is_empty() {
+        parts.push(format!("at most {}", own.join(", ")));
     }
+    if !link.is_empty() {
+        parts.push(format!("all groups together at most {}", link.join(", ")));
+    }
+    let text = parts.join("; ");
     Some(format!("{text}: {}", rate.why.as_deref().unwrap_or("as configured")))
 }
 

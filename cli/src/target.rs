@@ -2,6 +2,8 @@
 
 mod clone;
 
+pub use clone::NOW;
+
 use crate::config;
 use crate::exit::{Exit, unreachable, usage};
 use crate::output;

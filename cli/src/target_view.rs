@@ -4,7 +4,7 @@ use crate::report::{GroupStatus, ProcessStatus, VolumeStatus};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use towline_shipper::batch::Keyring;
-use towline_shipper::receiver::{Layout, ReceiverStatus, Rollback, TargetRecord};
+use towline_shipper::receiver::{Layout, ReceiverStatus, Rollback, TargetRecord, noted};
 
 /// The group that is received into `dir`; none where no receiver ever ran.
 pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>> {
@@ -49,7 +49,7 @@ pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>>
 
 /// Every group that is received into `dir`: one, or each in a folder of its own.
 pub fn all(dir: &Path, keys: &Keyring) -> anyhow::Result<Vec<GroupStatus>> {
-    let mut found: Vec<GroupStatus> = status(dir, keys)?.into_iter().collect();
+    let mut found: Vec<GroupStatus> = known(dir, status(dir, keys)?, "").into_iter().collect();
     let mut folders: Vec<_> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -58,53 +58,43 @@ pub fn all(dir: &Path, keys: &Keyring) -> anyhow::Result<Vec<GroupStatus>> {
         .collect();
     folders.sort_unstable();
     for folder in folders {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
         // One that is damaged hides no other.
-        let (group, unreadable) = match status(&folder, keys) {
-            Ok(group) => (group, None),
-            Err(error) => (None, Some(crate::exit::sentence(&error))),
-        };
-        let error = noted_error(&folder).or(unreadable);
-        match (group, error) {
-            (Some(group), error) => {
-                found.push(GroupStatus { last_error: error.or(group.last_error.clone()), ..group });
-            }
-            // It never came to receive anything, or cannot be read.
-            (None, Some(error)) => found.push(GroupStatus {
-                group: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                role: "target",
-                state: "baseline".into(),
-                processes: vec![ProcessStatus { process: "receive", alive: false }],
-                last_error: Some(error),
-                ..GroupStatus::default()
+        found.extend(match status(&folder, keys) {
+            Ok(group) => known(&folder, group, &name),
+            Err(error) => Some(GroupStatus {
+                last_error: Some(crate::exit::sentence(&error)),
+                ..bare(&folder, &name)
             }),
-            (None, None) => {}
-        }
+        });
     }
     Ok(found)
 }
 
-/// Why a group among several is not received now.
-fn error_file(state_dir: &Path) -> PathBuf {
-    state_dir.join("receive.error")
-}
-
-/// For `status`; not durable.
-pub fn note_error(state_dir: &Path, why: Option<&str>) {
-    let file = error_file(state_dir);
-    let noted = match why {
-        Some(why) => std::fs::create_dir_all(state_dir).and_then(|()| std::fs::write(&file, why)),
-        None => match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        },
-    };
-    if let Err(error) = noted {
-        tracing::warn!("status is not told: cannot write {}: {error}", file.display());
+/// What is known of a folder: its group, or a receiver that has none yet.
+fn known(dir: &Path, group: Option<GroupStatus>, name: &str) -> Option<GroupStatus> {
+    let problem = noted(&Layout::of(dir));
+    match group {
+        Some(group) => {
+            Some(GroupStatus { last_error: problem.or(group.last_error.clone()), ..group })
+        }
+        None if problem.is_some() || Layout::of(dir).lock.exists() => {
+            Some(GroupStatus { last_error: problem, ..bare(dir, name) })
+        }
+        None => None,
     }
 }
 
-fn noted_error(state_dir: &Path) -> Option<String> {
-    std::fs::read_to_string(error_file(state_dir)).ok().filter(|text| !text.is_empty())
+/// A receiver that never came to receive anything.
+fn bare(dir: &Path, name: &str) -> GroupStatus {
+    let alive = is_locked(&Layout::of(dir).lock);
+    GroupStatus {
+        group: name.to_owned(),
+        role: "target",
+        state: "baseline".into(),
+        processes: vec![ProcessStatus { process: "receive", alive }],
+        ..GroupStatus::default()
+    }
 }
 
 fn is_locked(lock: &Path) -> bool {
@@ -156,6 +146,21 @@ mod tests {
     #[test]
     fn a_folder_without_a_receiver_has_no_target() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(status(dir.path(), &Keyring::default()).unwrap().is_none());
+        assert!(all(dir.path(), &Keyring::default()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_receiver_without_a_group_is_shown_with_what_it_waits_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::of(dir.path());
+        std::fs::create_dir_all(&layout.dir).unwrap();
+        let lock = File::create(&layout.lock).unwrap();
+        lock.lock().unwrap();
+        let shown = || all(dir.path(), &Keyring::default()).unwrap().remove(0);
+        assert_eq!((shown().group.as_str(), shown().processes[0].alive), ("", true));
+        towline_shipper::receiver::note(&layout, Some("the store is empty"));
+        assert_eq!(shown().last_error.as_deref(), Some("the store is empty"));
+        drop(lock);
+        assert!(!shown().processes[0].alive);
     }
 }

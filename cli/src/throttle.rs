@@ -15,6 +15,7 @@ use towline_block::GroupName;
 use towline_control::rate::{Overlay, Setting, Window};
 use towline_journal::GroupDir;
 use towline_journal::progress::{Figure, Progress};
+use towline_shipper::source::LINK_REASON;
 use towline_shipper::source::throttle::{ThrottleFile, group_file, link_file};
 
 /// How long a shipper that runs may take to say that it has taken a change: it looks
@@ -134,7 +135,15 @@ fn wait_taken(dir: &GroupDir, link: bool, generation: Option<u64>) -> anyhow::Re
     while dir.is_locked("ship.lock") && !is_taken() && Instant::now() < deadline {
         std::thread::sleep(LOOK_EVERY);
     }
-    Ok((dir.is_locked("ship.lock") && is_taken(), view::rate(&page)))
+    let rate = view::rate(&page);
+    let rate = if link { of_link(rate) } else { rate };
+    Ok((dir.is_locked("ship.lock") && is_taken(), rate))
+}
+
+/// Without what is the group's alone.
+fn of_link(rate: Rate) -> Rate {
+    let why = rate.why.as_deref().and_then(|why| why.split_once(LINK_REASON));
+    Rate { bytes_per_s: None, ops_per_s: None, why: why.map(|(_, why)| why.to_owned()), ..rate }
 }
 
 fn tell(args: &Args, report: Report) -> anyhow::Result<Exit> {
@@ -142,7 +151,7 @@ fn tell(args: &Args, report: Report) -> anyhow::Result<Exit> {
         output::json(&report)?;
         return Ok(Exit::Ok);
     }
-    let of = report.group.as_deref().unwrap_or("the link");
+    let of = report.group.as_deref().unwrap_or("all groups of the shipper together");
     let what = match (report.taken, args.changes()) {
         (true, _) => describe_rate(&report.rate).unwrap_or_else(|| "no limit".into()),
         (false, true) => "stored; no shipper runs, the next one takes it".into(),
@@ -155,7 +164,7 @@ fn tell(args: &Args, report: Report) -> anyhow::Result<Exit> {
 fn bytes_arg(text: &str) -> Result<Setting, String> {
     match text {
         "none" => Ok(Setting::NoLimit),
-        text => Ok(Setting::PerS(config::size_arg(text)?.max(1))),
+        text => Ok(Setting::PerS(config::rate_arg(text)?)),
     }
 }
 

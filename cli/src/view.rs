@@ -180,7 +180,9 @@ fn state_word(view: &GroupView) -> &'static str {
         let spills = Rung::from_code(view.get(Counter::Rung)) == Rung::Spill;
         return if spills { "spill" } else { "live" };
     }
-    let had_point = view.get(Counter::HealedSeq) > 0 || figure(Figure::HasPoint) == 1;
+    // A target that was met has the word: it may be another one than before.
+    let was_met = figure(Figure::Sessions) > 0;
+    let had_point = figure(Figure::HasPoint) == 1 || !was_met && view.get(Counter::HealedSeq) > 0;
     match (had_point, view.shipper_runs()) {
         (false, _) => "baseline",
         (true, true) => "resync",

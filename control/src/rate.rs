@@ -19,6 +19,10 @@ pub use window::{WINDOW_BYTES_MAX, Window};
 
 use serde::{Deserialize, Serialize};
 
+/// Least bytes a second that can be asked for: a piece of a batch leaves every second. With less
+/// both ends of a connection would take it for dead. Who wants to pause stops the shipper.
+pub const BYTES_PER_S_MIN: u64 = 1 << 10;
+
 /// Windows of a plan: every hour of a week its own, and then some.
 pub const WINDOWS_MAX: usize = 256;
 

@@ -19,7 +19,7 @@ pub struct CutoverReport {
     pub schema: u32,
     pub group: String,
     pub outcome: ReportOutcome,
-    /// Why it was aborted; empty after a promotion.
+    /// Why it was aborted. Promoted: why the target does not serve yet; empty if it does.
     pub reason: String,
     /// From asking for the hold to the receiver's decision, or to the release.
     pub pause_ms: u64,
@@ -31,6 +31,9 @@ pub struct CutoverReport {
     pub epoch: u32,
     /// Where the target serves the volumes; empty when aborted.
     pub exports: Vec<String>,
+    /// The group had been promoted before; nothing was done now.
+    #[serde(default)]
+    pub already_promoted: bool,
 }
 
 /// What the report adds to the outcome.
@@ -42,13 +45,15 @@ pub struct ReportContext {
     pub cut_seq: Option<u64>,
     /// Epoch of the source; stays if the attempt was aborted.
     pub source_epoch: u32,
+    /// Why a target that has taken over does not serve yet, if so.
+    pub problem: Option<String>,
 }
 
 impl CutoverReport {
     pub fn new(context: ReportContext, outcome: Outcome) -> CutoverReport {
         let (outcome, reason, epoch, exports) = match outcome {
             Outcome::Promoted { epoch, exports } => {
-                (ReportOutcome::Promoted, String::new(), epoch.0, exports)
+                (ReportOutcome::Promoted, context.problem.unwrap_or_default(), epoch.0, exports)
             }
             Outcome::Aborted { reason } => {
                 (ReportOutcome::Aborted, reason, context.source_epoch, Vec::new())
@@ -64,15 +69,29 @@ impl CutoverReport {
             cut_seq: context.cut_seq,
             epoch,
             exports,
+            already_promoted: false,
         }
     }
 
-    /// The process's exit code: 0 promoted, 1 aborted.
-    pub fn exit_code(&self) -> u8 {
-        match self.outcome {
-            ReportOutcome::Promoted => 0,
-            ReportOutcome::Aborted => 1,
+    /// Of a group that was promoted before it was asked for.
+    pub fn already(group: String, epoch: u32, exports: Vec<String>) -> CutoverReport {
+        CutoverReport {
+            schema: CUTOVER_REPORT_SCHEMA,
+            group,
+            outcome: ReportOutcome::Promoted,
+            reason: String::new(),
+            pause_ms: 0,
+            forecast_pause_ms: None,
+            cut_seq: None,
+            epoch,
+            exports,
+            already_promoted: true,
         }
+    }
+
+    /// Whether the guest has its disks at the target.
+    pub fn is_success(&self) -> bool {
+        self.outcome == ReportOutcome::Promoted && self.reason.is_empty()
     }
 }
 
@@ -88,6 +107,7 @@ mod tests {
             forecast_pause_ms: Some(15),
             cut_seq: Some(7),
             source_epoch: 1,
+            problem: None,
         }
     }
 
@@ -98,14 +118,24 @@ mod tests {
             context(),
             Outcome::Promoted { epoch: Epoch(2), exports: exports.clone() },
         );
-        assert_eq!((report.epoch, report.exit_code(), &report.exports), (2, 0, &exports));
+        assert_eq!((report.epoch, report.is_success(), &report.exports), (2, true, &exports));
         assert!(report.reason.is_empty());
     }
 
     #[test]
     fn an_abort_keeps_the_epoch_and_says_why() {
         let report = CutoverReport::new(context(), Outcome::Aborted { reason: "late".into() });
-        assert_eq!((report.epoch, report.exit_code(), report.reason.as_str()), (1, 1, "late"));
+        let told = (report.epoch, report.is_success(), report.reason.as_str());
+        assert_eq!(told, (1, false, "late"));
         assert!(report.exports.is_empty());
+    }
+
+    #[test]
+    fn a_target_that_took_over_and_does_not_serve_is_no_success() {
+        let context = ReportContext { problem: Some("port in use".into()), ..context() };
+        let outcome = Outcome::Promoted { epoch: Epoch(2), exports: Vec::new() };
+        let report = CutoverReport::new(context, outcome);
+        assert_eq!(report.outcome, ReportOutcome::Promoted);
+        assert_eq!((report.is_success(), report.reason.as_str()), (false, "port in use"));
     }
 }

@@ -25,7 +25,7 @@ pub use engine::LatencyPolicy;
 pub use error::{Error, ErrorKind, Result};
 pub use group::Group;
 pub use link::LinkServer;
-pub use listen::ListenAddr;
+pub use listen::{ListenAddr, Reserved};
 pub use plain::PlainServer;
 pub use server::{ExportConfig, Server, StartGate, VolumeFigures};
 pub use volume::Journaled;

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{Attempt, Gate};
 use crate::group::{Group, Member, refusal_of};
 use crate::latency::{Counters, Shadow};
-use crate::listen::{self, Bound, ListenAddr};
+use crate::listen::{Bound, ListenAddr, Reserved};
 use crate::nbd::handshake::Export;
 use crate::volume::{Journaled, Volume};
 use crossbeam::channel::{Sender, bounded};
@@ -116,13 +116,23 @@ impl Server {
         gate: &StartGate,
         policy: LatencyPolicy,
     ) -> Result<Server> {
+        // Before the first thread: an address in use ends the start here.
+        Server::start_at(exports, Reserved::new(addresses)?, gate, policy)
+    }
+
+    /// As [`Server::start_with`], on addresses that were reserved before.
+    pub fn start_at(
+        exports: Vec<ExportConfig>,
+        reserved: Reserved,
+        gate: &StartGate,
+        policy: LatencyPolicy,
+    ) -> Result<Server> {
         check(&exports)?;
         let journal = exports.iter().find_map(|export| {
             export.journaled.as_ref().map(|journaled| journaled.journal.clone())
         });
         let offered: Arc<[Export]> = exports.iter().map(offer).collect();
-        // Bound before the first thread: an address in use ends the start here.
-        let bound = addresses.iter().map(listen::bind).collect::<Result<Vec<_>>>()?;
+        let bound = reserved.listen()?;
         let mut server = Server {
             group: Group::new(Vec::new(), None),
             addresses: bound.iter().map(Bound::address).collect(),

@@ -60,6 +60,11 @@ impl Error {
         Error::caused(kind, what, source)
     }
 
+    /// The same, of something that has a name.
+    pub(crate) fn of(self, name: impl fmt::Display) -> Error {
+        Error { kind: self.kind, what: format!("{name}: {self}"), source: None }
+    }
+
     pub(crate) fn damaged(what: impl Into<String>) -> Error {
         Error::new(ErrorKind::Damaged, what)
     }

@@ -29,6 +29,7 @@ mod lacking;
 mod lanes;
 pub mod marks;
 pub mod medium;
+mod note;
 mod order;
 mod promote;
 mod recovery;
@@ -50,6 +51,7 @@ pub use counters::Counters;
 pub use door::Door;
 pub use follow::Follow;
 pub use marks::{ListedMark, Mark, MarkHeader, MarkKind, MarkPolicy, PreImage};
+pub use note::{note, noted};
 pub use promote::Promote;
 pub use recovery::recover;
 pub use rewind::rewind;
@@ -120,6 +122,8 @@ pub struct Layout {
     pub device: PathBuf,
     /// What the targets lack since an import.
     pub lacking: PathBuf,
+    /// Why nothing is received now.
+    pub problem: PathBuf,
 }
 
 impl Layout {
@@ -132,6 +136,7 @@ impl Layout {
             marks: dir.join("marks"),
             device: dir.join("device.json"),
             lacking: dir.join("lacking.json"),
+            problem: state_dir.join("receive.error"),
             dir,
         }
     }

@@ -107,3 +107,34 @@ fn without_a_name_all_groups_are_told_and_the_text_names_them() {
     let text = rig.towline(args!["status", "--state", rig.state()]).ok();
     assert!(text.contains(&rig.group) && text.contains("disk0"), "{text}");
 }
+
+#[test]
+fn a_receiver_that_has_no_group_yet_is_shown() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_receive();
+    let status = args!["status", "--state", rig.path("target-state")];
+    let shown = rig.towline(status.clone()).exits(0);
+    assert!(shown.stdout.contains("no group yet (target)"), "{shown}");
+    let shown = rig.towline([status, args!["--json"]].concat()).json()["groups"][0].clone();
+    let process = &shown["processes"][0];
+    assert_eq!((&process["process"], &process["alive"]), (&"receive".into(), &true.into()));
+}
+
+#[test]
+fn a_new_target_of_an_old_group_is_at_its_baseline() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.prefill();
+    rig.start_all();
+    rig.wait_live();
+    rig.kill(Process::Receive);
+    let state = rig.path("target-state");
+    std::fs::rename(&state, rig.path("old-state")).unwrap();
+    std::fs::remove_file(rig.target("disk0")).unwrap();
+    let slow = args!["throttle", &rig.group, "--state", rig.state(), "--rate", "1M"];
+    rig.towline(slow).exits(0);
+    rig.start_receive();
+    let status = rig.wait_status("at the baseline", |s| s.0["state"] == "baseline");
+    assert!(status.0["point_seq"].is_null(), "{}", status.0);
+    rig.towline(args!["throttle", &rig.group, "--state", rig.state(), "--reset"]).exits(0);
+    rig.wait_live();
+}

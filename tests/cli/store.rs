@@ -342,3 +342,36 @@ fn what_cannot_be_a_store_is_refused_before_anything_is_begun() {
         rig.towline([ship_args(&rig, &folder(&rig)), args!["--insecure-loopback"]].concat());
     assert_eq!(finished.code(), 64, "{finished}");
 }
+
+#[test]
+fn a_damaged_object_is_named_in_the_status_and_nothing_of_it_is_used() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    let store = folder(&rig);
+    rig.prefill();
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    let objects = walk(&rig.path("store"));
+    let largest = objects.iter().max_by_key(|file| file.metadata().unwrap().len()).unwrap();
+    let sound = std::fs::read(largest).unwrap();
+    let mut damaged = sound.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(largest, damaged).unwrap();
+
+    receive_from(&mut rig, &store, vec![]);
+    let state = rig.path("target-state");
+    let status = || {
+        let args = args!["status", "--state", &state, "--json"];
+        rig.towline(args).exits(0).json()["groups"][0].clone()
+    };
+    let name = largest.file_name().unwrap().to_str().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !status()["last_error"].as_str().is_some_and(|error| error.contains(name)) {
+        assert!(std::time::Instant::now() < deadline, "{name} is not in {}", status());
+    }
+    std::fs::write(largest, sound).unwrap();
+    wait_same(&rig);
+    rig.wait_status("well again", |_| status()["last_error"].is_null());
+}

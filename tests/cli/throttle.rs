@@ -39,6 +39,13 @@ fn a_limit_counts_at_once_stays_and_is_told_with_its_reason() {
     assert_eq!(link.json()["taken"], true, "{link}");
     assert_eq!(rig.status().0["rate"]["link_bytes_per_s"], 5 << 20);
 
+    assert_eq!(link.json()["rate"]["bytes_per_s"], serde_json::Value::Null, "of the link: {link}");
+    let words = args!["throttle", "--link", "--state", rig.state()];
+    let told = rig.towline([words.clone(), args!["--rate", "6M"]].concat());
+    assert!(told.stdout.contains("6.00 MiB/s") && !told.stdout.contains("3.00 MiB"), "{told}");
+    let told = rig.towline([words, args!["--reset"]].concat());
+    assert!(told.stdout.contains("no limit"), "{told}");
+
     let reset = throttle(&rig, args!["--reset"]);
     assert_eq!(reset["rate"]["bytes_per_s"], serde_json::Value::Null, "{reset}");
     rig.client("disk0").write(0, &[7; 1 << 20]).unwrap();
@@ -52,6 +59,9 @@ fn what_is_no_limit_is_a_usage_error() {
     for wrong in [
         args!["--rate", "fast"],
         args!["--ops", "0"],
+        args!["--rate", "0"],
+        args!["--rate", "1023"],
+        args!["--window", "daily 00:00-24:00 1"],
         args!["--window", "mon 25:00-26:00 1M"],
         args!["--reset", "--rate", "1M"],
     ] {

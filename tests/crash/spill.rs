@@ -107,7 +107,7 @@ fn what_was_flushed_reaches_the_target_from_the_spill_of_a_lost_ring() {
     assert_eq!(rig.status().0["history_bytes"], 0);
     let said = rig.said(Process::Ship);
     assert!(said.contains("first the records that the spill has of the lost ring"), "{said}");
-    assert!(!said.contains("everything is sent again"), "{said}");
+    assert!(!said.contains("everything is"), "{said}");
     rig.settle_target();
     rig.assert_acknowledged(&history, Side::Target);
     rig.assert_identical();

@@ -1,7 +1,7 @@
 //! Configuration files and flags that cannot be used: refused with the place.
 
 use crate::{DISK_BYTES, assert_names};
-use towline_tests::{PATIENCE, Rig, args, run, towline};
+use towline_tests::{Daemon, PATIENCE, Rig, args, run, towline};
 
 fn with_config(rig: &Rig, command: &str, text: &str) -> towline_tests::Finished {
     let path = rig.path("towline.toml");
@@ -72,4 +72,85 @@ fn a_second_proxy_of_the_same_group_is_refused() {
     let finished = run(towline(), rig.proxy_args(), PATIENCE);
     assert_ne!(finished.code(), 0, "{finished}");
     crate::assert_serves(&mut rig);
+}
+
+#[test]
+fn one_disk_under_two_names_is_refused_for_sources_and_targets() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    let (a, b) = (rig.source("disk0"), rig.source("disk1"));
+    std::fs::remove_file(&b).unwrap();
+    std::fs::hard_link(&a, &b).unwrap();
+    let finished = rig.towline(rig.proxy_args()).exits(64);
+    assert_names(&finished.stderr, &["disk0", "disk1", "one and the same"]);
+    let (a, b) = (rig.target("disk0"), rig.target("disk1"));
+    std::fs::remove_file(&b).unwrap();
+    std::os::unix::fs::symlink(&a, &b).unwrap();
+    let finished = rig.towline(rig.receive_args()).exits(64);
+    assert_names(&finished.stderr, &["disk0", "disk1", "one and the same"]);
+    rig.volumes.pop();
+    rig.start_receive();
+}
+
+#[test]
+fn a_target_that_cannot_be_is_told_when_the_receiver_starts() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let target = |path: &std::path::Path| {
+        let mut args = rig.receive_args();
+        let at = args.iter().position(|arg| arg == "--target").unwrap();
+        args[at + 1] = format!("disk0={}", path.display()).into();
+        args
+    };
+    let finished = rig.towline(target(&rig.path("no/such/folder/disk.raw"))).exits(64);
+    assert_names(&finished.stderr, &["no/such/folder/disk.raw", "make it first"]);
+    let of_the_guest = target(&rig.source("disk0"));
+    rig.start_proxy();
+    let finished = rig.towline(of_the_guest).exits(1);
+    assert_names(&finished.stderr, &["source-disk0.img", "owned"]);
+    crate::assert_serves(&mut rig);
+}
+
+#[test]
+fn an_empty_source_is_refused() {
+    let rig = Rig::new(1, 0);
+    let finished = rig.towline(rig.proxy_args()).exits(64);
+    assert_names(&finished.stderr, &["disk0", "empty"]);
+}
+
+#[test]
+fn a_receivers_address_that_is_none_is_a_usage_error() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_proxy();
+    for wrong in ["127.0.0.1:99999", "127.0.0.1", ":4790", "host:0", "::1:4790", "a b:4790"] {
+        let mut args = rig.ship_args();
+        let at = args.iter().position(|arg| arg == "--to").unwrap();
+        args[at + 1] = wrong.into();
+        let finished = rig.towline(args).exits(64);
+        assert_names(&finished.stderr, &[wrong, "HOST:PORT"]);
+    }
+}
+
+#[test]
+fn a_group_that_never_was_is_waited_for_by_a_shipper_and_missed_by_an_export() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_receive();
+    let mut ship = Daemon::start(&rig.ship_args());
+    assert!(ship.line_within(PATIENCE, |line| line.contains("waiting for it")).is_some(), "{ship}");
+    let mut export = args!["device", "export", "--group", "nobody", "--state", rig.state()];
+    export.extend(args!["--to", rig.path("device"), "--unsealed", "--unsigned"]);
+    assert_names(&rig.towline(export).exits(69).stderr, &["nobody"]);
+    let forget = args!["device", "forget", "--group", "nobody", "--state", rig.state()];
+    assert_names(&rig.towline(forget).exits(69).stderr, &["nobody"]);
+    rig.start_proxy();
+    rig.wait_drained();
+}
+
+#[test]
+fn what_fails_is_told_as_json_where_that_was_asked_for() {
+    let rig = Rig::new(1, DISK_BYTES);
+    let cutover = args!["cutover", "nobody", "--state", rig.state(), "--json"];
+    let told = rig.towline(cutover).exits(69).json();
+    assert_eq!(told["exit"], 69, "{told}");
+    assert_names(told["error"].as_str().unwrap(), &["nobody"]);
+    let told = rig.towline(args!["status", "--json"]).exits(64).json();
+    assert_eq!(told["exit"], 64, "{told}");
 }

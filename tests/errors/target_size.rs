@@ -1,6 +1,7 @@
 //! A target that does not fit its source.
 
 use crate::{DISK_BYTES, assert_names};
+use towline_tests::rig::Process;
 use towline_tests::{Daemon, PATIENCE, Rig};
 
 #[test]
@@ -37,4 +38,20 @@ fn a_volume_without_a_target_is_refused_by_name() {
     assert!(line.is_some(), "nothing about disk1 from {ship}");
     drop(ship);
     crate::assert_serves(&mut rig);
+}
+
+#[test]
+fn a_shipper_that_was_refused_goes_on_by_itself_when_the_receiver_was_put_right() {
+    let mut rig = Rig::new(2, DISK_BYTES);
+    rig.start_proxy();
+    let all = rig.volumes.clone();
+    rig.volumes.pop();
+    rig.start_receive();
+    rig.volumes = all;
+    let mut ship = Daemon::start(&rig.ship_args());
+    assert!(ship.line_within(PATIENCE, |line| line.contains("disk1")).is_some(), "{ship}");
+    rig.terminate(Process::Receive);
+    rig.start_receive();
+    assert!(ship.line_within(PATIENCE, |line| line.contains("connected")).is_some(), "{ship}");
+    rig.wait_drained();
 }

@@ -30,7 +30,9 @@ fn qcow2(rig: &Rig) -> PathBuf {
 
 fn qemu_nbd(rig: &Rig) -> Peer {
     let (socket, image) = (rig.path("target.sock"), rig.path("target.qcow2"));
-    Peer::start(&socket, "qemu-nbd", args!["-t", "-f", "qcow2", "-k", &socket, image])
+    // A receiver that is back before us would take the only seat.
+    let all = args!["-t", "--shared=4", "-f", "qcow2", "-k", &socket, image];
+    Peer::start(&socket, "qemu-nbd", all)
 }
 
 fn nbdkit(rig: &Rig, options: &[&str]) -> Peer {

@@ -1,6 +1,8 @@
 //! Several groups in one file: what all have in common, then a table for each.
 
-use super::{Compress, Disk, ReceiveConfig, ShipConfig, listen_addrs, size, socket_addr, span};
+use super::{
+    Compress, Disk, ReceiveConfig, ShipConfig, listen_addrs, rate, size, socket_addr, span,
+};
 use crate::exit::usage;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -68,7 +70,7 @@ pub struct ShipGroups {
     window: Option<u64>,
     #[serde(default)]
     streams: Option<u8>,
-    #[serde(default, deserialize_with = "size")]
+    #[serde(default, deserialize_with = "rate")]
     link_rate: Option<u64>,
     link_ops: Option<u64>,
     #[serde(default)]
@@ -92,7 +94,7 @@ struct ShipGroup {
     window: Option<u64>,
     #[serde(default)]
     streams: Option<u8>,
-    #[serde(default, deserialize_with = "size")]
+    #[serde(default, deserialize_with = "rate")]
     rate: Option<u64>,
     ops: Option<u64>,
     #[serde(default)]

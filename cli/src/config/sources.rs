@@ -1,6 +1,7 @@
 //! `[NAME=]PATH|URI`: a volume's name and the disk behind it.
 
 use serde::Deserialize;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 use towline_block::{NbdUri, VolumeName};
@@ -44,6 +45,20 @@ impl Disk {
             upstream.as_ref().map_or_else(|| PathBuf::from(path), |uri| uri.to_string().into());
         Ok(Disk { name, path, upstream })
     }
+
+    /// Whether both names lead to one file, device or export.
+    pub fn is_at_place_of(&self, other: &Disk) -> bool {
+        if self.upstream.is_some() || other.upstream.is_some() {
+            return self.path == other.path;
+        }
+        match (std::fs::metadata(&self.path), std::fs::metadata(&other.path)) {
+            (Ok(one), Ok(other)) if one.file_type().is_block_device() => {
+                other.file_type().is_block_device() && one.rdev() == other.rdev()
+            }
+            (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+            _ => std::path::absolute(&self.path).ok() == std::path::absolute(&other.path).ok(),
+        }
+    }
 }
 
 impl FromStr for Disk {
@@ -86,6 +101,25 @@ mod tests {
         assert!("Bad_Name=/x".parse::<Disk>().unwrap_err().contains("Bad_Name"));
         assert!("a=".parse::<Disk>().is_err());
         assert!("a=iscsi://host/x".parse::<Disk>().unwrap_err().contains("raw image"));
+    }
+
+    #[test]
+    fn two_names_of_one_place_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let is_one = |one: &str, other: &str| {
+            let disk = |text: &str| text.parse::<Disk>().unwrap();
+            disk(one).is_at_place_of(&disk(other))
+        };
+        assert!(is_one(&path("not-there"), &path("./not-there")));
+        assert!(!is_one(&path("a"), &path("b")));
+        std::fs::write(path("a"), b"").unwrap();
+        std::fs::write(path("b"), b"").unwrap();
+        std::os::unix::fs::symlink(path("a"), path("link")).unwrap();
+        std::fs::hard_link(path("a"), path("hard")).unwrap();
+        assert!(is_one(&path("a"), &path("link")) && is_one(&path("hard"), &path("a")));
+        assert!(!is_one(&path("a"), &path("b")));
+        assert!(is_one("nbd://h/x", "nbd://h:10809/x") && !is_one("nbd://h/x", "nbd://h/y"));
     }
 
     #[test]

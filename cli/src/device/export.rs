@@ -2,7 +2,7 @@
 
 use crate::config::{self, Compress};
 use crate::daemon::Daemon;
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, unreachable, usage};
 use crate::output;
 use crate::progress::Progress;
 use crate::ship::{self, NICE_DEFAULT};
@@ -57,10 +57,10 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
     expect: Option<u64>,
     /// Most bytes a second, until `towline throttle` says otherwise.
-    #[arg(long, value_name = "SIZE", value_parser = config::size_arg)]
+    #[arg(long, value_name = "SIZE", value_parser = config::rate_arg)]
     rate: Option<u64>,
     /// Most operations a second.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     ops: Option<u64>,
     /// Another limit at other times, as of `towline ship`.
     #[arg(long = "window-limit", value_name = "DAYS FROM-TO LIMIT")]
@@ -136,6 +136,13 @@ impl Args {
 
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let plan = args.plan()?;
+    let dir = view::group_dir(&args.state, Some(&args.group))?;
+    if !dir.is_locked("lock") {
+        return Err(unreachable(format!(
+            "the proxy of group {} does not run: start it, an export reads what its guests write",
+            args.group
+        )));
+    }
     let keys = config::keys(args.key.as_deref(), &args.state)?;
     // Before the first thread is started, which inherits it.
     if let Err(error) = give_way(args.nice.into()) {

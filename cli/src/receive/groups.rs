@@ -1,19 +1,18 @@
 //! Several groups in one receiver, behind one address: each has threads, state folder and memory of
 //! its own; one that fails is started again by itself, and the others do not notice.
 
-use super::{Place, end, samples, start};
+use super::{Place, end, lock, samples, start};
 use crate::config::{ReceiveConfig, ReceiveGroups};
 use crate::daemon::Daemon;
 use crate::exit::{Exit, sentence};
 use crate::metrics::{self, Sample};
 use crate::restart::Restart;
 use crate::ship::security;
-use crate::target_view;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
-use towline_shipper::receiver::{Counters, Door};
+use towline_shipper::receiver::{Counters, Door, Layout, note};
 
 /// How often it is looked whether a group has failed, or is to be started again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -83,7 +82,6 @@ impl Host {
             let started = start(config.clone(), self.door.as_ref());
             let why = match started {
                 Ok((receiver, place)) => {
-                    target_view::note_error(&config.state, None);
                     let counters = Arc::clone(receiver.counters());
                     let known = Known { counters, place: Arc::clone(&place) };
                     lock(&self.running).insert(group.clone(), known);
@@ -102,7 +100,7 @@ impl Host {
             }
             if restart.failed(Instant::now(), &why) {
                 tracing::error!(%group, "{why}; trying again");
-                target_view::note_error(&config.state, Some(&why));
+                note(&Layout::of(&config.state), Some(&why));
             }
             if let Some(door) = &self.door {
                 door.close_room(&group, why);
@@ -133,8 +131,4 @@ impl Host {
         all.sort_by_key(|sample| sample.name);
         all
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,7 +18,7 @@ use towline_shipper::receiver::{Layout, Mark};
 /// How often it is looked whether the mark is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// `--at` for the present point.
-const NOW: &str = "now";
+pub const NOW: &str = "now";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -4,7 +4,7 @@
 //! `sat,sun 00:00-24:00 none`, `daily 22:00-06:00 200M 5000ops`. One that ends before it
 //! begins goes past midnight; it belongs to the day on which it begins.
 
-use super::Limit;
+use super::{BYTES_PER_S_MIN, Limit};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -64,7 +64,7 @@ impl FromStr for Window {
         let ((days, (from_minute, to_minute)), limit) = parsed.ok_or_else(|| {
             format!(
                 "{text:?} is no window: write DAYS FROM-TO LIMIT in UTC, such as `mon-fri 08:00-18:00 20M` \
-                 or `sat,sun 00:00-24:00 none`; a limit is bytes a second, none, and NUMBERops"
+                 or `sat,sun 00:00-24:00 none`; a limit is bytes a second from 1K on, none, and NUMBERops"
             )
         })?;
         Ok(Window { days, from_minute, to_minute, limit, text: words.join(" ") })
@@ -126,7 +126,10 @@ fn parse_limit(words: &[&str]) -> Option<Limit> {
         match word.strip_suffix("ops") {
             Some(ops) => limit.ops_per_s = Some(ops.parse().ok().filter(|ops| *ops > 0)?),
             None if *word == "none" => {}
-            None => limit.bytes_per_s = Some(parse_size(word).ok().filter(|bytes| *bytes > 0)?),
+            None => {
+                let bytes = parse_size(word).ok();
+                limit.bytes_per_s = Some(bytes.filter(|bytes| *bytes >= BYTES_PER_S_MIN)?);
+            }
         }
     }
     Some(limit)

@@ -55,7 +55,7 @@ fn step_reason(from: Rung, to: Rung, spills: bool) -> &'static str {
         (Rung::Map, Rung::Ring) => "healed: the journal holds every change, in memory",
         (Rung::Map, Rung::Spill) => "healed: the journal holds every change, in memory and on disk",
         (_, Rung::Map) if spills => {
-            "changes bypass the journal: the spill takes no more until HEAL"
+            "changes bypass the journal until HEAL: the spill is full, or the target begins anew"
         }
         (_, Rung::Map) => "changes bypass the journal until HEAL: there is no spill",
         _ => "no step",

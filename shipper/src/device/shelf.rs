@@ -187,10 +187,11 @@ impl Shelf {
             return Ok(());
         }
         let what = format!(
-            "the volumes hold up to {} that the devices do not have yet, and there is room for {}: \
-             add a device to --to, or say with --expect what you expect the compressed data to take",
+            "the volumes hold up to {} that the devices do not have yet, and there is room for {} \
+             beyond the {} that stay free on each: add a device to --to, or say with --expect what you expect the compressed data to take",
             format_size(needed),
-            format_size(free)
+            format_size(free),
+            format_size(RESERVE_BYTES)
         );
         Err(Error::new(ErrorKind::NoSpace, what))
     }

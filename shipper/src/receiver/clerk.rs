@@ -31,6 +31,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use towline_block::{Epoch, GroupName, VolumeName};
 
@@ -39,6 +40,9 @@ const ORDERS_MAX: usize = 1024;
 
 /// Durable and not applied, at which the applier does not pause: half a group.
 const APPLY_AT_BYTES: u64 = super::apply::GROUP_BYTES_MAX as u64 / 2;
+
+/// Pause between two attempts to serve a promoted target.
+const SERVE_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// What the clerk is told once.
 pub struct Desk {
@@ -115,7 +119,7 @@ impl Clerk {
     }
 
     pub fn run(mut self, orders: std_mpsc::Receiver<Order>) {
-        while let Ok(order) = orders.recv() {
+        while let Some(order) = self.next(&orders) {
             let more = std::iter::from_fn(|| orders.try_recv().ok()).take(ORDERS_MAX);
             let stop = std::iter::once(order).chain(more).any(|order| !self.handle(order));
             self.commit();
@@ -127,6 +131,18 @@ impl Clerk {
         if let Some(bound) = &mut self.bound {
             bound.applier.stop();
         }
+    }
+
+    /// Meanwhile what failed is tried again.
+    fn next(&mut self, orders: &std_mpsc::Receiver<Order>) -> Option<Order> {
+        while self.owes_serving() {
+            match orders.recv_timeout(SERVE_AGAIN_EVERY) {
+                Ok(order) => return Some(order),
+                Err(std_mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std_mpsc::RecvTimeoutError::Timeout) => self.make_up_for_serving(),
+            }
+        }
+        orders.recv().ok()
     }
 
     /// False to end.

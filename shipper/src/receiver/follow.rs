@@ -6,12 +6,13 @@
 
 use super::Limits;
 use super::hydrate::Ground;
+use super::note::note;
 use super::order::{Inbox, Order, Progress};
-use crate::batch::{HEADER_BYTES, Header};
+use crate::batch::{Batch, HEADER_BYTES, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{KeyId, SessionId};
 use crate::store::{Base, Bucket, Found, GroupFile, Reader, StoreUrl};
-use crate::wire::{Hello, Message, PROTOCOL, RefusalCode, Welcome};
+use crate::wire::{Hello, Message, PROTOCOL, Refusal, RefusalCode, Welcome};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,10 @@ use zerocopy::FromBytes;
 
 /// How often a store that has nothing new is looked at.
 const POLL: Duration = Duration::from_millis(500);
-/// Pause after a failure.
+/// Pause after a failure; where the store answers and what it has cannot be used, doubled up to the
+/// longest: each attempt reads the same again.
 const RETRY: Duration = Duration::from_secs(2);
+const RETRY_LAST: Duration = Duration::from_secs(60);
 /// Connections of the network count up from 1.
 const CONNECTION: u64 = u64::MAX;
 
@@ -45,7 +48,8 @@ pub(super) struct Seat {
 
 /// Follows until `closed`, or until somebody else ships.
 pub(super) async fn run(follow: Follow, seat: Seat, mut closed: watch::Receiver<bool>) {
-    let mut follower = Follower { follow, seat, session: None, letters: None };
+    let (session, letters, is_wary, noted) = Default::default();
+    let mut follower = Follower { follow, seat, session, letters, is_wary, noted };
     tokio::select! {
         _ = closed.wait_for(|closed| *closed) => {}
         () = follower.run() => {}
@@ -58,6 +62,11 @@ struct Follower {
     /// Whose batches the clerk takes on our connection.
     session: Option<SessionId>,
     letters: Option<mpsc::UnboundedReceiver<Message>>,
+    /// The clerk found a batch damaged: each is looked at here from now on, where it is known which
+    /// object it is of.
+    is_wary: bool,
+    /// What `status` shows.
+    noted: Option<String>,
 }
 
 /// Why following pauses or ends.
@@ -76,24 +85,36 @@ impl From<Error> for Halt {
 
 impl Follower {
     async fn run(&mut self) {
-        let mut told = String::new();
+        let mut pause = RETRY;
         loop {
             match self.follow().await {
                 Ok(never) => match never {},
                 Err(Halt::Over(why)) => {
                     tracing::info!(from = %self.follow.url, "the store is not followed any more: {why}");
+                    self.note(None);
                     return;
                 }
                 Err(Halt::Failed(error)) => {
-                    let text = error.to_string();
-                    if text != told {
-                        tracing::warn!(from = %self.follow.url, "{text}; trying again");
-                        told = text;
+                    self.is_wary |= error.kind() == ErrorKind::Damaged;
+                    let is_away = error.kind() == ErrorKind::Unreachable;
+                    let text = format!("store {}: {error}", self.follow.url);
+                    let is_new = self.noted.as_ref() != Some(&text);
+                    if is_new {
+                        tracing::warn!("{text}; trying again");
                     }
+                    pause = if is_new || is_away { RETRY } else { (pause * 2).min(RETRY_LAST) };
+                    self.note(Some(text));
                 }
             }
             self.leave();
-            sleep(RETRY).await;
+            sleep(pause).await;
+        }
+    }
+
+    fn note(&mut self, why: Option<String>) {
+        if why != self.noted {
+            note(&self.seat.ground.layout, why.as_deref());
+            self.noted = why;
         }
     }
 
@@ -120,6 +141,11 @@ impl Follower {
             match reader.next().await? {
                 Found::Batches(batches) => {
                     for batch in batches {
+                        let named = |e: Error| e.of(format_args!("object {}", reader.object()));
+                        if self.is_wary {
+                            let opened = Batch::open(batch.to_vec(), &self.seat.ground.keys);
+                            opened.map_err(named)?;
+                        }
                         self.feed(&file, batch).await?;
                     }
                 }
@@ -219,7 +245,9 @@ impl Follower {
     async fn idle(&mut self) -> std::result::Result<(), Halt> {
         self.hear()?;
         sleep(POLL).await;
-        self.hear()
+        self.hear()?;
+        self.note(None);
+        Ok(())
     }
 }
 
@@ -239,6 +267,6 @@ fn check_welcome(welcome: &Welcome, header: &Header) -> std::result::Result<(), 
 fn halt(code: RefusalCode, message: String) -> Halt {
     match code {
         RefusalCode::Superseded | RefusalCode::AlreadyPromoted => Halt::Over(message),
-        _ => Halt::Failed(Error::new(ErrorKind::Refused, message)),
+        _ => Halt::Failed(Refusal::new(code, message).into()),
     }
 }

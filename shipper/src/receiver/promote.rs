@@ -18,6 +18,15 @@ use towline_block::{Disk, Epoch, Position, VolumeName};
 /// Serves a group's volumes once the target has taken over. Called once a
 /// takeover, and again when a promoted receiver starts.
 pub trait Promote: Send + Sync {
+    /// Called when the receiver starts: takes what serving needs and others could take until then,
+    /// such as addresses. Nothing is served yet.
+    ///
+    /// # Errors
+    /// What somebody else has: the receiver does not start.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Starts serving; answers where, as addresses for people and clients.
     fn promote(&self, volumes: &[(VolumeName, Arc<dyn Disk>)]) -> Result<Vec<String>>;
 }
@@ -195,10 +204,7 @@ impl Clerk {
 
     /// The decision of a promoted target, which serves from now on if it can.
     fn serve_again(&mut self, takeover: &Takeover) -> Message {
-        let problem = self.serve().err().map(|error| error.to_string());
-        if let Some(problem) = &problem {
-            tracing::error!("promoted, but not serving: {problem}");
-        }
+        let problem = self.try_serve().err();
         let exports = self.bound.as_ref().and_then(|bound| bound.exports.clone());
         Message::Decision(Decision {
             attempt: takeover.attempt.clone(),
@@ -207,6 +213,37 @@ impl Clerk {
             exports: exports.unwrap_or_default(),
             problem,
         })
+    }
+
+    /// Promoted, and the volumes could not be served so far.
+    pub fn owes_serving(&self) -> bool {
+        self.bound.as_ref().is_some_and(|bound| bound.promoted.is_some() && bound.exports.is_none())
+    }
+
+    /// Tries to serve once more; the shipper hears where.
+    pub fn make_up_for_serving(&mut self) {
+        let takeover = self.bound.as_ref().and_then(|bound| bound.promoted.clone());
+        let Some(takeover) = takeover else { return };
+        let decision = self.serve_again(&takeover);
+        if !self.owes_serving() {
+            self.answer(decision);
+        }
+    }
+
+    /// Serves, or says and notes why that cannot be.
+    fn try_serve(&mut self) -> std::result::Result<(), String> {
+        let problem = self.serve().err().map(|error| error.to_string());
+        let Some(bound) = &self.bound else { return Ok(()) };
+        if bound.books.get().last_error != problem {
+            if let Some(problem) = &problem {
+                tracing::error!("promoted, but not serving: {problem}; trying again");
+            }
+            let noted = bound.books.update(|state| state.last_error.clone_from(&problem));
+            if let Err(error) = noted {
+                tracing::error!(%error, "cannot note whether the volumes are served");
+            }
+        }
+        problem.map_or(Ok(()), Err)
     }
 
     /// Serves the volumes of a promoted target, unless that runs already.

@@ -6,6 +6,7 @@ use super::door::{Door, Entry, Room, Rooms};
 use super::follow::{self, Seat};
 use super::hydrate::Ground;
 use super::medium::Medium;
+use super::note::note;
 use super::order::{Inbox, Order, Progress};
 use super::session;
 use super::state::{State, load};
@@ -77,6 +78,7 @@ impl Receiver {
         rooms: Option<(Rooms, Option<GroupName>)>,
         (counters, lock): (Arc<Counters>, File),
     ) -> Result<Receiver> {
+        config.promote.prepare()?;
         let layout = Layout::of(&config.state_dir);
         match load(&layout.state)? {
             Some(state) => check_config(&config, &state)?,
@@ -100,7 +102,7 @@ impl Receiver {
         let (inbox, orders) = std::sync::mpsc::channel();
         let (progress, watcher) = watch::channel(Progress::default());
         let desk = Desk {
-            layout,
+            layout: layout.clone(),
             medium,
             limits: config.limits,
             group: config.group,
@@ -140,6 +142,7 @@ impl Receiver {
             };
             rooms.set(group.clone(), Entry::Open(Box::new(room)));
         }
+        note(&layout, None);
         let door = None;
         Ok(Receiver { door, rooms, counters, inbox, closing, threads, _lock: lock })
     }
@@ -200,12 +203,13 @@ fn enter(state_dir: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// What no shipper could ever be received into is told at once; a server that does not answer
-/// may come.
+/// What no shipper could be received into is told at once; a server that does not answer may come.
 fn look_at_targets(config: &ReceiveConfig) -> Result<()> {
     for (name, path) in &config.targets {
         match target::look(path) {
-            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Busy) => {
+                return Err(error.of(format_args!("target {name}")));
+            }
             Err(error) => {
                 tracing::warn!(target = %name, "{error}; shippers are refused until it can")
             }

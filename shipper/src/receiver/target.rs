@@ -44,12 +44,26 @@ pub fn is_to_be_made(path: &Path) -> bool {
     matches!(uri(path), Ok(None)) && !path.exists()
 }
 
-/// Looks at an export that is given as a target, before anything depends on it.
+/// Looks at what is given as a target, before anything depends on it.
 ///
 /// # Errors
-/// As opening it.
+/// As opening it; [`ErrorKind::InvalidInput`] for a file that cannot be made.
 pub fn look(path: &Path) -> Result<()> {
-    uri(path)?.map_or(Ok(()), |uri| Remote::open(uri).map(|_| ()))
+    if let Some(uri) = uri(path)? {
+        return Remote::open(uri).map(|_| ());
+    }
+    if path.exists() {
+        return TargetDisk::open(path).map(|_| ());
+    }
+    let folder = std::path::absolute(path).ok();
+    match folder.as_deref().and_then(Path::parent) {
+        Some(folder) if folder.is_dir() => Ok(()),
+        _ => {
+            let what =
+                format!("{} is in a folder that does not exist: make it first", path.display());
+            Err(Error::new(ErrorKind::InvalidInput, what))
+        }
+    }
 }
 
 impl TargetDisk {

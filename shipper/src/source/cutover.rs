@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     catching_up: Option<(Instant, Order)>,
     running: Option<Running>,
     promoted: bool,
+    /// Where the target serves, as it said after all was decided.
+    exports: Option<Vec<String>>,
 }
 
 struct Running {
@@ -62,6 +64,8 @@ struct Running {
     to_tell: VecDeque<Request>,
     tell_at: Instant,
     outcome: Option<Outcome>,
+    /// Why the target that has taken over does not serve yet.
+    problem: Option<String>,
     ended_after: Option<Duration>,
     forecast_pause_ms: Option<u64>,
     source_epoch: u32,
@@ -70,7 +74,7 @@ struct Running {
 
 impl Driver {
     pub fn new(group: GroupName, dir: GroupDir) -> Driver {
-        Driver { group, dir, catching_up: None, running: None, promoted: false }
+        Driver { group, dir, catching_up: None, running: None, promoted: false, exports: None }
     }
 
     pub fn is_running(&self) -> bool {
@@ -92,6 +96,10 @@ impl Driver {
     }
 
     pub fn order(&mut self, order: Order, feed: Option<&Feed>, stream: &Stream) {
+        if let Some(report) = taken_over(&self.dir, self.exports.clone().or(stream.exports())) {
+            let _ = order.replies.send(ControlReply::Done(report));
+            return;
+        }
         let refusal = if self.is_running() {
             Some("another cutover of the group is on its way")
         } else if self.promoted {
@@ -113,18 +121,24 @@ impl Driver {
             }
         };
         match refusal {
-            Some(why) => {
-                let report = self.report(
-                    Duration::ZERO,
-                    None,
-                    None,
-                    1,
-                    Outcome::Aborted { reason: why.to_owned() },
-                );
-                let _ = order.replies.send(ControlReply::Done(report));
-            }
+            Some(why) => self.refuse(&order, None, why.to_owned()),
             None => self.catching_up = Some((Instant::now(), order)),
         }
+    }
+
+    /// Nothing was done.
+    fn refuse(&self, order: &Order, forecast_pause_ms: Option<u64>, reason: String) {
+        let context = ReportContext {
+            group: self.group.to_string(),
+            pause_ms: 0,
+            forecast_pause_ms,
+            cut_seq: None,
+            source_epoch: epoch_of(&self.dir),
+            problem: None,
+        };
+        let report = CutoverReport::new(context, Outcome::Aborted { reason });
+        tracing::info!(reason = %report.reason, "cutover refused");
+        let _ = order.replies.send(ControlReply::Done(report));
     }
 
     /// A group that was sealed before this shipper started.
@@ -167,7 +181,12 @@ impl Driver {
     }
 
     pub fn news(&mut self, news: SessionNews, _stream: &Stream) {
-        let Some(running) = &mut self.running else { return };
+        let Some(running) = &mut self.running else {
+            if let SessionNews::Decision(decision) = news {
+                self.exports = Some(decision.exports).filter(|exports| !exports.is_empty());
+            }
+            return;
+        };
         match news {
             SessionNews::Decision(decision) => running.decided(&decision),
             SessionNews::NotReady(why) => {
@@ -207,16 +226,27 @@ impl Driver {
             return;
         }
         let Some((_, order)) = self.catching_up.take() else { return };
-        let forecast = forecast_pause_ms(&PauseInput {
+        let input = PauseInput {
             backlog_bytes: backlog,
             drain_bytes_per_s: meter.durable_rate as u64,
             round_trip: stream.round_trip().unwrap_or(ROUND_TRIP_ASSUMED),
             source_flush: FLUSH_ASSUMED,
             target_flush: stream.apply_time().unwrap_or(FLUSH_ASSUMED),
-        });
+        };
+        let forecast = forecast_pause_ms(&input);
+        // What even a drained group takes: the guests need not be held to see that it is too long.
+        let least = forecast_pause_ms(&PauseInput { backlog_bytes: 0, ..input });
+        if let Some(least) = least.filter(|ms| Duration::from_millis(*ms) > order.max_pause) {
+            let why = format!(
+                "a cutover takes about {least} ms here, more than the longest pause of {:?} that is \
+                 allowed: nobody was held; allow a longer --max-pause",
+                order.max_pause
+            );
+            return self.refuse(&order, forecast, why);
+        }
         let attempt = Attempt(rand::random());
         let (machine, actions) = Cutover::start(Duration::ZERO, attempt, order.max_pause);
-        let epoch = self.dir.load().ok().flatten().map_or(1, |state| state.epoch);
+        let epoch = epoch_of(&self.dir);
         let mut running = Running::new(machine, Some(order.replies), forecast, epoch);
         running.carry_out(actions, &self.dir, stream);
         self.running = Some(running);
@@ -226,35 +256,22 @@ impl Driver {
         let Some(running) = self.running.take() else { return };
         let Some(outcome) = running.outcome else { return };
         self.promoted |= matches!(outcome, Outcome::Promoted { .. });
-        let report = self.report(
-            running.ended_after.unwrap_or_default(),
-            running.forecast_pause_ms,
-            running.machine.cut_seq().map(|seq| seq.0),
-            running.source_epoch,
-            outcome,
-        );
+        let pause = running.ended_after.unwrap_or_default();
+        let context = ReportContext {
+            group: self.group.to_string(),
+            pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            forecast_pause_ms: running.forecast_pause_ms,
+            cut_seq: running.machine.cut_seq().map(|seq| seq.0),
+            source_epoch: running.source_epoch,
+            problem: running.problem.map(|why| {
+                format!("the target has taken over and does not serve yet: {why}; it tries again by itself")
+            }),
+        };
+        let report = CutoverReport::new(context, outcome);
         tracing::info!(outcome = ?report.outcome, pause_ms = report.pause_ms, reason = %report.reason, "cutover ended");
         if let Some(replies) = running.replies {
             let _ = replies.send(ControlReply::Done(report));
         }
-    }
-
-    fn report(
-        &self,
-        pause: Duration,
-        forecast_pause_ms: Option<u64>,
-        cut_seq: Option<u64>,
-        source_epoch: u32,
-        outcome: Outcome,
-    ) -> CutoverReport {
-        let context = ReportContext {
-            group: self.group.to_string(),
-            pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-            forecast_pause_ms,
-            cut_seq,
-            source_epoch,
-        };
-        CutoverReport::new(context, outcome)
     }
 
     /// The shipper ends: whoever waits hears it. What is sealed is resolved by the next.
@@ -292,6 +309,7 @@ impl Running {
             to_tell: VecDeque::new(),
             tell_at: now,
             outcome: None,
+            problem: None,
             ended_after: None,
             forecast_pause_ms,
             source_epoch,
@@ -305,6 +323,7 @@ impl Running {
         }
         self.events.push_back(Event::Decision(match decision.outcome {
             WireOutcome::Promoted => {
+                self.problem.clone_from(&decision.problem);
                 Decision::Promoted { epoch: decision.epoch, exports: decision.exports.clone() }
             }
             WireOutcome::Aborted => Decision::Aborted,
@@ -439,6 +458,19 @@ impl Running {
             }
         }
     }
+}
+
+fn epoch_of(dir: &GroupDir) -> u32 {
+    dir.load().ok().flatten().map_or(1, |state| state.epoch)
+}
+
+/// Of a group that was promoted before, as its state directory says; `exports` are where it is
+/// served by now, if that is known.
+pub fn taken_over(dir: &GroupDir, exports: Option<Vec<String>>) -> Option<CutoverReport> {
+    let state = dir.load().ok().flatten()?;
+    let promoted = state.seal?.promoted?;
+    let exports = exports.filter(|exports| !exports.is_empty()).unwrap_or(promoted.exports);
+    Some(CutoverReport::already(state.group.to_string(), promoted.epoch, exports))
 }
 
 /// One question on a link of its own: the cutover does not depend on the feed's.

@@ -241,7 +241,11 @@ impl Drain {
             return Err(missing());
         }
         if let Some(reason) = &attached.resync {
-            tracing::warn!("everything is sent again: {reason}");
+            let what = match welcome.position.incarnation {
+                Incarnation(0) => "everything is sent",
+                _ => "everything is compared with the target, and sent where it differs",
+            };
+            tracing::warn!("{what}: {reason}");
         }
         // Before anything is shipped: it is behind a BREAK.
         for runs in self.stream.lacks().chunks(LACKS_RUNS_MAX) {

@@ -220,9 +220,9 @@ impl Feed {
         }
     }
 
-    /// A damaged record: everything is sent again from a RESYNC on.
+    /// A damaged record: everything is compared, from a RESYNC on.
     fn resync(&mut self, error: &Error) -> Result<bool> {
-        tracing::error!("{error}: everything is sent again");
+        tracing::error!("{error}: everything is compared with the target");
         let reply = self.ask(&Request::Resync { reason: error.to_string() })?;
         self.resynced(&reply)
     }

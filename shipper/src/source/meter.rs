@@ -31,7 +31,9 @@ impl Meter {
     ) {
         let pending = reader.get(Counter::DirtyBlocks) + reader.get(Counter::ClaimedBlocks);
         let total: u64 = (0..reader.volume_count()).map(|i| reader.volume_size_bytes(i)).sum();
-        let healed = reader.get(Counter::HealedSeq) > 0;
+        // A new target of a group that had another one gets everything, too.
+        let has_point = claims_count || progress.get(Figure::HasPoint) == 1;
+        let healed = reader.get(Counter::HealedSeq) > 0 && has_point;
         // A pack completes many claims at once: what was read for it counts as done.
         let open = if claims_count { reader.get(Counter::DirtyBlocks) } else { pending };
         let rest = if healed { 0 } else { (open * BLOCK_BYTES).min(total) };

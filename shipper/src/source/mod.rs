@@ -27,7 +27,8 @@ mod together;
 mod walker;
 
 pub use compress::Compression;
-pub use pace::Link;
+pub use cutover::taken_over;
+pub use pace::{LINK_REASON, Link};
 
 use crate::batch::Keyring;
 use crate::device::{ExportPlan, Shared};

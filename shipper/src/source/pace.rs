@@ -7,6 +7,9 @@ use std::sync::Arc;
 use towline_control::rate::{Limit, Plan};
 use towline_journal::progress::{Figure, Progress};
 
+/// Between the reason of a group's limit and that of the link's, in [`Progress::rate_reason`].
+pub const LINK_REASON: &str = "; link: ";
+
 /// The limits of one link. Groups that share it get pieces in turn.
 #[derive(Clone)]
 pub struct Link(Arc<Shared>);
@@ -72,7 +75,7 @@ impl Pace {
         }
         let reasons = match link.limit == Limit::NONE {
             true => reason,
-            false => format!("{reason}; link: {link_reason}"),
+            false => format!("{reason}{LINK_REASON}{link_reason}"),
         };
         if progress.rate_reason().as_deref() != Some(&reasons) {
             progress.set_rate_reason(&reasons);

@@ -23,6 +23,10 @@ use towline_journal::GroupDir;
 /// First and longest pause between two attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
+/// The longest after a refusal that somebody has to put right: a certificate, a target's size.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(60);
+/// How often a failure that stays the same is said again.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// When nothing else was sent for so long at most, a KEEPALIVE is.
@@ -45,41 +49,87 @@ pub(crate) fn run(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
 
 async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
     let mut backoff = BACKOFF_FIRST;
+    let mut complaint = Complaint::default();
     while !stream.stopping() {
         let began = Instant::now();
-        match one_session(stream, config, dir).await {
-            Ok(()) => return,
-            Err(error) => {
-                stream.lost();
-                tracing::warn!(to = %config.to, "{error}");
-                stream.progress().set_error(&error.to_string());
-                if is_final(error.kind()) {
-                    tracing::error!("shipping stopped: {error}");
-                    stream.end();
-                    return;
-                }
-            }
-        }
+        let Err(error) = one_session(stream, config, dir).await else { return };
+        stream.lost();
+        let what = error.to_string();
+        stream.progress().set_error(&what);
+        let Some(longest) = longest_pause(error.kind()) else {
+            tracing::error!("shipping stopped: {what}");
+            stream.end();
+            return;
+        };
         if began.elapsed() > CONNECT_MAX {
             backoff = BACKOFF_FIRST;
+        }
+        if began.elapsed() > SAY_AGAIN_AFTER {
+            complaint = Complaint::default();
+        }
+        match complaint.say(&what, Instant::now()) {
+            Some(1) => tracing::warn!(to = %config.to, "{what}; trying again"),
+            Some(times) => tracing::warn!(to = %config.to, times, "still: {what}"),
+            None => {}
         }
         let jitter = 0.5 + rand::random::<f64>() / 2.0;
         tokio::select! {
             () = sleep(backoff.mul_f64(jitter)) => {}
             () = stream.stop_asked() => return,
         }
-        backoff = (backoff * 2).min(BACKOFF_LAST);
+        backoff = (backoff * 2).min(longest);
     }
 }
 
-/// Refusals that another attempt cannot cure.
-fn is_final(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::NotAuthorised | ErrorKind::InvalidInput | ErrorKind::Refused)
+/// Between two attempts; `None` where another one would take a newer shipper's or epoch's place.
+fn longest_pause(kind: ErrorKind) -> Option<Duration> {
+    match kind {
+        ErrorKind::Refused => None,
+        ErrorKind::NotAuthorised | ErrorKind::InvalidInput | ErrorKind::TooNew => {
+            Some(BACKOFF_REFUSED)
+        }
+        _ => Some(BACKOFF_LAST),
+    }
+}
+
+/// A failure that repeats is said when it is new, and now and then.
+#[derive(Default)]
+struct Complaint {
+    what: String,
+    times: u64,
+    said: Option<Instant>,
+}
+
+impl Complaint {
+    /// How often it was seen, when it is to be said.
+    fn say(&mut self, what: &str, now: Instant) -> Option<u64> {
+        if self.what != what {
+            *self = Complaint { what: what.to_owned(), ..Complaint::default() };
+        }
+        self.times += 1;
+        let is_due = self.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN_AFTER);
+        is_due.then(|| {
+            self.said = Some(now);
+            self.times
+        })
+    }
 }
 
 async fn hello(config: &ShipConfig, dir: &GroupDir, stream: &Stream) -> Result<Option<Hello>> {
+    let mut is_said = false;
     while !stream.stopping() {
-        if let Some(state) = dir.load().map_err(super::from_journal)? {
+        let state = dir.load().map_err(super::from_journal)?;
+        if state.is_none() && !is_said {
+            is_said = true;
+            let what = format!(
+                "no proxy has ever served group {} with state directory {}: waiting for it",
+                config.group,
+                config.state_dir.display()
+            );
+            tracing::warn!("{what}");
+            stream.progress().set_error(&what);
+        }
+        if let Some(state) = state {
             return Ok(Some(Hello {
                 version: PROTOCOL,
                 group: state.group,
@@ -173,18 +223,17 @@ fn check_batch_format(newest_read: u16) -> Result<()> {
         "the receiver reads batch formats up to {newest_read}, this shipper writes {VERSION}: \
          update the receiver"
     );
-    Err(Error::new(ErrorKind::Refused, what))
+    Err(Error::new(ErrorKind::TooNew, what))
 }
 
 pub(super) fn refused(refusal: crate::wire::Refusal) -> Error {
     let kind = match refusal.code {
-        RefusalCode::NotAuthorised
-        | RefusalCode::WrongGroup
-        | RefusalCode::UnknownVolume
-        | RefusalCode::SizeMismatch
-        | RefusalCode::OldEpoch
-        | RefusalCode::Superseded
-        | RefusalCode::Incompatible => ErrorKind::Refused,
+        RefusalCode::OldEpoch | RefusalCode::Superseded => ErrorKind::Refused,
+        RefusalCode::NotAuthorised | RefusalCode::NoKey => ErrorKind::NotAuthorised,
+        RefusalCode::Incompatible => ErrorKind::TooNew,
+        RefusalCode::WrongGroup | RefusalCode::UnknownVolume | RefusalCode::SizeMismatch => {
+            ErrorKind::InvalidInput
+        }
         _ => ErrorKind::Unreachable,
     };
     Error::new(kind, format!("the receiver refused: {}", refusal.message))
@@ -243,14 +292,21 @@ pub(super) async fn send_batch(
     writer: &mut WriteHalf<BoxedConnection>,
     sealed: &Sealed,
 ) -> Result<()> {
-    stream.sending(sealed);
     let pace = stream.pace();
+    let first = pace.piece_bytes().min(sealed.bytes.len());
+    // What the batch before took too many operations may take long: before the frame has begun
+    // something can be said meanwhile.
+    let mut passing = std::pin::pin!(pace.pass(first as u64, u64::from(sealed.op_count)));
+    while timeout(KEEPALIVE_AFTER, &mut passing).await.is_err() {
+        write_message(writer, &Message::KeepAlive).await?;
+    }
+    stream.sending(sealed);
     let mut frame = FrameWriter::begin(writer, FrameKind::Batch, sealed.bytes.len()).await?;
-    let mut ops = u64::from(sealed.op_count);
-    let mut rest = &sealed.bytes[..];
+    let (piece, mut rest) = sealed.bytes.split_at(first);
+    frame.push(piece).await?;
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(pace.piece_bytes().min(rest.len()));
-        pace.pass(piece.len() as u64, std::mem::take(&mut ops)).await;
+        pace.pass(piece.len() as u64, 0).await;
         frame.push(piece).await?;
         rest = after;
     }
@@ -266,7 +322,35 @@ mod tests {
         assert!(check_batch_format(VERSION).is_ok());
         assert!(check_batch_format(VERSION + 1).is_ok());
         let error = check_batch_format(VERSION - 1).unwrap_err();
-        assert!(is_final(error.kind()), "trying again cures nothing: {error}");
+        assert_eq!(longest_pause(error.kind()), Some(BACKOFF_REFUSED), "{error}");
+    }
+
+    #[test]
+    fn only_what_would_take_anothers_place_is_not_tried_again() {
+        use RefusalCode::*;
+        let after = |code| {
+            let refusal = crate::wire::Refusal::new(code, "no");
+            longest_pause(refused(refusal).kind())
+        };
+        for code in [OldEpoch, Superseded] {
+            assert_eq!(after(code), None, "{code:?}");
+        }
+        for code in [NotAuthorised, NoKey, WrongGroup, UnknownVolume, SizeMismatch, Incompatible] {
+            assert_eq!(after(code), Some(BACKOFF_REFUSED), "{code:?}");
+        }
+        for code in [OutOfOrder, Damaged, Protocol, NoSpace, Storage, AlreadyPromoted, Unknown] {
+            assert_eq!(after(code), Some(BACKOFF_LAST), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_failure_is_said_once_and_again_after_a_minute() {
+        let mut complaint = Complaint::default();
+        let now = Instant::now();
+        assert_eq!(complaint.say("a", now), Some(1));
+        assert_eq!(complaint.say("a", now), None);
+        assert_eq!(complaint.say("b", now), Some(1));
+        assert_eq!(complaint.say("b", now + SAY_AGAIN_AFTER), Some(2));
     }
 
     #[test]

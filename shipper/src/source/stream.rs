@@ -210,6 +210,11 @@ impl Stream {
         self.lock().connected
     }
 
+    /// Where the target serves, if it said that it has taken over.
+    pub fn exports(&self) -> Option<Vec<String>> {
+        Some(self.lock().welcome.as_ref()?.promoted.as_ref()?.exports.clone())
+    }
+
     /// Whether the stream that the drain feeds still continues what the target has.
     pub fn established(&self) -> bool {
         self.lock().established

@@ -89,6 +89,8 @@ struct State {
     plan: Plan,
     governor: Limit,
     now: InForce,
+    /// The buckets were told.
+    is_carried_out: bool,
     looked: Option<Instant>,
     /// Tells whether the file is still the one that was read.
     seen: Option<Stamp>,
@@ -107,6 +109,7 @@ impl Throttle {
             plan: started_with.clone(),
             governor: Limit::NONE,
             now,
+            is_carried_out: false,
             looked: None,
             seen: None,
             generation: 0,
@@ -155,8 +158,8 @@ impl Throttle {
         }
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let now = state.plan.in_force(state.governor, unix_s);
-        if now != state.now || state.bytes.per_s() != now.limit.bytes_per_s {
-            state.now = now;
+        if now != state.now || !state.is_carried_out {
+            (state.now, state.is_carried_out) = (now, true);
             let now_ns = self.now_ns();
             state.bytes.set(now.limit.bytes_per_s, now_ns);
             state.ops.set(now.limit.ops_per_s, now_ns);

@@ -158,10 +158,11 @@ impl BaseReader {
         }
         let mut batches = Vec::new();
         for bytes in header.split(&bytes)? {
-            let batch = Batch::open(bytes.to_vec(), keys)?;
+            let named = |error: Error| error.of(format_args!("object {name}"));
+            let batch = Batch::open(bytes.to_vec(), keys).map_err(named)?;
             check_sealed(&batch, keys)?;
             let view = batch.view();
-            import::check_bounds(&view, &self.sizes)?;
+            import::check_bounds(&view, &self.sizes).map_err(named)?;
             let follows = view.group() == self.base.group_uuid
                 && view.session() == self.base.owner
                 && view.number() == self.number + 1

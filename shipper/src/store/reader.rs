@@ -21,6 +21,8 @@ pub struct Reader {
     number: u64,
     /// How often in a row nothing was there.
     waits: u32,
+    /// Of the batches that were found last.
+    object: String,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +39,12 @@ impl Reader {
     pub async fn open(bucket: Arc<dyn Bucket>, group: GroupUuid, number: u64) -> Result<Reader> {
         let objects = Objects { bucket: &*bucket, group };
         let (session, index) = objects.place_of(number).await?;
-        Ok(Reader { bucket, group, session, index, number, waits: 0 })
+        Ok(Reader { bucket, group, session, index, number, waits: 0, object: String::new() })
+    }
+
+    /// The name of the object whose batches were found last.
+    pub fn object(&self) -> &str {
+        &self.object
     }
 
     /// What comes next. After an error the same is read again.
@@ -80,6 +87,7 @@ impl Reader {
                 .skip(usize::try_from(skip).unwrap_or(usize::MAX))
                 .map(|batch| bytes.slice_ref(batch))
                 .collect();
+            self.object = names::object(self.session, self.index);
             self.index = next(self.index)?;
             if !batches.is_empty() {
                 self.number = header.after().number + 1;

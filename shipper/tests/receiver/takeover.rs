@@ -17,6 +17,10 @@ fn abort(attempt: &str) -> Message {
 
 async fn decision(sender: &mut Sender, request: &Message) -> Decision {
     sender.send(request).await;
+    next_decision(sender).await
+}
+
+async fn next_decision(sender: &mut Sender) -> Decision {
     match sender.answer().await {
         Some(Message::Decision(decision)) => decision,
         other => panic!("expected DECISION, got {other:?}"),
@@ -168,10 +172,28 @@ async fn a_target_that_cannot_serve_says_so_and_serves_when_asked_again() {
     let silent = decision(&mut sender, &promote("a-1", seal, false)).await;
     assert_eq!((silent.outcome, silent.exports.len()), (Outcome::Promoted, 0));
     assert!(silent.problem.unwrap().contains("address is in use"));
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
+    assert!(status.state.last_error.unwrap().contains("address is in use"));
     *lab.served.fail.lock().unwrap() = None;
     let decided = decision(&mut sender, &abort("a-1")).await;
     assert_eq!(decided.outcome, Outcome::Promoted, "the decision stands");
     assert_eq!((decided.exports.len(), decided.problem), (2, None));
+    receiver.stop();
+}
+
+#[tokio::test]
+async fn a_target_that_could_not_serve_makes_up_for_it_unasked_and_says_where() {
+    let lab = Lab::new();
+    *lab.served.fail.lock().unwrap() = Some("the address is in use".into());
+    let receiver = lab.start();
+    let (mut sender, seal) = sealed(&lab, &receiver).await;
+    let silent = decision(&mut sender, &promote("a-1", seal, false)).await;
+    assert_eq!(silent.exports.len(), 0);
+    *lab.served.fail.lock().unwrap() = None;
+    let served = next_decision(&mut sender).await;
+    assert_eq!((served.attempt.as_str(), served.exports.len(), served.problem), ("a-1", 2, None));
+    let status = ReceiverStatus::load(&lab.state_dir(), &lab.keys).unwrap().unwrap();
+    assert_eq!(status.state.last_error, None);
     receiver.stop();
 }
 
