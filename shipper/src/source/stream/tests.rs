@@ -1,5 +1,6 @@
 use super::*;
 use crate::batch::BatchBuilder;
+use crate::batch::Chain;
 use crate::ids::GroupUuid;
 use crate::source::Link;
 use crate::source::throttle::Throttle;
