@@ -10,7 +10,7 @@ use std::io::{IoSlice, Read, Write};
 use std::time::Duration;
 
 /// Longest wait for an answer. A server's disk may be slow; past this it counts as away.
-const ANSWER_WAIT: Duration = Duration::from_secs(60);
+pub const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// Received at once.
 const INPUT_BYTES: usize = 256 << 10;
 
@@ -18,13 +18,21 @@ pub struct Client {
     stream: Stream,
     session: Session,
     input: Vec<u8>,
+    /// A request could not be sent as a whole: answers alone come from now on.
+    is_half: bool,
 }
 
 impl Client {
     pub fn new(connection: Connection) -> Result<Client> {
+        Client::with_patience(connection, ANSWER_WAIT)
+    }
+
+    /// As [`Client::new`], with another wait than [`ANSWER_WAIT`].
+    pub fn with_patience(connection: Connection, wait: Duration) -> Result<Client> {
         let Connection { stream, terms } = connection;
-        stream.set_timeouts(Some(ANSWER_WAIT)).map_err(lost)?;
-        Ok(Client { stream, session: Session::new(terms), input: vec![0; INPUT_BYTES] })
+        stream.set_timeouts(Some(wait)).map_err(lost)?;
+        let input = vec![0; INPUT_BYTES];
+        Ok(Client { stream, session: Session::new(terms), input, is_half: false })
     }
 
     /// The connection, for another use. Nothing may be under way.
@@ -50,25 +58,38 @@ impl Client {
                 Ok(0) => return Err(lost(std::io::ErrorKind::WriteZero.into())),
                 Ok(sent) => IoSlice::advance_slices(&mut unsent, sent),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(error)),
+                Err(error) => {
+                    self.is_half = is_silence(&error) && self.stream.end_sending().is_ok();
+                    return Err(lost(error));
+                }
             }
         }
         self.session.recycle(head);
         Ok(())
     }
 
+    /// Whether a request could not be sent as a whole because the server took nothing more. What was
+    /// posted before may still be answered; nothing more can be asked.
+    pub fn is_half(&self) -> bool {
+        self.is_half
+    }
+
     /// Takes the answers that have come to what was posted; with `wait` at least some bytes of one.
+    /// False when nothing came, with `wait` for all its patience: the server still has it all to do.
     ///
     /// # Errors
     /// As [`Client::ask`].
-    pub fn collect(&mut self, wait: bool, ended: &mut Vec<Ended>) -> Result<()> {
+    pub fn collect(&mut self, wait: bool, ended: &mut Vec<Ended>) -> Result<bool> {
         let received = match wait {
-            true => Some(self.stream.read(&mut self.input)),
+            true => match self.stream.read(&mut self.input) {
+                Err(error) if is_silence(&error) => None,
+                received => Some(received),
+            },
             false => receive_now(&self.stream, &mut self.input).transpose(),
         };
         match received {
-            Some(received) => self.feed(received.map_err(lost)?, ended),
-            None => Ok(()),
+            Some(received) => self.feed(received.map_err(lost)?, ended).map(|()| true),
+            None => Ok(false),
         }
     }
 
@@ -96,7 +117,9 @@ impl Client {
         self.session.recycle(unsent);
         let mut ended = Vec::with_capacity(count);
         while ended.len() < count {
-            self.collect(true, &mut ended)?;
+            if !self.collect(true, &mut ended)? {
+                return Err(lost(std::io::ErrorKind::TimedOut.into()));
+            }
         }
         ended.sort_by_key(|answer| answer.id);
         Ok(ended)
@@ -134,6 +157,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// The time that a socket waits is over.
+fn is_silence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
 fn lost(error: std::io::Error) -> Error {

@@ -8,7 +8,7 @@ use super::uri::{Address, NbdUri};
 use crate::error::{Error, ErrorKind, Result};
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -89,6 +89,14 @@ impl Stream {
                 }
                 Err(last)
             }
+        }
+    }
+
+    /// The peer reads the end after what was sent.
+    pub fn end_sending(&self) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 

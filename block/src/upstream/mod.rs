@@ -23,7 +23,7 @@ mod session;
 mod uri;
 
 pub use backoff::Backoff;
-pub use client::Client;
+pub use client::{ANSWER_WAIT, Client};
 pub use disk::{Connector, Role, Upstream};
 pub use handshake::{Connection, Stream, Terms};
 pub use reader::ExportReader;

@@ -10,13 +10,17 @@
 //! | clean: all that was written is flushed | unflushed | the same | the same | connected anew, asked again |
 //! | unflushed | the same | the same | clean | torn, and an error |
 //! | torn | error | error | error | |
+//! | draining: begun again, and the server still makes changes of before | once all are answered: clean | the same | the same | clean: nobody is left to answer |
 //!
-//! A change or a flush that the server fails tears as well. [`Remote::start_over`] leads to clean.
+//! A change or a flush that the server fails, or does not answer for a minute, tears as well.
+//! [`Remote::start_over`] leads to clean, or where changes are still under way to draining: a server
+//! that made one of them late would write over what is newer. A new connection would not keep it from that.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use towline_block::upstream::{Ask, Client, Ended, Role};
+use std::time::Duration;
+use towline_block::upstream::{ANSWER_WAIT, Ask, Client, Ended, Role};
 use towline_block::{Disk, Extent, NbdUri, Upstream};
 
 /// Changes under way at once: enough to hide a round trip behind them. Their data is in the
@@ -30,6 +34,8 @@ const ZERO_BYTES_MAX: u64 = 128 << 20;
 pub struct Remote {
     upstream: Arc<Upstream>,
     link: Mutex<Link>,
+    /// How long the server may say nothing to what it was asked.
+    patience: Duration,
 }
 
 #[derive(Default)]
@@ -46,6 +52,7 @@ enum State {
     Clean,
     Unflushed,
     Torn,
+    Draining,
 }
 
 impl std::fmt::Debug for Remote {
@@ -67,7 +74,13 @@ impl Remote {
                 Block::Unsupported => Error::new(ErrorKind::InvalidInput, error.to_string()),
                 _ => error.into(),
             })?;
-        Ok(Remote { upstream: Arc::new(upstream), link: Mutex::default() })
+        let upstream = Arc::new(upstream);
+        Ok(Remote { upstream, link: Mutex::default(), patience: ANSWER_WAIT })
+    }
+
+    #[cfg(test)]
+    pub fn with_patience(self, patience: Duration) -> Remote {
+        Remote { patience, ..self }
     }
 
     /// Its URI.
@@ -82,19 +95,17 @@ impl Remote {
     /// The owner repeats everything since the last flush that succeeded.
     pub fn start_over(&self) {
         let mut link = self.link();
-        // Answers of before would be taken for those of the same numbers.
-        if link.under_way.iter().any(Option::is_some) {
-            link.client = None;
-        }
-        link.under_way.clear();
-        link.state = State::Clean;
+        link.state = match link.is_idle() {
+            true => State::Clean,
+            false => State::Draining,
+        };
     }
 
     /// Lets go of the connection, and hands the export out for somebody else to use.
     pub fn release(&self) -> Arc<Upstream> {
         let mut link = self.link();
         if let Some(client) = link.client.take()
-            && link.under_way.iter().all(Option::is_none)
+            && link.is_idle()
             && let Ok(connection) = client.into_connection()
         {
             self.upstream.put_connection(connection);
@@ -259,7 +270,7 @@ impl Remote {
         ask: impl Fn() -> Ask,
         data: &[&[u8]],
     ) -> Result<()> {
-        link.check(self.path())?;
+        self.check(link)?;
         if link.under_way.iter().flatten().any(|other| other.overlaps(extent)) {
             self.settle(link)?;
         }
@@ -285,28 +296,73 @@ impl Remote {
 
     /// Waits until all changes that were sent are made.
     fn settle(&self, link: &mut Link) -> Result<()> {
-        link.check(self.path())?;
-        while link.under_way.iter().any(Option::is_some) {
+        self.check(link)?;
+        while !link.is_idle() {
             self.collect(link, true)?;
         }
         Ok(())
     }
 
+    fn check(&self, link: &mut Link) -> Result<()> {
+        match link.state {
+            State::Clean | State::Unflushed => Ok(()),
+            State::Draining => self.drain(link),
+            State::Torn => {
+                let what = format!(
+                    "target {}: what was written since its last flush may be lost and is written again",
+                    self.path().display()
+                );
+                Err(Error::new(ErrorKind::Storage, what))
+            }
+        }
+    }
+
+    /// Waits until nothing of before is under way any more; what became of it does not matter.
+    fn drain(&self, link: &mut Link) -> Result<()> {
+        let mut ended = Vec::new();
+        while !link.is_idle() {
+            let Some(client) = &mut link.client else { break };
+            match client.collect(true, &mut ended) {
+                Ok(true) => ended.drain(..).for_each(|answer| link.free(answer.id)),
+                Ok(false) => return Err(self.is_silent(link)),
+                // Whoever would have answered is gone.
+                Err(_) => link.client = None,
+            }
+        }
+        link.client.take_if(|client| client.is_half());
+        link.under_way.clear();
+        link.state = State::Clean;
+        Ok(())
+    }
+
+    fn is_silent(&self, link: &Link) -> Error {
+        let count = link.under_way.iter().flatten().count();
+        let what = format!(
+            "target {}: the server has answered none of {count} changes for {:?}; nothing more is written \
+             before it has, or ends the connection",
+            self.path().display(),
+            self.patience
+        );
+        Error::new(ErrorKind::Storage, what)
+    }
+
     /// Takes answers to changes.
     fn collect(&self, link: &mut Link, wait: bool) -> Result<()> {
         let mut ended = Vec::new();
-        self.ask(link, |client| client.collect(wait, &mut ended))?;
-        for Ended { id, result, .. } in ended {
-            if let Some(slot) = link.under_way.get_mut(id as usize) {
-                *slot = None;
-            }
-            if let Err(error) = result {
-                link.state = State::Torn;
-                let what = format!("cannot write {}", self.path().display());
-                return Err(Error::storage(what, error));
-            }
+        let has_come = self.ask(link, |client| client.collect(wait, &mut ended))?;
+        if wait && !has_come {
+            link.state = State::Torn;
+            return Err(self.is_silent(link));
         }
-        Ok(())
+        let mut failure = None;
+        for Ended { id, result, .. } in ended {
+            link.free(id);
+            failure = failure.or(result.err());
+        }
+        failure.map_or(Ok(()), |error| {
+            link.state = State::Torn;
+            Err(Error::storage(format!("cannot write {}", self.path().display()), error))
+        })
     }
 
     /// Asks the server; once more on a new connection where nothing was lost with the old one.
@@ -320,7 +376,9 @@ impl Remote {
             Err(error) if error.kind() == towline_block::ErrorKind::Unreachable => error,
             Err(error) => return Err(self.failed(&error)),
         };
-        link.client = None;
+        // Nobody is left to answer, unless the server only takes nothing more.
+        let awaits = !link.is_idle() && link.client.as_ref().is_some_and(Client::is_half);
+        link.client.take_if(|_| !awaits);
         if link.state != State::Clean {
             link.state = State::Torn;
             return Err(self.failed(&lost));
@@ -340,7 +398,7 @@ impl Remote {
                     Some(connection) => connection,
                     None => self.upstream.connector().connect()?,
                 };
-                Client::new(connection)?
+                Client::with_patience(connection, self.patience)?
             }
         };
         Ok(link.client.insert(client))
@@ -356,14 +414,14 @@ impl Remote {
 }
 
 impl Link {
-    fn check(&self, path: &Path) -> Result<()> {
-        if self.state != State::Torn {
-            return Ok(());
+    /// No change is under way.
+    fn is_idle(&self) -> bool {
+        self.under_way.iter().all(Option::is_none)
+    }
+
+    fn free(&mut self, id: u32) {
+        if let Some(slot) = self.under_way.get_mut(id as usize) {
+            *slot = None;
         }
-        let what = format!(
-            "target {}: what was written since its last flush may be lost and is written again",
-            path.display()
-        );
-        Err(Error::new(ErrorKind::Storage, what))
     }
 }

@@ -59,6 +59,12 @@ struct Media {
     life: u64,
     /// Connections that are hung up on before it serves again.
     absent: u64,
+    /// This request fails, and those after it on its connection are not carried out before
+    /// [`Exports::release`].
+    fails: Option<u64>,
+    /// It does not fail.
+    spares: bool,
+    is_held: bool,
 }
 
 /// Serves `disk0`, `disk1` and so on until dropped.
@@ -83,6 +89,9 @@ impl Exports {
             die: 1,
             life: 0,
             absent: 0,
+            fails: None,
+            spares: false,
+            is_held: false,
         }));
         let socket = dir.join("nbd");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -100,7 +109,8 @@ impl Exports {
                 }
                 let life = locked.life;
                 drop(locked);
-                let session = Session { stream, media: Arc::clone(&media), life, disk: 0 };
+                let media = Arc::clone(&media);
+                let session = Session { stream, media, life, disk: 0, has_failed: false };
                 // The client goes away in the middle of anything, and so does the server.
                 std::thread::spawn(move || {
                     let _ = session.serve();
@@ -143,6 +153,23 @@ impl Exports {
     /// Hangs up on the next connections.
     pub fn hang_up(&self, absent: u64) {
         self.media().absent = absent;
+    }
+
+    /// The server takes its time with all of this connection after the next request.
+    pub fn hold(&self) {
+        self.fail_and_hold();
+        self.media().spares = true;
+    }
+
+    /// The next request fails, and the server takes its time with the rest of that connection.
+    pub fn fail_and_hold(&self) {
+        let mut media = self.media();
+        media.fails = Some(media.requests);
+        media.is_held = true;
+    }
+
+    pub fn release(&self) {
+        self.media().is_held = false;
     }
 
     pub fn durable(&self, index: usize) -> Vec<u8> {
@@ -234,6 +261,7 @@ struct Session {
     media: Arc<Mutex<Media>>,
     life: u64,
     disk: usize,
+    has_failed: bool,
 }
 
 impl Session {
@@ -302,6 +330,9 @@ impl Session {
 
     /// False once the server has died.
     fn answer(&mut self, request: &Request) -> io::Result<bool> {
+        while self.has_failed && self.media.lock().unwrap().is_held {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let answer = {
             let mut media = self.media.lock().unwrap();
             if media.life != self.life {
@@ -313,7 +344,11 @@ impl Session {
                 media.kill();
                 return Ok(false);
             }
-            let answer = media.carry_out(self.disk, request);
+            self.has_failed |= media.fails == Some(number);
+            let answer = match media.fails.take_if(|fails| *fails == number) {
+                Some(_) if !media.spares => Err(libc::EIO as u32),
+                _ => media.carry_out(self.disk, request),
+            };
             if media.is_death(Death::After(number)) {
                 media.kill();
                 return Ok(false);

@@ -10,6 +10,7 @@ use crate::receiver::remote::Remote;
 use crate::receiver::target::TargetDisk;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use towline_block::Extent;
 use towline_block::upstream::proto::transmission_flag;
 
@@ -152,6 +153,72 @@ fn what_was_written_and_not_flushed_is_called_durable_by_no_later_flush() {
     remote.write_at(&[2; 512], 0).unwrap();
     remote.flush().unwrap();
     assert_eq!(exports.durable(0)[..512], [2; 512]);
+}
+
+#[test]
+fn a_server_that_is_late_with_a_change_of_before_writes_over_nothing_newer() {
+    const COUNT: u64 = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let (exports, remote) = remote(dir.path(), 1 << 20, Offer::default());
+    let write = |byte: u8| {
+        (0..COUNT).try_for_each(|n| remote.write_at(&[byte; 512], n * 4096))?;
+        remote.flush()
+    };
+    exports.fail_and_hold();
+    assert!(write(1).is_err());
+    remote.start_over();
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            exports.release();
+        });
+        write(1).unwrap();
+        write(2).unwrap();
+        held.join().unwrap();
+    });
+    // All that was ever asked is done: of three rounds of changes, and of two flushes.
+    while exports.requests() < 3 * COUNT + 2 {
+        std::thread::yield_now();
+    }
+    remote.flush().unwrap();
+    let durable = exports.durable(0);
+    assert!((0..COUNT as usize).all(|n| durable[n * 4096..][..512] == [2; 512]));
+}
+
+/// Writes by `write` to a server that stands still; once it goes on, what is written again is there.
+fn stands_still(write: impl Fn(&Remote, u8) -> Result<()>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (exports, remote) = remote(dir.path(), 4 << 20, Offer::default());
+    let remote = remote.with_patience(Duration::from_millis(50));
+    exports.hold();
+    assert!(write(&remote, 1).is_err());
+    for _ in 0..2 {
+        remote.start_over();
+        let error = write(&remote, 1).unwrap_err().to_string();
+        assert!(error.contains("has answered none of"), "{error}");
+    }
+    exports.release();
+    remote.start_over();
+    write(&remote, 2).unwrap();
+    let seen = exports.durable(0);
+    let written = (0..seen.len()).filter(|at| seen[*at] != 0).map(|at| seen[at]);
+    assert!(written.clone().count() > 0 && written.into_iter().all(|byte| byte == 2));
+}
+
+#[test]
+fn a_server_that_answers_nothing_is_waited_for_and_nothing_is_written_beside_it() {
+    stands_still(|remote, byte| {
+        (0..8).try_for_each(|n| remote.write_at(&[byte; 512], n * 4096))?;
+        remote.flush()
+    });
+}
+
+#[test]
+fn a_server_that_takes_nothing_more_is_waited_for_and_asked_on_a_new_connection() {
+    stands_still(|remote, byte| {
+        (0..4).try_for_each(|n| remote.write_at(&[byte; 1 << 20], n << 20))?;
+        remote.flush()
+    });
 }
 
 #[test]
