@@ -1,9 +1,13 @@
 //! What all three daemons do alike: check the machine, say `ready`, stay in the
 //! foreground, end in order.
 
+use crate::exit::Exit;
 use crate::signals::{Again, Stop};
 use sd_notify::NotifyState;
 use std::time::Duration;
+
+/// How often it is looked whether all parts of a process still run.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub struct Daemon {
     name: &'static str,
@@ -29,6 +33,21 @@ impl Daemon {
     pub fn wait(&self) {
         let signal = self.stop.wait();
         self.stopping(signal);
+    }
+
+    /// As [`Daemon::wait`], or until a part has failed for good: then whoever supervises the process
+    /// is to start it again.
+    pub fn wait_while_sound(&self, has_failed: impl Fn() -> bool) -> Exit {
+        while !self.wait_for(LOOK_EVERY) {
+            if has_failed() {
+                eprintln!(
+                    "towline {}: a part of it has ended by a fault of its own, see above",
+                    self.name
+                );
+                return Exit::Failed;
+            }
+        }
+        Exit::Ok
     }
 
     /// Blocks until the process is asked to end (true) or `time` has passed.

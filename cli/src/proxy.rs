@@ -132,13 +132,13 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         metrics::serve(address, move || figures::samples(&journal, &volumes))?;
     }
     daemon.ready(&format!("group {} on {}", config.group, server.addresses().join(" ")));
-    daemon.wait();
+    let exit = daemon.wait_while_sound(|| server.has_failed());
     let served = server.stop();
     drop(figures);
     drop(link);
     served.context("the sources' last writes may not be durable")?;
     journal.stop()?;
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 fn open_journal(config: &ProxyConfig) -> anyhow::Result<(Arc<Journal>, Option<Seal>)> {

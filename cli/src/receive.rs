@@ -113,9 +113,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let listening = receiver.address().map(|address| format!("listening on {address}"));
     let doing: Vec<String> = listening.into_iter().chain(followed).collect();
     daemon.ready(&doing.join(", "));
-    daemon.wait();
+    let has_failed = daemon.wait_while_sound(|| receiver.has_failed());
     end(receiver, &place)?;
-    Ok(Exit::Ok)
+    Ok(has_failed)
 }
 
 /// Clients first: what they wrote is flushed before the receiver lets go.

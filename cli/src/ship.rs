@@ -143,6 +143,11 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         if let Some(page) = page.as_ref() {
             progress.show(&view::baseline(page));
         }
+        if shipper.has_failed() {
+            shipper.stop();
+            eprintln!("towline ship: a part of it has ended by a fault of its own, see above");
+            return Ok(Exit::Failed);
+        }
     }
     drop(progress);
     shipper.stop();

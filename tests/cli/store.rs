@@ -375,3 +375,28 @@ fn a_damaged_object_is_named_in_the_status_and_nothing_of_it_is_used() {
     wait_same(&rig);
     rig.wait_status("well again", |_| status()["last_error"].is_null());
 }
+
+#[test]
+fn a_store_whose_folder_goes_away_gets_nothing_and_acknowledges_nothing_until_it_is_back() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    rig.wait_drained();
+    let (here, away) = (rig.path("store").join(&rig.group), rig.path("away"));
+    for root in [rig.path("store"), here.clone()] {
+        std::fs::rename(&root, &away).unwrap();
+        write(&rig, VOLUME, 1 << 20, 5);
+        let status = rig.wait_status("told", |s| {
+            s.0["last_error"].as_str().is_some_and(|error| error.contains("unmounted"))
+        });
+        assert!(status.0["acked_seq"].as_u64() < status.0["head_seq"].as_u64(), "{}", status.0);
+        assert!(!here.exists() || walk(&here).is_empty(), "something was made: {:?}", walk(&here));
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::rename(&away, &root).unwrap();
+        rig.wait_drained();
+        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+    }
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}

@@ -68,6 +68,11 @@ impl Client {
         Ok(())
     }
 
+    /// Most bytes of one write.
+    pub fn payload_bytes_max(&self) -> u32 {
+        self.session.terms().payload_bytes_max
+    }
+
     /// Whether a request could not be sent as a whole because the server took nothing more. What was
     /// posted before may still be answered; nothing more can be asked.
     pub fn is_half(&self) -> bool {
@@ -81,9 +86,12 @@ impl Client {
     /// As [`Client::ask`].
     pub fn collect(&mut self, wait: bool, ended: &mut Vec<Ended>) -> Result<bool> {
         let received = match wait {
-            true => match self.stream.read(&mut self.input) {
-                Err(error) if is_silence(&error) => None,
-                received => Some(received),
+            true => loop {
+                match self.stream.read(&mut self.input) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) if is_silence(&error) => break None,
+                    received => break Some(received),
+                }
             },
             false => receive_now(&self.stream, &mut self.input).transpose(),
         };

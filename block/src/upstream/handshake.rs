@@ -109,7 +109,10 @@ impl Stream {
             }
             Stream::Tcp(stream) => {
                 stream.set_read_timeout(wait)?;
-                stream.set_write_timeout(wait)
+                stream.set_write_timeout(wait)?;
+                // It counts for a server that acknowledges and reads nothing, too.
+                let silent = wait.map_or(SILENT_MAX, |wait| wait.max(SILENT_MAX));
+                SockRef::from(stream).set_tcp_user_timeout(Some(silent))
             }
         }
     }

@@ -114,6 +114,7 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
+        let _told = Told(self.inbox.clone());
         let (mut retry, mut ended) = (Retry::default(), None);
         while self.wait(&mut retry, ended) {
             let is_behind = self.step(&mut retry);
@@ -182,6 +183,17 @@ impl Worker {
                 let _ = self.inbox.send(Order::Applied { applied, stalled: true });
                 false
             }
+        }
+    }
+}
+
+/// Tells the clerk of a panic: a receiver that does not apply is to be started anew.
+struct Told(Inbox);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.send(Order::Stop);
         }
     }
 }

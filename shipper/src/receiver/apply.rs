@@ -77,7 +77,17 @@ impl Source {
 
     fn next_staged(&mut self, before: &Stream) -> Result<Option<Ready>> {
         if let Some(scanner) = &mut self.scanner {
-            return scanner.next();
+            let next = scanner.next()?;
+            return match &next {
+                Some(ready) if ready.after.number != before.number + 1 => {
+                    Err(Error::damaged(format!(
+                        "batch {} was read from staging where batch {} belongs: start the receiver again",
+                        ready.after.number,
+                        before.number + 1
+                    )))
+                }
+                _ => Ok(next),
+            };
         }
         let Some(bytes) = self.reader.next()? else { return Ok(None) };
         let batch = Batch::open(bytes, &self.keys)?;

@@ -149,7 +149,17 @@ impl Follower {
                         self.feed(&file, batch).await?;
                     }
                 }
-                Found::Nothing => self.idle().await?,
+                Found::Nothing => {
+                    self.idle().await?;
+                    let url = &self.follow.url;
+                    self.note(reader.hole().map(|name| {
+                        format!(
+                            "store {url}: object {name} is not there, though later ones are: it was removed, \
+                             or its shipper ended before it was written; a shipper that starts goes on behind \
+                             what is there"
+                        )
+                    }));
+                }
             }
         }
     }
@@ -245,9 +255,7 @@ impl Follower {
     async fn idle(&mut self) -> std::result::Result<(), Halt> {
         self.hear()?;
         sleep(POLL).await;
-        self.hear()?;
-        self.note(None);
-        Ok(())
+        self.hear()
     }
 }
 

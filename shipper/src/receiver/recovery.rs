@@ -117,8 +117,8 @@ impl Opening {
         }
         store.staging.take_over(scan.segments);
         store.apply.read_from(store.staging.reader(scan.cursor));
-        if redone {
-            store.apply.remove_spent()?;
+        if redone && let Err(error) = store.apply.remove_spent() {
+            tracing::warn!(%error, "what is applied stays in staging until the next batch is applied");
         }
         store.durable = scan.durable;
         let state = store.books.get();

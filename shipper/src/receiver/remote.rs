@@ -26,6 +26,10 @@ use towline_block::{Disk, Extent, NbdUri, Upstream};
 /// Changes under way at once: enough to hide a round trip behind them. Their data is in the
 /// sockets, and the server's.
 const CHANGES_MAX: usize = 64;
+/// And so many bytes of them: a server that is slow to write is to read on all the same.
+const BYTES_MAX: u64 = 8 << 20;
+/// What zeroes count of their length: a server that has to write them is busy with so much.
+const ZERO_SHARE: u64 = 32;
 /// One request to write: large for servers to which a request is dear, and many on their way.
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// One request to zero; a server that has to write the zeroes answers in time.
@@ -42,8 +46,15 @@ pub struct Remote {
 struct Link {
     client: Option<Client>,
     /// Changes that were sent and are not answered, by the number of their request.
-    under_way: Vec<Option<Extent>>,
+    under_way: Vec<Option<Change>>,
     state: State,
+}
+
+#[derive(Clone, Copy)]
+struct Change {
+    extent: Extent,
+    /// Of [`BYTES_MAX`].
+    bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -271,14 +282,21 @@ impl Remote {
         data: &[&[u8]],
     ) -> Result<()> {
         self.check(link)?;
-        if link.under_way.iter().flatten().any(|other| other.overlaps(extent)) {
+        if link.under_way.iter().flatten().any(|other| other.extent.overlaps(extent)) {
             self.settle(link)?;
         }
+        let bytes = if data.is_empty() { extent.len / ZERO_SHARE } else { extent.len };
         let id = loop {
             // Answers are taken many at a time: by half before any is waited for.
-            let count = link.under_way.iter().flatten().count();
-            if count >= CHANGES_MAX / 2 {
-                self.collect(link, count == CHANGES_MAX)?;
+            let changes = link.under_way.iter().flatten();
+            let (count, sent) =
+                changes.fold((0, 0), |(n, sum), change| (n + 1, sum + change.bytes));
+            let is_full = count == CHANGES_MAX || count > 0 && sent + bytes > BYTES_MAX;
+            if is_full || count >= CHANGES_MAX / 2 {
+                self.collect(link, is_full)?;
+            }
+            if is_full {
+                continue;
             }
             match link.under_way.iter().position(Option::is_none) {
                 Some(free) => break free,
@@ -289,7 +307,7 @@ impl Remote {
         self.ask(link, |client| client.post(id as u32, ask(), data))?;
         link.state = State::Unflushed;
         if let Some(slot) = link.under_way.get_mut(id) {
-            *slot = Some(extent);
+            *slot = Some(Change { extent, bytes });
         }
         Ok(())
     }
@@ -398,7 +416,16 @@ impl Remote {
                     Some(connection) => connection,
                     None => self.upstream.connector().connect()?,
                 };
-                Client::with_patience(connection, self.patience)?
+                let client = Client::with_patience(connection, self.patience)?;
+                if u64::from(client.payload_bytes_max()) < self.write_bytes_max() {
+                    let what = format!(
+                        "the server takes writes of at most {} bytes now, and took larger ones: start the \
+                         receiver again",
+                        client.payload_bytes_max()
+                    );
+                    return Err(towline_block::Error::new(towline_block::ErrorKind::Open, what));
+                }
+                client
             }
         };
         Ok(link.client.insert(client))

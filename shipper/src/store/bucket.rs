@@ -1,6 +1,7 @@
 //! What is asked of a store: create if absent, and read; of compaction also to replace and to
 //! remove. All of it is here, so that tests can stand between.
 
+use super::names;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use object_store::path::Path;
@@ -43,6 +44,9 @@ pub trait Bucket: Send + Sync {
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: String,
+    /// A folder can go away, and what is written then lands in what its path leads to instead: it
+    /// was unmounted, or moved.
+    may_go_away: bool,
 }
 
 impl Objects {
@@ -51,7 +55,26 @@ impl Objects {
             "" => group.to_string(),
             prefix => format!("{prefix}/{group}"),
         };
-        Objects { store, prefix }
+        Objects { store, prefix, may_go_away: false }
+    }
+
+    /// As [`Objects::new`], in a folder.
+    pub fn in_folder(store: Arc<dyn ObjectStore>, group: &GroupName) -> Objects {
+        Objects { may_go_away: true, ..Objects::new(store, "", group) }
+    }
+
+    /// Whether the group's folder is the one that was begun.
+    async fn check_there(&self) -> Result<()> {
+        if self.read(names::GROUP, Some(1), u64::MAX).await?.is_some() {
+            return Ok(());
+        }
+        let what = format!(
+            "the store's folder of group {} has no {} any more: it was unmounted, moved or emptied; nothing \
+             is written before it is back",
+            self.prefix,
+            names::GROUP
+        );
+        Err(Error::new(ErrorKind::Unreachable, what))
     }
 
     fn path(&self, name: &str) -> Path {
@@ -63,15 +86,29 @@ impl Bucket for Objects {
     fn create<'a>(&'a self, name: &'a str, bytes: Bytes) -> Answer<'a, Created> {
         Box::pin(async move {
             let path = self.path(name);
-            let options = PutOptions::from(PutMode::Create);
-            match self.store.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
-                Ok(_) => Ok(Created::Yes),
-                Err(
-                    object_store::Error::AlreadyExists { .. }
-                    | object_store::Error::Precondition { .. },
-                ) => Ok(Created::Exists),
-                Err(e) => Err(failed("write", &path, e)),
+            let is_watched = self.may_go_away && name != names::GROUP;
+            if is_watched {
+                self.check_there().await?;
             }
+            let options = PutOptions::from(PutMode::Create);
+            let created =
+                match self.store.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
+                    Ok(_) => Created::Yes,
+                    Err(
+                        object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. },
+                    ) => Created::Exists,
+                    Err(e) => return Err(failed("write", &path, e)),
+                };
+            // It may have gone away, and come back, in between.
+            if is_watched {
+                self.check_there().await?;
+                if self.read(name, Some(1), u64::MAX).await?.is_none() {
+                    let what = format!("{path} was written, and is not in the store's folder");
+                    return Err(Error::new(ErrorKind::Unreachable, what));
+                }
+            }
+            Ok(created)
         })
     }
 

@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 /// So often nothing new is found before it is asked whether something is missing.
 const LOOK_FOR_GAPS_EVERY: u32 = 64;
+/// And whether something is that may yet come: a shipper has several objects on their way.
+const LOOK_FOR_HOLES_EVERY: u32 = 1024;
+pub(super) const LOOK_FOR_HOLES_AT: u32 = 128;
 
 pub struct Reader {
     bucket: Arc<dyn Bucket>,
@@ -23,6 +26,7 @@ pub struct Reader {
     waits: u32,
     /// Of the batches that were found last.
     object: String,
+    hole: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -39,12 +43,26 @@ impl Reader {
     pub async fn open(bucket: Arc<dyn Bucket>, group: GroupUuid, number: u64) -> Result<Reader> {
         let objects = Objects { bucket: &*bucket, group };
         let (session, index) = objects.place_of(number).await?;
-        Ok(Reader { bucket, group, session, index, number, waits: 0, object: String::new() })
+        Ok(Reader {
+            bucket,
+            group,
+            session,
+            index,
+            number,
+            waits: 0,
+            object: String::new(),
+            hole: None,
+        })
     }
 
     /// The name of the object whose batches were found last.
     pub fn object(&self) -> &str {
         &self.object
+    }
+
+    /// The object that has not been there for long, though later ones are.
+    pub fn hole(&self) -> Option<&str> {
+        self.hole.as_deref()
     }
 
     /// What comes next. After an error the same is read again.
@@ -59,10 +77,13 @@ impl Reader {
                 if self.waits.is_multiple_of(LOOK_FOR_GAPS_EVERY) {
                     self.check_gap().await?;
                 }
+                if self.waits % LOOK_FOR_HOLES_EVERY == LOOK_FOR_HOLES_AT {
+                    self.hole = self.find_hole().await?;
+                }
                 self.waits = self.waits.wrapping_add(1);
                 return Ok(Found::Nothing);
             };
-            self.waits = 0;
+            (self.waits, self.hole) = (0, None);
             if header.kind() == ObjectKind::End {
                 (self.session, self.index) = (next(self.session)?, 1);
                 continue;
@@ -94,6 +115,17 @@ impl Reader {
                 return Ok(Found::Batches(batches));
             }
         }
+    }
+
+    /// The object that is not there, if a later one of its session is.
+    async fn find_hole(&self) -> Result<Option<String>> {
+        let objects = Objects { bucket: &*self.bucket, group: self.group };
+        for ahead in 1..AHEAD_MAX {
+            if objects.exists(self.session, self.index.saturating_add(ahead)).await? {
+                return Ok(Some(names::object(self.session, self.index)));
+            }
+        }
+        Ok(None)
     }
 
     /// The object that is not there yet must not have successors that prove it was.

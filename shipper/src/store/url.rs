@@ -111,7 +111,7 @@ impl StoreUrl {
     /// [`ErrorKind::Unreachable`] when a folder is not there;
     /// [`ErrorKind::InvalidInput`] when the environment is not usable.
     pub fn open(&self, group: &GroupName, make: bool) -> Result<Arc<dyn Bucket>> {
-        let (store, prefix): (Arc<dyn ObjectStore>, _) = match &self.place {
+        let objects = match &self.place {
             Place::Folder(dir) => {
                 if make {
                     std::fs::create_dir_all(dir)
@@ -121,7 +121,7 @@ impl StoreUrl {
                     let what = format!("the store's folder {} is not usable", dir.display());
                     Error::caused(ErrorKind::Unreachable, what, e)
                 })?;
-                (Arc::new(folder.with_fsync(true)), "")
+                Objects::in_folder(Arc::new(folder.with_fsync(true)), group)
             }
             Place::Bucket { cloud, bucket, prefix } => {
                 let opened = cloud.open(bucket).map_err(|e| {
@@ -129,10 +129,10 @@ impl StoreUrl {
                     let what = format!("{self} cannot be used: look at the {variables} variables");
                     Error::caused(ErrorKind::InvalidInput, what, e)
                 })?;
-                (opened, prefix.as_str())
+                Objects::new(opened, prefix, group)
             }
         };
-        Ok(Arc::new(Objects::new(store, prefix, group)))
+        Ok(Arc::new(objects))
     }
 }
 

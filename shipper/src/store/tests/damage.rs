@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ErrorKind;
+use crate::store::reader::LOOK_FOR_HOLES_AT;
 use crate::store::{OBJECT_HEADER_BYTES, ObjectHeader, names};
 
 async fn read_error(bucket: &Arc<dyn Bucket>) -> crate::Error {
@@ -91,4 +92,21 @@ async fn a_group_file_with_a_path_for_a_name_is_refused() {
         let error = GroupFile::load(&*bucket, &"erp".parse().unwrap()).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Damaged | ErrorKind::TooNew), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_object_that_stays_away_though_later_ones_are_there_is_named() {
+    let (shelf, bucket, _) = written(4).await;
+    let name = names::object(1, 2);
+    let away = shelf.objects.lock().unwrap().remove(&name).unwrap();
+    let mut reader = Reader::open(bucket.clone(), GROUP, 1).await.unwrap();
+    assert!(matches!(reader.next().await.unwrap(), Found::Batches(_)));
+    for _ in 0..=LOOK_FOR_HOLES_AT {
+        assert_eq!(reader.hole(), None, "it may be on its way");
+        assert_eq!(reader.next().await.unwrap(), Found::Nothing);
+    }
+    assert_eq!(reader.hole(), Some(name.as_str()));
+    shelf.objects.lock().unwrap().insert(name, away);
+    assert!(matches!(reader.next().await.unwrap(), Found::Batches(_)));
+    assert_eq!(reader.hole(), None);
 }
