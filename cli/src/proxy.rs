@@ -224,6 +224,10 @@ fn start_server(
     let addresses = server.addresses();
     let uris =
         |source: &Source| addresses.iter().map(|at| nbd_uri(at, source.name.as_str())).collect();
-    journal.set_exports(&journal.sources().iter().map(uris).collect::<Vec<_>>())?;
+    // A full disk keeps no guest from its own.
+    if let Err(error) = journal.set_exports(&journal.sources().iter().map(uris).collect::<Vec<_>>())
+    {
+        tracing::warn!(%error, "status does not show where the volumes are served");
+    }
     Ok(server)
 }

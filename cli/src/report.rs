@@ -48,6 +48,8 @@ pub struct GroupStatus {
     pub device: Option<DeviceStatus>,
     /// What a target lacks of packs that were lost.
     pub lacking_bytes: u64,
+    /// Target: what is staged is sealed, so that only what is applied is known without its key.
+    pub key_needed: bool,
     pub baseline: Baseline,
     pub resent_bytes: u64,
     pub sent_bytes: u64,

@@ -92,6 +92,9 @@ fn describe_process(group: &GroupStatus, process: &ProcessStatus) -> String {
         (false, "promoted") if group.role == "source" => {
             "is not running; not needed any more".into()
         }
+        (false, _) if group.role == "target" && group.last_error.is_some() => {
+            "does not receive this group now, see the last error".into()
+        }
         (false, _) => format!("is not running: start `towline {name}` with its former options"),
     }
 }
@@ -216,7 +219,14 @@ fn target_rows(group: &GroupStatus, lines: &mut Table) {
         None => "no point yet: the volumes are not usable before the baseline is done".into(),
     };
     lines.row("point", point);
-    lines.row("received", format!("durable up to seq {}", group.durable_seq));
+    let at_least = match group.key_needed {
+        true => " at least: what is staged is sealed, --key FILE shows it",
+        false => "",
+    };
+    lines.row("received", format!("durable up to seq {}{at_least}", group.durable_seq));
+    if group.lag_bytes > 0 {
+        lines.row("to apply", format_size(group.lag_bytes));
+    }
     if group.lacking_bytes > 0 {
         let bytes = format_size(group.lacking_bytes);
         lines.row("lacking", format!("{bytes} of lost packs, which the shipper sends"));

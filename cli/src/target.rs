@@ -7,13 +7,14 @@ pub use clone::NOW;
 use crate::config;
 use crate::exit::{Exit, unreachable, usage};
 use crate::output;
+use crate::target_view;
 use crate::when;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use towline_block::size::format_size;
 use towline_shipper::batch::Keyring;
 use towline_shipper::receiver::marks::{list, unix_ns};
-use towline_shipper::receiver::{ListedMark, Mark, MarkKind, ReceiverStatus, rewind};
+use towline_shipper::receiver::{Layout, ListedMark, Mark, MarkKind, ReceiverStatus, rewind};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -96,6 +97,13 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn load(state: &Path, keys: &Keyring) -> anyhow::Result<(ReceiverStatus, Vec<ListedMark>)> {
     let Some(found) = ReceiverStatus::load(state, keys)? else {
+        let groups = target_view::all(state, keys)?.len();
+        if groups > 1 || groups == 1 && !Layout::of(state).dir.is_dir() {
+            return Err(usage(format!(
+                "{} holds the folders of {groups} groups: give the folder of the one that is meant",
+                state.display()
+            )));
+        }
         return Err(unreachable(format!("no group was ever received in {}", state.display())));
     };
     let marks = list(state, &found.state)?;

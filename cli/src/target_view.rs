@@ -42,7 +42,8 @@ pub fn status(dir: &Path, keys: &Keyring) -> anyhow::Result<Option<GroupStatus>>
         lacking_bytes: found.lacking_bytes,
         volumes: state.volumes.iter().map(volume).collect(),
         processes: vec![ProcessStatus { process: "receive", alive }],
-        last_error: state.last_error.clone().or_else(|| found.locked.clone()),
+        last_error: state.last_error.clone(),
+        key_needed: found.locked.is_some(),
         ..GroupStatus::default()
     }))
 }

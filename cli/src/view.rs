@@ -123,6 +123,7 @@ fn source_status(view: &GroupView, device: Option<DeviceStatus>) -> GroupStatus 
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         device,
         lacking_bytes: 0,
+        key_needed: false,
         baseline: view.progress.as_ref().map_or_else(Baseline::default, baseline),
         resent_bytes: figure(Figure::ResentBytes),
         sent_bytes: figure(Figure::SentStreamBytes),

@@ -426,6 +426,9 @@ impl Journal {
     /// Records under which addresses each volume is served.
     pub fn set_exports(&self, exports: &[Vec<String>]) -> Result<()> {
         let mut state = self.state.lock().expect("state lock");
+        if state.volumes.iter().map(|volume| &volume.exports).eq(exports) {
+            return Ok(());
+        }
         for (volume, exports) in state.volumes.iter_mut().zip(exports) {
             volume.exports.clone_from(exports);
         }

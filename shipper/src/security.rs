@@ -84,11 +84,15 @@ async fn reach(security: &Security, address: &str, group: &GroupName) -> Result<
         .map_err(|e| Error::caused(ErrorKind::InvalidInput, "the receiver's name", e))?;
     let stream = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await;
     let stream = stream.map_err(|e| {
-        let what = format!(
-            "{address} is no receiver of this CA: check that both sides' certificates were issued \
-             from the same directory"
-        );
-        Error::caused(handshake_kind(&e), what, e)
+        let kind = handshake_kind(&e);
+        let what = match kind {
+            ErrorKind::NotAuthorised => format!(
+                "{address} is no receiver of this CA: check that both sides' certificates were issued \
+                 from the same directory"
+            ),
+            _ => format!("the receiver at {address} ended the connection in the handshake"),
+        };
+        Error::caused(kind, what, e)
     })?;
     Ok(Box::new(stream))
 }

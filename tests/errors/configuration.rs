@@ -1,6 +1,7 @@
 //! Configuration files and flags that cannot be used: refused with the place.
 
 use crate::{DISK_BYTES, assert_names};
+use towline_tests::rig::Process;
 use towline_tests::{Daemon, PATIENCE, Rig, args, run, towline};
 
 fn with_config(rig: &Rig, command: &str, text: &str) -> towline_tests::Finished {
@@ -153,4 +154,19 @@ fn what_fails_is_told_as_json_where_that_was_asked_for() {
     assert_names(told["error"].as_str().unwrap(), &["nobody"]);
     let told = rig.towline(args!["status", "--json"]).exits(64).json();
     assert_eq!(told["exit"], 64, "{told}");
+}
+
+#[test]
+fn a_state_file_that_cannot_be_replaced_keeps_no_guest_from_its_disk_after_a_kill() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_proxy();
+    rig.kill(Process::Proxy);
+    // As on a full disk: nothing can be written beside it.
+    let folder = rig.state().join(&rig.group);
+    std::fs::create_dir(folder.join("state.tmp")).unwrap();
+    let mut args = rig.proxy_args();
+    args.extend(args!["--nbd", format!("unix:{}", rig.path("second.nbd").display())]);
+    rig.proxy = Some(Daemon::ready(&args));
+    assert_names(&rig.said(Process::Proxy), &["state.json", "does not show"]);
+    crate::assert_serves(&mut rig);
 }

@@ -106,8 +106,18 @@ impl Shelf {
         let local = local(dir);
         let given: Vec<Folder> = plan.to.iter().map(|to| Folder::of(to, &own.group)).collect();
         let mut manifest = load(&local)?;
+        let is_known = manifest.is_some();
         for folder in &given {
             let found = match folder.identity()? {
+                Some(found) if !is_known => {
+                    let what = format!(
+                        "{} carries an export ({}) that the source knows no more (`device forget`): give an \
+                         empty folder, or remove that one",
+                        folder.dir().display(),
+                        found.set
+                    );
+                    return Err(Error::new(ErrorKind::Refused, what));
+                }
                 Some(_) => load(folder)?,
                 None => None,
             };

@@ -3,7 +3,7 @@
 use super::applier::Applier;
 use super::handover::{Handover, Ready};
 use super::lacking::Lacking;
-use super::staging::Staging;
+use super::staging::{SEGMENT_BYTES_MAX, Staging};
 use super::state::{Books, Takeover};
 use super::stream::Stream;
 use std::collections::VecDeque;
@@ -55,6 +55,21 @@ impl Bound {
         }
         self.is_direct = self.received.number != self.durable.number;
         !self.is_direct
+    }
+
+    /// Staging found no room: the oldest marks let go of what a segment takes.
+    pub fn make_room(&mut self) {
+        let mut apply = self.applier.halt();
+        let is_broken = !apply.applied().whole || !self.durable.whole;
+        let kept = apply.applied().point.filter(|_| is_broken).map(|point| point.number);
+        match apply.marks.make_room(SEGMENT_BYTES_MAX, kept) {
+            Ok(bytes) => tracing::warn!(bytes, "staging has no room: marks let go of so much"),
+            Err(error) => {
+                tracing::error!(%error, "staging has no room, and no mark can be given up")
+            }
+        }
+        drop(apply);
+        self.applier.resume();
     }
 
     /// What was lacking and is applied now; true when the shipper has to hear of the rest.

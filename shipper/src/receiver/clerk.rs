@@ -18,6 +18,7 @@ use super::counters::{Counters, add};
 use super::handover::Ready;
 use super::lanes::Lanes;
 use super::medium::Medium;
+use super::note::note;
 use super::order::{Inbox, Order, Outbox, Progress};
 use super::promote::{Pending, Promote};
 use super::recovery::Store;
@@ -73,12 +74,14 @@ pub struct Clerk {
     progress: watch::Sender<Progress>,
     /// Memory of what was handled since the last commit.
     memory: Vec<OwnedSemaphorePermit>,
+    noted: Option<String>,
 }
 
 impl Clerk {
     pub fn new(desk: Desk, store: Option<Store>, progress: watch::Sender<Progress>) -> Clerk {
         let (current, pending) = (None, None);
-        let mut clerk = Clerk { desk, bound: None, current, pending, progress, memory: Vec::new() };
+        let (memory, noted) = Default::default();
+        let mut clerk = Clerk { desk, bound: None, current, pending, progress, memory, noted };
         if let Some(store) = store {
             clerk.bind(store);
         }
@@ -364,6 +367,8 @@ impl Clerk {
             let refusal = self.staging_failed(&error);
             return self.refuse(refusal);
         }
+        self.note(None);
+        let Some(bound) = &mut self.bound else { return };
         let counters = &self.desk.counters;
         add(&counters.stage_syncs, 1);
         count_durable(counters, &bound.durable, &bound.received);
@@ -383,12 +388,24 @@ impl Clerk {
     /// Back to what is durable; the session ends and the shipper comes again.
     fn staging_failed(&mut self, error: &Error) -> Refusal {
         add(&self.desk.counters.storage_errors, 1);
+        self.note(Some(error.to_string()));
         if let Some(bound) = &mut self.bound {
             bound.staging.give_up();
             bound.fresh.clear();
             bound.received = bound.durable.clone();
+            if error.kind() == ErrorKind::NoSpace {
+                bound.make_room();
+            }
         }
         refusal_of(error)
+    }
+
+    /// Why nothing is received, for `status`.
+    pub fn note(&mut self, why: Option<String>) {
+        if self.noted != why {
+            note(&self.desk.layout, why.as_deref());
+            self.noted = why;
+        }
     }
 
     pub fn publish(&self) {

@@ -36,6 +36,7 @@ impl Clerk {
                     let _ = old.outbox.send(Message::Error(refusal));
                 }
                 add(&self.desk.counters.sessions, 1);
+                self.note(None);
                 let _ = outbox.send(Message::Welcome(welcome));
                 let lacking = self.bound.as_ref().and_then(|bound| bound.lacking.as_ref());
                 for lacks in lacking.map(Lacking::frames).unwrap_or_default() {
@@ -47,6 +48,9 @@ impl Clerk {
             Err(refusal) => {
                 add(&self.desk.counters.refused, 1);
                 tracing::warn!(group = %hello.group, code = ?refusal.code, "{}", refusal.message);
+                if self.current.is_none() {
+                    self.note(Some(refusal.message.clone()));
+                }
                 let _ = outbox.send(Message::Error(refusal));
             }
         }

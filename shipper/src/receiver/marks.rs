@@ -345,6 +345,20 @@ impl Marks {
         }
     }
 
+    /// Gives up the oldest marks until they have let go of so many bytes, or no more may go. `kept`:
+    /// the number of the point that is needed to go back to. Answers how many bytes.
+    pub fn make_room(&mut self, bytes: u64, kept: Option<u64>) -> Result<u64> {
+        let mut freed = 0;
+        while freed < bytes {
+            let oldest = self.segments.first().map_or(0, |segment| segment.log.end());
+            if !self.give_up_oldest(kept)? {
+                break;
+            }
+            freed += oldest;
+        }
+        Ok(freed)
+    }
+
     /// False when nothing may go.
     fn give_up_oldest(&mut self, kept: Option<u64>) -> Result<bool> {
         let Some(number) = self.segments.first().map(Segment::number) else { return Ok(false) };

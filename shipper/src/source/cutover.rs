@@ -27,6 +27,10 @@ use towline_journal::link::{Link, Reply, Request};
 /// Before guests are held, the stream gets so long to catch up to `CAUGHT_UP_BYTES`.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 const CAUGHT_UP_BYTES: u64 = 256 * 1024;
+/// A target that has applied nothing for so long of what it has will not do so while guests wait.
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(5);
+pub(super) const STALLED: &str = "the target has what was shipped and applies nothing of it: `towline status` \
+                                  there says why";
 /// Pause between two attempts to tell the proxy the decision, or to ask again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// How often progress is reported while draining.
@@ -110,6 +114,8 @@ impl Driver {
             )
         } else if !stream.connected() {
             Some("the target cannot be reached")
+        } else if stream.stalled_for() >= STALLED_AFTER {
+            Some(STALLED)
         } else {
             match feed {
                 None => Some("the proxy cannot be reached"),
@@ -226,6 +232,9 @@ impl Driver {
             return;
         }
         let Some((_, order)) = self.catching_up.take() else { return };
+        if stream.stalled_for() >= STALLED_AFTER {
+            return self.refuse(&order, None, STALLED.to_owned());
+        }
         let input = PauseInput {
             backlog_bytes: backlog,
             drain_bytes_per_s: meter.durable_rate as u64,

@@ -8,7 +8,7 @@
 
 use super::compress::{Compression, Compressor};
 use super::control::Order;
-use super::cutover::Driver;
+use super::cutover::{Driver, STALLED, STALLED_AFTER};
 use super::feed::{Feed, unexpected};
 use super::history::History;
 use super::linger::Linger;
@@ -68,6 +68,8 @@ pub(crate) struct Drain {
     published: Instant,
     meter: Meter,
     last_error: String,
+    /// The target applies nothing, and that was said.
+    is_stalled: bool,
 }
 
 impl Drain {
@@ -92,6 +94,7 @@ impl Drain {
             published: now,
             meter: Meter::default(),
             last_error: String::new(),
+            is_stalled: false,
         }
     }
 
@@ -331,6 +334,14 @@ impl Drain {
         progress.set(Figure::HeartbeatNs, unix_now_ns());
         self.stream.pace().publish(progress);
         progress.set(Figure::CutoverRunning, u64::from(self.driver.is_under_way()));
+        let is_stalled = self.stream.stalled_for() >= STALLED_AFTER;
+        if is_stalled != self.is_stalled {
+            self.is_stalled = is_stalled;
+            progress.set_error(if is_stalled { STALLED } else { "" });
+            if is_stalled {
+                tracing::warn!("{STALLED}");
+            }
+        }
         let Some(feed) = &mut self.feed else {
             self.meter.pause();
             return;

@@ -85,9 +85,10 @@ async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
 fn longest_pause(kind: ErrorKind) -> Option<Duration> {
     match kind {
         ErrorKind::Refused => None,
-        ErrorKind::NotAuthorised | ErrorKind::InvalidInput | ErrorKind::TooNew => {
-            Some(BACKOFF_REFUSED)
-        }
+        ErrorKind::NotAuthorised
+        | ErrorKind::InvalidInput
+        | ErrorKind::TooNew
+        | ErrorKind::NoSpace => Some(BACKOFF_REFUSED),
         _ => Some(BACKOFF_LAST),
     }
 }
@@ -231,6 +232,7 @@ pub(super) fn refused(refusal: crate::wire::Refusal) -> Error {
         RefusalCode::OldEpoch | RefusalCode::Superseded => ErrorKind::Refused,
         RefusalCode::NotAuthorised | RefusalCode::NoKey => ErrorKind::NotAuthorised,
         RefusalCode::Incompatible => ErrorKind::TooNew,
+        RefusalCode::NoSpace => ErrorKind::NoSpace,
         RefusalCode::WrongGroup | RefusalCode::UnknownVolume | RefusalCode::SizeMismatch => {
             ErrorKind::InvalidInput
         }
@@ -335,10 +337,12 @@ mod tests {
         for code in [OldEpoch, Superseded] {
             assert_eq!(after(code), None, "{code:?}");
         }
-        for code in [NotAuthorised, NoKey, WrongGroup, UnknownVolume, SizeMismatch, Incompatible] {
+        for code in
+            [NotAuthorised, NoKey, WrongGroup, UnknownVolume, SizeMismatch, Incompatible, NoSpace]
+        {
             assert_eq!(after(code), Some(BACKOFF_REFUSED), "{code:?}");
         }
-        for code in [OutOfOrder, Damaged, Protocol, NoSpace, Storage, AlreadyPromoted, Unknown] {
+        for code in [OutOfOrder, Damaged, Protocol, Storage, AlreadyPromoted, Unknown] {
             assert_eq!(after(code), Some(BACKOFF_LAST), "{code:?}");
         }
     }

@@ -58,6 +58,8 @@ struct Inner {
     /// What the target lacks all the same.
     lacks: Vec<BlockRun>,
     ack: Ack,
+    /// When the target applied something last, or began to lag behind what it has.
+    applied_at: Instant,
     /// When batches were cut, until they are applied.
     cut_at: VecDeque<(u64, Instant)>,
     /// Smoothed times from the cut to durable and to applied, seconds.
@@ -220,6 +222,7 @@ impl Inner {
             welcome: None,
             lacks: Vec::new(),
             ack: Ack::default(),
+            applied_at: Instant::now(),
             cut_at: VecDeque::new(),
             durable_s: None,
             applied_s: None,

@@ -111,7 +111,7 @@ pub fn compact_at(url: &StoreUrl, group: &GroupName, plan: &Compaction) -> Resul
         let bucket = url.open(group, false)?;
         let file = GroupFile::load(&*bucket, group).await?.ok_or_else(|| {
             let what = format!("nothing of group {group} was ever shipped to {url}");
-            Error::new(ErrorKind::InvalidInput, what)
+            Error::new(ErrorKind::Unreachable, what)
         })?;
         compact(&bucket, &file, plan).await
     })

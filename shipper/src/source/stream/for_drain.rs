@@ -52,6 +52,15 @@ impl Stream {
         cut <= inner.ack.applied || oldest.is_some_and(|(_, at)| at.elapsed() < NEARLY_APPLIED)
     }
 
+    /// For how long the target, which is connected, has had batches and applied none.
+    pub fn stalled_for(&self) -> Duration {
+        let inner = self.lock();
+        match inner.connected && inner.ack.applied < inner.ack.number {
+            true => inner.applied_at.elapsed(),
+            false => Duration::ZERO,
+        }
+    }
+
     /// From the cut of a batch to its durable acknowledgement, as of late.
     pub fn round_trip(&self) -> Option<Duration> {
         self.lock().durable_s.map(Duration::from_secs_f64)

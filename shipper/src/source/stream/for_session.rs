@@ -6,6 +6,7 @@ use crate::device::BlockRun;
 use crate::ids::BatchHash;
 use crate::wire::{Ack, Welcome};
 use std::sync::Arc;
+use std::time::Instant;
 use towline_journal::progress::Figure;
 
 impl Stream {
@@ -44,6 +45,7 @@ impl Stream {
             point: welcome.point,
             broken: welcome.broken,
         };
+        inner.applied_at = Instant::now();
         inner.base = (welcome.number, welcome.hash);
         inner.handed = welcome.number;
         inner.sizing.reconnected();
@@ -131,6 +133,9 @@ impl Stream {
         }
         inner.drop_durable(ack.number);
         inner.time(&ack);
+        if ack.applied > inner.ack.applied || inner.ack.applied == inner.ack.number {
+            inner.applied_at = Instant::now();
+        }
         inner.ack = ack;
         self.publish(&inner);
         let may_speak = inner.window.is_empty() && !inner.messages.is_empty();
