@@ -236,3 +236,36 @@ fn servers_that_cannot_be_targets_are_refused_at_the_start_with_what_to_do() {
     assert!(line.is_some(), "nothing about sizes from {ship}");
     drop(server);
 }
+
+#[test]
+fn a_target_that_cannot_apply_is_seen_at_the_source_and_no_cutover_holds_the_guest_for_it() {
+    require!("nbdkit");
+    let mut rig = rig();
+    let fails = rig.path("fails");
+    let socket = rig.path("target.sock");
+    let mut all = args!["-f", "-U", &socket, "--filter=error", "file"];
+    all.push(format!("file={}", rig.target("disk0").display()).into());
+    all.extend(args!["error-pwrite=EIO", "error-pwrite-rate=100%"]);
+    all.push(format!("error-pwrite-file={}", fails.display()).into());
+    let _server = Peer::start(&socket, "nbdkit", all);
+    rig.start_all();
+    rig.wait_live();
+    rig.wait_status("has a point", |s| s.0["point_seq"].is_u64());
+    std::fs::write(&fails, b"").unwrap();
+    let mut client = rig.client("disk0");
+    client.write(0, &[7; 65536]).unwrap();
+    let said = |s: &towline_tests::Status| {
+        s.0["last_error"].as_str().is_some_and(|error| error.contains("applies nothing"))
+    };
+    rig.wait_status("told", said);
+    let cutover = || {
+        let base = args!["cutover", &rig.group, "--state", rig.state(), "--max-pause", "20s"];
+        rig.towline([base, args!["--json"]].concat())
+    };
+    let report = cutover().exits(1).json();
+    assert_eq!((&report["pause_ms"], &report["outcome"]), (&0.into(), &"aborted".into()));
+    assert!(report["reason"].as_str().unwrap().contains("applies nothing"), "{report}");
+    std::fs::remove_file(&fails).unwrap();
+    rig.wait_status("well again", |s| s.0["last_error"].is_null());
+    assert_eq!(cutover().exits(0).json()["outcome"], "promoted");
+}

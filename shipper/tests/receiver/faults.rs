@@ -105,3 +105,44 @@ async fn a_decision_that_cannot_be_made_durable_is_none() {
     assert_eq!(again.welcome.promoted, None);
     assert!(lab.served.volumes.lock().unwrap().is_empty());
 }
+
+/// A disk that is full as long as marks lie on it.
+struct FullOfMarks(PathBuf);
+
+fn bytes_in(folder: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.metadata().map_or(0, |meta| meta.len())).sum()
+}
+
+impl Observe for FullOfMarks {
+    fn event(&self, event: Event<'_>) -> std::io::Result<()> {
+        let Event::Write { file, .. } = event else { return Ok(()) };
+        match file.starts_with(self.0.join("stage")) && bytes_in(&self.0.join("marks")) > 64 << 10 {
+            true => Err(std::io::Error::from_raw_os_error(28)),
+            false => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn marks_let_go_of_their_room_where_staging_has_none() {
+    let mut lab = Lab::new();
+    lab.limits.marks.every = Some(std::time::Duration::from_nanos(1));
+    let medium = Medium::observed(Arc::new(FullOfMarks(lab.state_dir().join("receive"))));
+    let receiver = Receiver::start_on(lab.config(), medium).unwrap();
+    let mut sender = Sender::connect(&lab, &receiver).await;
+    sender.ship(&[(0, 0, b"before")], &[Control::Heal]).await;
+    sender.applied(1).await;
+    // The mark behind it keeps what this one overwrites.
+    sender.ship(&[(0, 0, &[1; 128 << 10])], &[]).await;
+    sender.applied(2).await;
+    assert!(bytes_in(&lab.state_dir().join("receive/marks")) > 64 << 10);
+    sender.ship(&[(0, 0, b"during")], &[]).await;
+    assert_eq!(sender.refused().await.code, RefusalCode::NoSpace);
+    let mut again = Sender::connect(&lab, &receiver).await;
+    assert_eq!(again.welcome.number, 2);
+    again.ship(&[(0, 0, b"after!")], &[]).await;
+    again.applied(3).await;
+    assert_eq!(&lab.contents(0)[..6], b"after!");
+    receiver.stop();
+}

@@ -192,3 +192,24 @@ fn what_is_handed_over_is_not_kept_and_no_stream_begins_before_it_is_durable() {
     assert!(!lab.stream.established());
     assert_eq!(lab.stream.beginning().unwrap().number, 3);
 }
+
+#[test]
+fn a_target_stalls_from_when_it_has_what_it_does_not_apply() {
+    let (lab, sent) = Lab::fed(3);
+    let ack = |number: u64, applied: u64| {
+        let sealed = &sent[number as usize - 1];
+        let (position, stream_bytes) = (position(number), sealed.stream_bytes);
+        lab.stream.acked(Ack { number, applied, position, stream_bytes, ..Ack::default() });
+        std::thread::sleep(Duration::from_millis(20));
+        lab.stream.stalled_for()
+    };
+    assert_eq!(ack(1, 1), Duration::ZERO);
+    let first = ack(2, 1);
+    assert!(first >= Duration::from_millis(20), "{first:?}");
+    assert!(ack(3, 1) > first, "more that is durable is no progress");
+    let (before, moved) = (lab.stream.stalled_for(), ack(3, 2));
+    assert!(moved < before, "something was applied: {moved:?}, {before:?}");
+    assert_eq!(ack(3, 3), Duration::ZERO);
+    lab.stream.lost();
+    assert_eq!(lab.stream.stalled_for(), Duration::ZERO);
+}
