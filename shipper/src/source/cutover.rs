@@ -146,7 +146,7 @@ impl Driver {
             return dropped();
         }
         let answers = match feed {
-            None => Err("it is not attached to".to_owned()),
+            None => Err("the shipper could not attach to it yet".to_owned()),
             Some(_) => probe(&self.dir).map_err(|error| error.to_string()),
         };
         match answers {
