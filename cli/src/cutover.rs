@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use towline_block::GroupName;
 use towline_block::size::format_size;
 use towline_control::CutoverReport;
@@ -18,6 +19,13 @@ use towline_shipper::source::taken_over;
 
 /// A line of the control socket; longer ones are not ours.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// The shipper says something every second: one that is silent for so long does not answer.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// How long after the longest pause the end is waited for, once the guest may be held: the
+/// receiver's decision may need a new connection.
+const DECISION_MARGIN: Duration = Duration::from_secs(30);
+/// What the shipper does while no guest is held; in every other phase one may be.
+const PHASES_BEFORE_HOLD: [&str; 2] = ["asked", "catching up"];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,12 +59,30 @@ enum Answer {
     Progress { phase: String, backlog_bytes: u64 },
     Done(CutoverReport),
     Refused(String),
+    Unreachable(String),
+}
+
+/// How long the shipper is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// For its next word, before the guest is held.
+    silence: Duration,
+    /// For the end, from when the guest may be held.
+    decision: Duration,
+}
+
+impl Patience {
+    fn of(max_pause_ms: u64) -> Patience {
+        let decision = Duration::from_millis(max_pause_ms) + DECISION_MARGIN;
+        Patience { silence: SILENCE_MAX, decision }
+    }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let dir = view::group_dir(&args.state, Some(&args.group))?;
     let mut shown = String::new();
-    let answer = ask(&dir.ship_socket(), &args.group, args.max_pause, |step| {
+    let patience = Patience::of(args.max_pause);
+    let answer = ask(&dir.ship_socket(), &args.group, args.max_pause, patience, |step| {
         if step != shown {
             eprintln!("{step}");
             shown = step;
@@ -73,14 +99,16 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(if report.is_success() { Exit::Ok } else { Exit::Failed })
 }
 
-/// Asks over the shipper's socket; `tell` gets each step as it happens.
+/// Asks over the shipper's socket; `tell` gets each step as it happens. The socket stays open
+/// in both directions to the end: closing it takes the request back.
 fn ask(
     socket: &Path,
     group: &GroupName,
     max_pause_ms: u64,
+    patience: Patience,
     mut tell: impl FnMut(String),
 ) -> anyhow::Result<CutoverReport> {
-    let mut stream = UnixStream::connect(socket).map_err(|e| {
+    let stream = UnixStream::connect(socket).map_err(|e| {
         unreachable(format!(
             "the shipper of group {group} does not answer at {} ({e}): start `towline ship` for \
              this group, wait until status says live, and try again; nothing was changed",
@@ -88,29 +116,71 @@ fn ask(
         ))
     })?;
     let request = serde_json::to_string(&Request { cutover: Ask { max_pause_ms } })?;
-    writeln!(stream, "{request}").context("cannot ask the shipper")?;
-    let mut lines = BufReader::new(stream);
-    while let Some(line) = read_line(&mut lines)? {
+    writeln!(&stream, "{request}").context("cannot ask the shipper")?;
+    let mut lines = BufReader::new(&stream);
+    // From when the guest may be held, giving up is no matter of silence any more.
+    let mut decided_by: Option<Instant> = None;
+    loop {
+        let wait = match decided_by {
+            None => patience.silence,
+            Some(until) => until.saturating_duration_since(Instant::now()),
+        };
+        if wait.is_zero() {
+            return Err(undecided(group));
+        }
+        stream.set_read_timeout(Some(wait)).context("cannot wait for the shipper")?;
+        let line = match read_line(&mut lines) {
+            Ok(Some(line)) => line,
+            Ok(None) => return Err(ended(group)),
+            Err(e) if is_silence(&e) && decided_by.is_some() => return Err(undecided(group)),
+            Err(e) if is_silence(&e) => return Err(silent(group)),
+            Err(e) => return Err(e).context("the shipper's answer cannot be read"),
+        };
         match serde_json::from_str(&line)
             .context("the shipper's answer is not understood: are both of one version?")?
         {
-            Answer::Progress { phase, backlog_bytes } => tell(describe_step(&phase, backlog_bytes)),
+            Answer::Progress { phase, backlog_bytes } => {
+                if !PHASES_BEFORE_HOLD.contains(&phase.as_str()) {
+                    decided_by.get_or_insert_with(|| Instant::now() + patience.decision);
+                }
+                tell(describe_step(&phase, backlog_bytes));
+            }
             Answer::Done(report) => return Ok(report),
             Answer::Refused(reason) => bail!("the shipper refused the cutover: {reason}"),
+            Answer::Unreachable(reason) => return Err(unreachable(reason)),
         }
     }
-    Err(unreachable(format!(
+}
+
+fn silent(group: &GroupName) -> anyhow::Error {
+    unreachable(format!(
+        "the shipper of group {group} does not answer: it is stopped or hangs; the guest is at the \
+         source, and the shipper drops the request when it goes on"
+    ))
+}
+
+fn undecided(group: &GroupName) -> anyhow::Error {
+    unreachable(format!(
+        "the shipper of group {group} did not say in time how the cutover ends: it may still go \
+         on, to either side; `towline status {group}` shows where the group stands"
+    ))
+}
+
+fn ended(group: &GroupName) -> anyhow::Error {
+    unreachable(format!(
         "the shipper of group {group} ended during the cutover: `towline status {group}` shows \
          where the group stands; before the receiver has decided, a restarted shipper takes it \
          back to the source"
-    )))
+    ))
 }
 
-fn read_line(from: &mut impl BufRead) -> anyhow::Result<Option<String>> {
+fn is_silence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
+fn read_line(from: &mut impl BufRead) -> std::io::Result<Option<String>> {
     let mut line = String::new();
-    std::io::Read::take(&mut *from, LINE_BYTES_MAX)
-        .read_line(&mut line)
-        .context("the shipper's answer cannot be read")?;
+    std::io::Read::take(&mut *from, LINE_BYTES_MAX).read_line(&mut line)?;
     Ok(if line.ends_with('\n') { Some(line) } else { None })
 }
 
@@ -188,6 +258,9 @@ mod tests {
         }
     }
 
+    const PATIENCE: Patience =
+        Patience { silence: Duration::from_secs(20), decision: Duration::from_secs(20) };
+
     /// A shipper that answers one request with `lines`, and returns the request.
     fn answer(dir: &Path, lines: &'static str) -> (PathBuf, std::thread::JoinHandle<String>) {
         let socket = dir.join("ship.sock");
@@ -213,7 +286,7 @@ mod tests {
         );
         let mut steps = Vec::new();
         let group = "g".parse().unwrap();
-        let report = ask(&socket, &group, 500, |step| steps.push(step)).unwrap();
+        let report = ask(&socket, &group, 500, PATIENCE, |step| steps.push(step)).unwrap();
         assert_eq!((report.outcome, report.cut_seq), (ReportOutcome::Promoted, Some(7)));
         assert_eq!(steps, ["cutover: draining, 2.00 KiB to go"]);
         assert_eq!(served.join().unwrap(), "{\"cutover\":{\"max_pause_ms\":500}}\n");
@@ -224,11 +297,66 @@ mod tests {
     fn a_shipper_that_is_not_there_or_dies_is_unreachable() {
         let dir = tempfile::tempdir().unwrap();
         let group = "g".parse().unwrap();
-        let error = ask(&dir.path().join("none"), &group, 1, |_| ()).unwrap_err();
+        let error = ask(&dir.path().join("none"), &group, 1, PATIENCE, |_| ()).unwrap_err();
         assert_eq!(exit_of(&error), Exit::Unreachable);
         let (socket, served) =
             answer(dir.path(), "{\"progress\":{\"phase\":\"x\",\"backlog_bytes\":0}}\n");
-        let error = ask(&socket, &group, 1, |_| ()).unwrap_err();
+        let error = ask(&socket, &group, 1, PATIENCE, |_| ()).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Unreachable);
+        served.join().unwrap();
+    }
+    /// A shipper that says `lines`, and then nothing until its client leaves.
+    fn fall_silent(dir: &Path, lines: &'static str) -> (PathBuf, std::thread::JoinHandle<()>) {
+        let socket = dir.join("ship.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let served = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            (&stream).write_all(lines.as_bytes()).unwrap();
+            std::io::copy(&mut &stream, &mut std::io::sink()).unwrap();
+        });
+        (socket, served)
+    }
+
+    const SOON: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_shipper_that_says_nothing_does_not_answer() {
+        for lines in ["", "{\"progress\":{\"phase\":\"asked\",\"backlog_bytes\":0}}\n"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (socket, served) = fall_silent(dir.path(), lines);
+            let patience = Patience { silence: SOON, ..PATIENCE };
+            let error = ask(&socket, &"g".parse().unwrap(), 1, patience, |_| ()).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::Unreachable);
+            assert!(
+                error.to_string().contains("the shipper of group g does not answer"),
+                "{error}"
+            );
+            served.join().expect("the client left");
+        }
+    }
+
+    #[test]
+    fn once_the_guest_is_held_silence_is_borne_and_the_end_is_said_to_be_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = "{\"progress\":{\"phase\":\"holding\",\"backlog_bytes\":0}}\n";
+        let (socket, served) = fall_silent(dir.path(), lines);
+        let patience = Patience { silence: SOON, decision: 5 * SOON };
+        let began = Instant::now();
+        let error = ask(&socket, &"g".parse().unwrap(), 1, patience, |_| ()).unwrap_err();
+        assert!(began.elapsed() >= 5 * SOON, "{:?}", began.elapsed());
+        assert_eq!(exit_of(&error), Exit::Unreachable);
+        assert!(error.to_string().contains("may still go on"), "{error}");
+        served.join().unwrap();
+    }
+
+    #[test]
+    fn a_proxy_that_does_not_answer_is_unreachable() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, served) = answer(
+            dir.path(),
+            "{\"unreachable\":\"the proxy of group g does not answer: nothing was begun\"}\n",
+        );
+        let error = ask(&socket, &"g".parse().unwrap(), 1, PATIENCE, |_| ()).unwrap_err();
         assert_eq!(exit_of(&error), Exit::Unreachable);
         served.join().unwrap();
     }

@@ -1,19 +1,20 @@
 //! `towline mark`: names the point at which a group is now.
 
-use crate::exit::{Exit, usage};
+use crate::exit::{Exit, unreachable, usage};
 use crate::output;
 use crate::target::NOW;
 use crate::{config, view};
 use anyhow::bail;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use towline_block::{GroupName, MarkName};
 use towline_journal::inspect::GroupView;
 use towline_journal::link::{Link, Reply, Request};
 
-/// The proxy answers at once; a thread of its own does.
-const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// The proxy answers at once; a thread of its own does. Only a cutover's hold or seal can keep it
+/// from that for longer.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// How often the target's position is looked at while it is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -50,13 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         )));
     }
     let dir = view::group_dir(&args.state, Some(&args.group))?;
-    let mut link = Link::connect(&dir.proxy_socket())?;
-    link.set_timeout(Some(ANSWER_WAIT))?;
-    let seq = match link.call(&Request::Mark { name: args.name.clone() })?.0 {
-        Reply::Marked { seq } => seq,
-        Reply::Refused(why) => bail!("{why}"),
-        other => bail!("the proxy answered {other:?} to a mark: run the same release of both"),
-    };
+    let seq = mark(&dir.proxy_socket(), &args.group, &args.name, ANSWER_WAIT)?;
     let deadline = Instant::now() + args.wait.unwrap_or_default();
     let has_it = || -> anyhow::Result<bool> { Ok(GroupView::open(&dir)?.marks().acked >= seq) };
     let mut at_target = has_it()?;
@@ -76,4 +71,40 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Unreachable);
     }
     Ok(Exit::Ok)
+}
+
+/// Asks the proxy for the mark; gives its record.
+fn mark(socket: &Path, group: &GroupName, name: &MarkName, wait: Duration) -> anyhow::Result<u64> {
+    let mut link = Link::connect(socket)?;
+    link.set_timeout(Some(wait))?;
+    let (reply, _) = link.call(&Request::Mark { name: name.clone() }).map_err(|error| {
+        unreachable(format!(
+            "the proxy of group {group} does not answer ({error}): it is stopped, hangs or is being \
+             cut over; once it goes on it may still make the mark {name}"
+        ))
+    })?;
+    match reply {
+        Reply::Marked { seq } => Ok(seq),
+        Reply::Refused(why) => bail!("{why}"),
+        other => bail!("the proxy answered {other:?} to a mark: run the same release of both"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_proxy_that_says_nothing_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("proxy.sock");
+        let _stopped = UnixListener::bind(&socket).unwrap();
+        let (group, name) = ("g".parse().unwrap(), "m".parse().unwrap());
+        let error = mark(&socket, &group, &name, Duration::from_millis(100)).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Unreachable);
+        assert!(error.to_string().contains("the proxy of group g does not answer"), "{error}");
+        assert!(ANSWER_WAIT <= Duration::from_secs(5), "{ANSWER_WAIT:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The guest changes over from source to target, or goes on at the source; never both.
 
 mod abort;
+mod callers;
 mod demo;
 mod promote;
 mod seal;
@@ -40,6 +41,16 @@ impl Running {
     #[track_caller]
     fn wait_held(&mut self) {
         self.0.wait_for_line(|line| line.contains("hold"));
+    }
+
+    #[track_caller]
+    fn wait_step(&mut self, step: &str) {
+        self.0.wait_for_line(|line| line.contains(step));
+    }
+
+    /// `kill -9` of the command.
+    fn kill(self) {
+        self.0.kill();
     }
 
     /// Its exit code, once it has ended by itself.

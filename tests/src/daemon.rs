@@ -118,11 +118,27 @@ impl Daemon {
     /// SIGTERM, and waits for the orderly end.
     #[track_caller]
     pub fn terminate(mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait_for_end()
+    }
+
+    /// SIGSTOP: it is there and does nothing, until [`Daemon::resume`].
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    #[track_caller]
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    #[track_caller]
+    fn signal(&self, name: &str) {
         // The process is our child and not yet waited for: the id is its own.
         let pid = self.child.id().to_string();
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
+        let sent = Command::new("sh").args(["-c", "kill -\"$1\" \"$0\"", &pid, name]).status();
         assert!(sent.is_ok_and(|status| status.success()), "cannot signal {}", self.command);
-        self.wait_for_end()
     }
 
     /// Waits until the process ends by itself.

@@ -247,6 +247,23 @@ impl Rig {
         }
     }
 
+    /// SIGSTOP, until [`Rig::resume`]; the process must have been running.
+    #[track_caller]
+    pub fn freeze(&mut self, which: Process) {
+        match self.slot(which) {
+            Some(daemon) => daemon.freeze(),
+            None => panic!("{which:?} does not run"),
+        }
+    }
+
+    #[track_caller]
+    pub fn resume(&mut self, which: Process) {
+        match self.slot(which) {
+            Some(daemon) => daemon.resume(),
+            None => panic!("{which:?} does not run"),
+        }
+    }
+
     #[track_caller]
     pub fn start(&mut self, which: Process) {
         match which {

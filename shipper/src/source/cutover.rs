@@ -1,7 +1,7 @@
 //! Carries out what `control::cutover` decides: speaks to the proxy over a link of its
 //! own, to the target through the stream, and answers whoever asked.
 
-use super::control::{ControlReply, Order};
+use super::control::{Caller, ControlReply, Order};
 use super::drain::{LINK_ANSWER_MAX, SessionNews};
 use super::feed::{Feed, unexpected};
 use super::from_journal;
@@ -12,12 +12,11 @@ use crate::wire::{
     Abort, Decision as WireDecision, Message, Outcome as WireOutcome, Promote, Promoted,
 };
 use std::collections::VecDeque;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use towline_block::{GroupName, Position};
 use towline_control::report::ReportContext;
 use towline_control::{
-    Action, Attempt, Cutover, CutoverReport, Decision, Event, Outcome, PauseInput,
+    Action, Attempt, Cutover, CutoverReport, Decision, Event, Outcome, PauseInput, State,
     forecast_pause_ms,
 };
 use towline_journal::GroupDir;
@@ -35,6 +34,14 @@ pub(super) const STALLED: &str = "the target has what was shipped and applies no
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// How often progress is reported while draining.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Longest wait for the proxy where nothing is lost by giving up: before anybody is held, and
+/// for a release, which it does itself at the hold's deadline.
+const PROXY_ANSWER_MAX: Duration = Duration::from_secs(4);
+/// What an answer to a hold or a seal gets beyond the deadline. Later ones are of no use: past
+/// the deadline the attempt is aborted whatever the proxy says.
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+/// Before anybody is held; `towline cutover` knows it.
+const CATCHING_UP: &str = "catching up";
 /// Assumed until measured: from sending a batch to its durable acknowledgement.
 const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(5);
 const FLUSH_ASSUMED: Duration = Duration::from_millis(5);
@@ -52,6 +59,9 @@ pub(crate) struct Driver {
     promoted: bool,
     /// Where the target serves, as it said after all was decided.
     exports: Option<Vec<String>>,
+    /// On which the last hold is still unanswered, taken back behind it: open until the proxy
+    /// has read both.
+    unanswered: Option<Link>,
 }
 
 struct Running {
@@ -73,12 +83,21 @@ struct Running {
     ended_after: Option<Duration>,
     forecast_pause_ms: Option<u64>,
     source_epoch: u32,
-    replies: Option<Sender<ControlReply>>,
+    caller: Option<Caller>,
+    unanswered: Option<Link>,
 }
 
 impl Driver {
     pub fn new(group: GroupName, dir: GroupDir) -> Driver {
-        Driver { group, dir, catching_up: None, running: None, promoted: false, exports: None }
+        Driver {
+            group,
+            dir,
+            catching_up: None,
+            running: None,
+            promoted: false,
+            exports: None,
+            unanswered: None,
+        }
     }
 
     pub fn is_running(&self) -> bool {
@@ -101,8 +120,7 @@ impl Driver {
 
     pub fn order(&mut self, order: Order, feed: Option<&Feed>, stream: &Stream) {
         if let Some(report) = taken_over(&self.dir, self.exports.clone().or(stream.exports())) {
-            let _ = order.replies.send(ControlReply::Done(report));
-            return;
+            return order.caller.say(ControlReply::Done(report));
         }
         let refusal = if self.is_running() {
             Some("another cutover of the group is on its way")
@@ -116,19 +134,38 @@ impl Driver {
             Some("the target cannot be reached")
         } else if stream.stalled_for() >= STALLED_AFTER {
             Some(STALLED)
+        } else if feed.is_some_and(|feed| feed.reader.get(Counter::Whole) == 0) {
+            Some(
+                "there is no point yet: the baseline or a resync is still on its way; \
+                 `towline status` says how far",
+            )
         } else {
-            match feed {
-                None => Some("the proxy cannot be reached"),
-                Some(feed) if feed.reader.get(Counter::Whole) == 0 => Some(
-                    "there is no point yet: the baseline or a resync is still on its way; \
-                     `towline status` says how far",
-                ),
-                Some(_) => None,
-            }
+            None
         };
-        match refusal {
-            Some(why) => self.refuse(&order, None, why.to_owned()),
-            None => self.catching_up = Some((Instant::now(), order)),
+        if let Some(why) = refusal {
+            return self.refuse(&order, None, why.to_owned());
+        }
+        // Said before it is looked whether the caller is there: see `control::pass_on`.
+        let phase = CATCHING_UP.to_owned();
+        order.caller.say(ControlReply::Progress { phase, backlog_bytes: 0 });
+        if order.caller.has_left() {
+            return dropped();
+        }
+        let answers = match feed {
+            None => Err("the shipper could not attach to it yet".to_owned()),
+            Some(_) => probe(&self.dir).map_err(|error| error.to_string()),
+        };
+        match answers {
+            Ok(()) => self.catching_up = Some((Instant::now(), order)),
+            Err(why) => {
+                let what = format!(
+                    "the proxy of group {} does not answer ({why}): nothing was begun, the guest \
+                     was not held",
+                    self.group
+                );
+                tracing::warn!("cutover: {what}");
+                order.caller.say(ControlReply::Unreachable(what));
+            }
         }
     }
 
@@ -144,7 +181,7 @@ impl Driver {
         };
         let report = CutoverReport::new(context, Outcome::Aborted { reason });
         tracing::info!(reason = %report.reason, "cutover refused");
-        let _ = order.replies.send(ControlReply::Done(report));
+        order.caller.say(ControlReply::Done(report));
     }
 
     /// A group that was sealed before this shipper started.
@@ -210,7 +247,7 @@ impl Driver {
         self.begin_when_caught_up(cut, stream, meter);
         let Some(running) = &mut self.running else { return };
         running.observe(cut, stream);
-        while let Some(event) = running.events.pop_front() {
+        while let Some(event) = running.next_event() {
             let actions = running.machine.step(running.began.elapsed(), event);
             running.carry_out(actions, &self.dir, stream);
         }
@@ -222,13 +259,17 @@ impl Driver {
 
     fn begin_when_caught_up(&mut self, cut: Option<u64>, stream: &Stream, meter: &Meter) {
         let Some((since, order)) = &self.catching_up else { return };
+        if order.caller.has_left() {
+            self.catching_up = None;
+            return dropped();
+        }
         let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
         // A hold right after the start waits for the first rate: it is to have a forecast.
         let has_forecast = backlog == 0 || meter.durable_rate > 0.0;
         let caught_up = backlog <= CAUGHT_UP_BYTES && stream.is_nearly_applied() && has_forecast;
         if !caught_up && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
-            let phase = "catching up".to_owned();
-            let _ = order.replies.send(ControlReply::Progress { phase, backlog_bytes: backlog });
+            let phase = CATCHING_UP.to_owned();
+            order.caller.say(ControlReply::Progress { phase, backlog_bytes: backlog });
             return;
         }
         let Some((_, order)) = self.catching_up.take() else { return };
@@ -256,13 +297,14 @@ impl Driver {
         let attempt = Attempt(rand::random());
         let (machine, actions) = Cutover::start(Duration::ZERO, attempt, order.max_pause);
         let epoch = epoch_of(&self.dir);
-        let mut running = Running::new(machine, Some(order.replies), forecast, epoch);
+        let mut running = Running::new(machine, Some(order.caller), forecast, epoch);
         running.carry_out(actions, &self.dir, stream);
         self.running = Some(running);
     }
 
     fn finish(&mut self) {
-        let Some(running) = self.running.take() else { return };
+        let Some(mut running) = self.running.take() else { return };
+        self.unanswered = running.unanswered.take().or(self.unanswered.take());
         let Some(outcome) = running.outcome else { return };
         self.promoted |= matches!(outcome, Outcome::Promoted { .. });
         let pause = running.ended_after.unwrap_or_default();
@@ -278,8 +320,8 @@ impl Driver {
         };
         let report = CutoverReport::new(context, outcome);
         tracing::info!(outcome = ?report.outcome, pause_ms = report.pause_ms, reason = %report.reason, "cutover ended");
-        if let Some(replies) = running.replies {
-            let _ = replies.send(ControlReply::Done(report));
+        if let Some(caller) = running.caller {
+            caller.say(ControlReply::Done(report));
         }
     }
 
@@ -288,12 +330,12 @@ impl Driver {
         let waiting = self
             .running
             .take()
-            .and_then(|r| r.replies)
-            .or_else(|| self.catching_up.take().map(|(_, order)| order.replies));
-        if let Some(replies) = waiting {
+            .and_then(|r| r.caller)
+            .or_else(|| self.catching_up.take().map(|(_, order)| order.caller));
+        if let Some(caller) = waiting {
             let why = "the shipper was stopped; the proxy lifts a hold by itself, a seal is \
                        resolved when the shipper runs again";
-            let _ = replies.send(ControlReply::Refused(why.into()));
+            caller.say(ControlReply::Refused(why.into()));
         }
     }
 }
@@ -301,7 +343,7 @@ impl Driver {
 impl Running {
     fn new(
         machine: Cutover,
-        replies: Option<Sender<ControlReply>>,
+        caller: Option<Caller>,
         forecast_pause_ms: Option<u64>,
         source_epoch: u32,
     ) -> Running {
@@ -322,8 +364,20 @@ impl Running {
             ended_after: None,
             forecast_pause_ms,
             source_epoch,
-            replies,
+            caller,
+            unanswered: None,
         }
+    }
+
+    /// What happened next. Whoever asked and hung up before the seal has taken the request back;
+    /// after it the receiver decides.
+    fn next_event(&mut self) -> Option<Event> {
+        let is_open = matches!(self.machine.state(), State::Holding | State::Draining { .. });
+        let has_failed = matches!(self.events.front(), Some(Event::HoldFailed(_)));
+        if is_open && !has_failed && self.caller.as_ref().is_some_and(Caller::has_left) {
+            return Some(Event::OperatorAbort);
+        }
+        self.events.pop_front()
     }
 
     fn decided(&mut self, decision: &WireDecision) {
@@ -371,8 +425,8 @@ impl Running {
     }
 
     fn say(&self, phase: &str, backlog_bytes: u64) {
-        if let Some(replies) = &self.replies {
-            let _ = replies.send(ControlReply::Progress { phase: phase.to_owned(), backlog_bytes });
+        if let Some(caller) = &self.caller {
+            caller.say(ControlReply::Progress { phase: phase.to_owned(), backlog_bytes });
         }
     }
 
@@ -385,16 +439,13 @@ impl Running {
     fn carry_out_one(&mut self, action: Action, dir: &GroupDir, stream: &Stream) {
         match action {
             Action::Hold { attempt, max } => {
-                let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
-                let event = match ask(dir, &Request::Hold { attempt: attempt.0, max_ms }) {
-                    Ok(Reply::Held { seq }) => Event::Held(towline_block::Seq(seq)),
-                    Ok(other) => Event::HoldFailed(unexpected(&other).to_string()),
-                    Err(error) => Event::HoldFailed(error.to_string()),
-                };
+                self.say("stopping writes", 0);
+                let event = self.hold(attempt, max, dir);
                 self.events.push_back(event);
             }
             Action::Release { attempt } => {
-                if let Err(error) = ask(dir, &Request::Release { attempt: attempt.0 }) {
+                let request = Request::Release { attempt: attempt.0 };
+                if let Err(error) = ask(dir, PROXY_ANSWER_MAX, &request) {
                     tracing::warn!("{error}: the proxy lifts the hold at its own deadline");
                 }
             }
@@ -403,7 +454,9 @@ impl Running {
                 self.say("holding", 0);
             }
             Action::Seal { attempt } => {
-                let event = match ask(dir, &Request::Seal { attempt: attempt.0 }) {
+                let left = self.machine.next_tick().unwrap_or_default();
+                let wait = answer_wait(left.saturating_sub(self.began.elapsed()));
+                let event = match ask(dir, wait, &Request::Seal { attempt: attempt.0 }) {
                     Ok(Reply::Sealed { seq }) => {
                         let at = stream.ack().position;
                         Event::Sealed(Position { seq: towline_block::Seq(seq), ..at })
@@ -445,13 +498,32 @@ impl Running {
         }
     }
 
+    /// A hold that is not answered in time may still come to be: it is taken back behind it, on
+    /// the same link, or a proxy that goes on would hold its guest for nobody.
+    fn hold(&mut self, attempt: Attempt, max: Duration, dir: &GroupDir) -> Event {
+        let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+        let mut link = match connect(dir, answer_wait(max)) {
+            Ok(link) => link,
+            Err(error) => return Event::HoldFailed(error.to_string()),
+        };
+        match link.call(&Request::Hold { attempt: attempt.0, max_ms }) {
+            Ok((Reply::Held { seq }, _)) => Event::Held(towline_block::Seq(seq)),
+            Ok((other, _)) => Event::HoldFailed(unexpected(&other).to_string()),
+            Err(error) => {
+                let _ = link.send(&Request::Release { attempt: attempt.0 }, &[]);
+                self.unanswered = Some(link);
+                Event::HoldFailed(from_journal(error).to_string())
+            }
+        }
+    }
+
     /// Repeats decisions until the proxy has confirmed them.
     fn tell_proxy(&mut self, dir: &GroupDir) {
         if Instant::now() < self.tell_at {
             return;
         }
         while let Some(request) = self.to_tell.front() {
-            match ask(dir, request) {
+            match ask(dir, LINK_ANSWER_MAX, request) {
                 Ok(Reply::Ok) => {
                     self.to_tell.pop_front();
                 }
@@ -482,9 +554,30 @@ pub fn taken_over(dir: &GroupDir, exports: Option<Vec<String>>) -> Option<Cutove
     Some(CutoverReport::already(state.group.to_string(), promoted.epoch, exports))
 }
 
-/// One question on a link of its own: the cutover does not depend on the feed's.
-fn ask(dir: &GroupDir, request: &Request) -> Result<Reply> {
-    let mut link = Link::connect(&dir.proxy_socket()).map_err(from_journal)?;
-    link.set_timeout(Some(LINK_ANSWER_MAX)).map_err(from_journal)?;
-    Ok(link.call(request).map_err(from_journal)?.0)
+fn dropped() {
+    tracing::info!("cutover dropped: whoever asked for it has hung up; nobody was held");
 }
+
+/// Whether the proxy answers, down to its I/O threads: a release of nothing does nothing.
+fn probe(dir: &GroupDir) -> Result<()> {
+    ask(dir, PROXY_ANSWER_MAX, &Request::Release { attempt: 0 }).map(drop)
+}
+
+/// How long an answer that has to come within `left` is waited for.
+fn answer_wait(left: Duration) -> Duration {
+    left.saturating_add(ANSWER_MARGIN).min(LINK_ANSWER_MAX)
+}
+
+/// One question on a link of its own: the cutover does not depend on the feed's.
+fn ask(dir: &GroupDir, wait: Duration, request: &Request) -> Result<Reply> {
+    Ok(connect(dir, wait)?.call(request).map_err(from_journal)?.0)
+}
+
+fn connect(dir: &GroupDir, wait: Duration) -> Result<Link> {
+    let link = Link::connect(&dir.proxy_socket()).map_err(from_journal)?;
+    link.set_timeout(Some(wait)).map_err(from_journal)?;
+    Ok(link)
+}
+
+#[cfg(test)]
+mod tests;
