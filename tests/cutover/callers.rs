@@ -83,7 +83,7 @@ fn a_stopped_proxy_is_told_while_the_shipper_waits_for_it() {
     assert!(guest.wait_for_acks(50, PATIENCE));
     rig.freeze(Process::Proxy);
     let began = Instant::now();
-    assert_unanswered(began, cutover(&rig, "1s"), "the");
+    assert_unanswered(began, cutover(&rig, "1s"), "the proxy of group");
     rig.resume(Process::Proxy);
     assert!(guest.wait_for_acks(100, PATIENCE), "{:?}", guest.progress());
     assert_eq!(guest.cutover_pause(), None, "the guest is at the source");

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+use towline_block::GroupName;
 use towline_control::CutoverReport;
 
 /// Longest request line.
@@ -108,7 +109,12 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 /// Serves clients, until the stream stops.
-pub(crate) fn serve(listener: UnixListener, orders: &Sender<Order>, stream: &Stream) {
+pub(crate) fn serve(
+    listener: UnixListener,
+    orders: &Sender<Order>,
+    stream: &Stream,
+    group: &GroupName,
+) {
     let open = AtomicUsize::new(0);
     // Their ends follow the drain's: it drops all callers.
     std::thread::scope(|scope| {
@@ -133,7 +139,7 @@ pub(crate) fn serve(listener: UnixListener, orders: &Sender<Order>, stream: &Str
             let started = std::thread::Builder::new().name("ship-client".into()).spawn_scoped(
                 scope,
                 move || {
-                    if let Err(e) = serve_client(&Arc::new(client), orders) {
+                    if let Err(e) = serve_client(&Arc::new(client), orders, group) {
                         tracing::debug!("a control client left: {e}");
                     }
                     open.fetch_sub(1, Ordering::Relaxed);
@@ -147,7 +153,11 @@ pub(crate) fn serve(listener: UnixListener, orders: &Sender<Order>, stream: &Str
     });
 }
 
-fn serve_client(client: &Arc<UnixStream>, orders: &Sender<Order>) -> std::io::Result<()> {
+fn serve_client(
+    client: &Arc<UnixStream>,
+    orders: &Sender<Order>,
+    group: &GroupName,
+) -> std::io::Result<()> {
     client.set_read_timeout(Some(CLIENT_WAIT_MAX))?;
     client.set_write_timeout(Some(CLIENT_WAIT_MAX))?;
     let mut line = String::new();
@@ -168,7 +178,7 @@ fn serve_client(client: &Arc<UnixStream>, orders: &Sender<Order>) -> std::io::Re
     if orders.send(order).is_err() {
         return answer(client, &ControlReply::Refused("the shipper is stopping".into()));
     }
-    let served = pass_on(client, &answers, asked);
+    let served = pass_on(client, &answers, asked, group);
     // The drain may still have the other half: to it the caller has left from here on.
     let _ = client.shutdown(Shutdown::Both);
     served
@@ -180,6 +190,7 @@ fn pass_on(
     client: &UnixStream,
     answers: &Receiver<ControlReply>,
     asked: ControlReply,
+    group: &GroupName,
 ) -> std::io::Result<()> {
     let asked_at = Instant::now();
     let (mut last, mut said_at) = (asked, Instant::now());
@@ -212,14 +223,18 @@ fn pass_on(
                     answer(client, &reply)?;
                     last = reply;
                 }
-                Err(_) => return answer(client, &ControlReply::Unreachable(HELD_UP.into())),
+                Err(_) => return answer(client, &held_up(group)),
             }
         }
     }
 }
 
-const HELD_UP: &str = "the shipper is held up by something that does not answer, most likely the \
-                       proxy: nothing was begun; `towline status` shows who runs";
+fn held_up(group: &GroupName) -> ControlReply {
+    ControlReply::Unreachable(format!(
+        "the proxy of group {group} does not answer, or its disk: the shipper is held up by it; \
+         nothing was begun"
+    ))
+}
 
 fn is_same_phase(one: &ControlReply, other: &ControlReply) -> bool {
     match (one, other) {
@@ -247,7 +262,7 @@ mod tests {
         (&client).write_all(b"{\"cutover\":{\"max_pause_ms\":1000}}\n").unwrap();
         let (orders, incoming) = channel();
         let thread = std::thread::spawn(move || {
-            let _ = serve_client(&Arc::new(served), &orders);
+            let _ = serve_client(&Arc::new(served), &orders, &"g".parse().unwrap());
         });
         (client, incoming, thread)
     }
@@ -305,7 +320,7 @@ mod tests {
         (&client).write_all(b"{\"cutover\":{\"max_pause_ms\":1000}}\n").unwrap();
         drop(client);
         let (orders, incoming) = channel();
-        assert!(serve_client(&Arc::new(served), &orders).is_err());
+        assert!(serve_client(&Arc::new(served), &orders, &"g".parse().unwrap()).is_err());
         assert!(matches!(incoming.try_recv(), Err(TryRecvError::Empty)));
     }
 }

@@ -133,9 +133,9 @@ impl Shipper {
         let (orders, incoming) = std::sync::mpsc::channel();
         let listener = control::listen(&control)?;
         let mut threads = Vec::new();
-        let for_control = stream.clone();
+        let (for_control, group) = (stream.clone(), config.group.clone());
         threads.push(spawn("ship-control", move || {
-            control::serve(listener, &orders, &for_control);
+            control::serve(listener, &orders, &for_control, &group);
         })?);
         let (for_session, session_config, session_dir) =
             (stream.clone(), config.clone(), dir.clone());
