@@ -120,6 +120,18 @@ fn a_ring_more_than_half_full_is_spilled_by_itself_and_the_ladder_comes_back() {
     lab.assert_identical();
 }
 
+/// Of the last step that went past the journal, once it is noted.
+fn why_to_the_map(lab: &Lab) -> String {
+    let mut why = String::new();
+    until("it is on the map", || {
+        let steps = load_steps(&lab.group_dir().steps_path());
+        why =
+            steps.last().filter(|s| s.to == Rung::Map).map_or(String::new(), |s| s.reason.clone());
+        !why.is_empty()
+    });
+    why
+}
+
 #[test]
 fn a_full_spill_goes_to_the_map_and_comes_back_by_heal() {
     let mut lab = lab(1);
@@ -140,9 +152,12 @@ fn a_full_spill_goes_to_the_map_and_comes_back_by_heal() {
     let journal = lab.journal().clone();
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
     assert!(journal.get(Counter::SpillUsedBytes) <= SEGMENT_BYTES);
+    until("it is told to be full", || journal.get(Counter::SpillFault) == 2);
+    assert!(why_to_the_map(&lab).ends_with("the spill is full"), "{}", why_to_the_map(&lab));
     lab.drain();
     lab.assert_identical();
     assert_eq!(journal.get(Counter::Whole), 1);
+    until("it has room again", || journal.get(Counter::SpillFault) == 0);
 }
 
 #[test]
@@ -214,9 +229,12 @@ fn a_disk_that_fails_leads_to_the_map_and_is_used_again_when_it_works() {
         }
     }
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
-    std::fs::remove_file(&folder).unwrap();
+    assert!(why_to_the_map(&lab).ends_with("cannot be written"), "{}", why_to_the_map(&lab));
     lab.drain();
     lab.assert_identical();
+    assert_eq!(journal.get(Counter::SpillFault), 1);
+    std::fs::remove_file(&folder).unwrap();
+    until("it is seen to work again", || journal.get(Counter::SpillFault) == 0);
     write_mib(&lab, 8);
     assert_eq!(journal.get(Counter::SpillFault), 0);
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
