@@ -54,7 +54,7 @@ pub struct Args {
     /// What a flush waits for besides the source.
     #[arg(long, value_enum, default_value_t)]
     durability: Durability,
-    /// Disk for changes that the journal in memory cannot hold, or a block device for them alone; 0: none [default: 16G or 1/4 of what is free in the state directory, the least].
+    /// Disk for changes that the journal in memory cannot hold, or a block device for them alone; 0: none. Taken in whole segments of 64M, the rest of SIZE is not used: 160M is 128M, less than 64M none. A segment is used again once the target has all of it, and each start of the proxy begins a new one: less than 128M makes no sense [default: 16G or 1/4 of what is free in the state directory, the least].
     #[arg(long, value_name = "SIZE|DEVICE", value_parser = config::spill_arg)]
     spill: Option<SpillPlace>,
     /// Take that device whatever it holds now.

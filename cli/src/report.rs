@@ -3,8 +3,11 @@
 //!
 //! Sizes are bytes; suffixes carry the unit. `null` means "not known yet".
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use towline_journal::spill::{Rung, Step};
+
+/// In place of a number that only the ring tells while there is none: `null` in JSON.
+pub const NOT_KNOWN: u64 = u64::MAX;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct StatusReport {
@@ -21,15 +24,23 @@ pub struct GroupStatus {
     pub state: String,
     pub epoch: u32,
     pub incarnation: u32,
+    #[serde(serialize_with = "or_null")]
     pub head_seq: u64,
+    #[serde(serialize_with = "or_null")]
     pub done_seq: u64,
+    #[serde(serialize_with = "or_null")]
     pub durable_seq: u64,
+    #[serde(serialize_with = "or_null")]
     pub acked_seq: u64,
     pub point_seq: Option<u64>,
+    #[serde(serialize_with = "or_null")]
     pub lag_bytes: u64,
+    /// NaN, `null` in JSON: not known.
     pub lag_s: f64,
     pub ring_bytes: u64,
+    #[serde(serialize_with = "or_null")]
     pub ring_used_bytes: u64,
+    #[serde(serialize_with = "or_null")]
     pub spill_used_bytes: u64,
     pub spill_bytes: u64,
     /// On disk of a ring that was lost: shipped before anything else.
@@ -41,6 +52,7 @@ pub struct GroupStatus {
     pub ladder_steps: u64,
     /// The last of them, also of the rings before, oldest first.
     pub ladder: Vec<LadderStep>,
+    #[serde(serialize_with = "or_null")]
     pub map_set_bytes: u64,
     /// The part of `map_set_bytes` that is compared with the target before it is sent.
     pub map_suspect_bytes: u64,
@@ -61,6 +73,11 @@ pub struct GroupStatus {
     pub volumes: Vec<VolumeStatus>,
     pub processes: Vec<ProcessStatus>,
     pub last_error: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands fields over so")]
+fn or_null<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(*value).filter(|value| *value != NOT_KNOWN).serialize(serializer)
 }
 
 /// A group's export onto transport devices.
@@ -179,13 +196,14 @@ pub struct InspectReport {
     pub group: String,
     pub epoch: u32,
     pub incarnation: u32,
-    pub head_seq: u64,
-    pub done_seq: u64,
-    pub durable_seq: u64,
-    pub acked_seq: u64,
+    /// `None`, as the others: without the ring it is not known.
+    pub head_seq: Option<u64>,
+    pub done_seq: Option<u64>,
+    pub durable_seq: Option<u64>,
+    pub acked_seq: Option<u64>,
     pub state: String,
     pub volumes: Vec<VolumeStatus>,
-    pub records: u64,
+    pub records: Option<u64>,
     pub oldest_age_s: Option<f64>,
     pub ring_file: String,
 }

@@ -6,7 +6,7 @@
 use crate::config;
 use crate::exit::{Exit, unreachable};
 use crate::output;
-use crate::report::{GroupStatus, ProcessStatus, Rate, Shipping, StatusReport};
+use crate::report::{GroupStatus, NOT_KNOWN, ProcessStatus, Rate, Shipping, StatusReport};
 use crate::table::{self, Table};
 use crate::view;
 use std::path::PathBuf;
@@ -54,10 +54,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 fn describe(group: &GroupStatus) -> String {
     let mut lines = Table::default();
-    lines.row(
-        "position",
-        format!("epoch {}, incarnation {}, seq {}", group.epoch, group.incarnation, group.head_seq),
-    );
+    let head = match group.head_seq {
+        NOT_KNOWN => "not known".to_owned(),
+        seq => seq.to_string(),
+    };
+    let (epoch, incarnation) = (group.epoch, group.incarnation);
+    lines.row("position", format!("epoch {epoch}, incarnation {incarnation}, seq {head}"));
     match group.role {
         "target" => target_rows(group, &mut lines),
         _ => source_rows(group, &mut lines),
@@ -105,10 +107,11 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         None => "no point yet: the target is not usable before the baseline is done".into(),
     };
     lines.row("point", point);
-    lines.row(
-        "lag",
-        format!("{} behind, {}", format_size(group.lag_bytes), table::duration(group.lag_s)),
-    );
+    let lag = match group.lag_bytes {
+        NOT_KNOWN => "not known: the ring that told is lost".to_owned(),
+        bytes => format!("{} behind, {}", format_size(bytes), table::duration(group.lag_s)),
+    };
+    lines.row("lag", lag);
     let baseline = &group.baseline;
     if baseline.total_bytes > 0 && baseline.done_bytes < baseline.total_bytes {
         let rate = baseline.rate_bytes_per_s.map_or_else(|| "standing still".into(), table::rate);
@@ -125,11 +128,14 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
             ),
         );
     }
-    lines.row(
-        "ring",
-        format!("{} of {} used", format_size(group.ring_used_bytes), format_size(group.ring_bytes)),
-    );
-    if group.spill_used_bytes > 0 || group.spill_written_bytes > 0 {
+    let ring = match group.ring_used_bytes {
+        NOT_KNOWN => "not known".to_owned(),
+        used => format!("{} of {} used", format_size(used), format_size(group.ring_bytes)),
+    };
+    lines.row("ring", ring);
+    if group.spill_used_bytes == NOT_KNOWN {
+        lines.row("spill", "not known: `towline journal inspect` tells which records are there");
+    } else if group.spill_used_bytes > 0 || group.spill_written_bytes > 0 {
         lines.row(
             "spill",
             format!(
@@ -146,10 +152,11 @@ fn source_rows(group: &GroupStatus, lines: &mut Table) {
         let bytes = format_size(group.history_bytes);
         lines.row("history", format!("{bytes} on disk of a ring that was lost, shipped first"));
     }
-    lines.row(
-        "to copy",
-        format!("{} of changed blocks wait in the map", format_size(group.map_set_bytes)),
-    );
+    let to_copy = match group.map_set_bytes {
+        NOT_KNOWN => "not known".to_owned(),
+        bytes => format!("{} of changed blocks wait in the map", format_size(bytes)),
+    };
+    lines.row("to copy", to_copy);
     if group.map_suspect_bytes > 0 {
         let text = format!("{} of them, before any is sent", format_size(group.map_suspect_bytes));
         lines.row("to compare", text);

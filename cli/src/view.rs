@@ -3,13 +3,15 @@
 
 use crate::exit::unreachable;
 use crate::report::{
-    Baseline, DeviceStatus, DiskWritten, GroupStatus, InspectReport, LadderStep, Percentiles,
-    ProcessStatus, Rate, Shipping, VolumeStatus,
+    Baseline, DeviceStatus, DiskWritten, GroupStatus, InspectReport, LadderStep, NOT_KNOWN,
+    Percentiles, ProcessStatus, Rate, Shipping, VolumeStatus,
 };
 use std::path::Path;
+use towline_block::size::format_size;
 use towline_block::{BLOCK_BYTES, GroupName};
 use towline_journal::inspect::GroupView;
 use towline_journal::progress::{Figure, Progress};
+use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::spill::{Rung, load_steps};
 use towline_journal::state::GroupDir;
 use towline_journal::{format::Counter, unix_now_ns};
@@ -94,32 +96,35 @@ fn source_status(view: &GroupView, device: Option<DeviceStatus>) -> GroupStatus 
     let map_blocks = view.get(Counter::DirtyBlocks) + view.get(Counter::ClaimedBlocks);
     let map_set_bytes = map_blocks * BLOCK_BYTES;
     let ring_used_bytes = view.ring_used_bytes();
+    let of_ring = |value| if view.has_ring() { value } else { NOT_KNOWN };
     GroupStatus {
         group: state.group.to_string(),
         role: "source",
         state: state_word(view).into(),
         epoch: state.epoch,
         incarnation: state.incarnation,
-        head_seq: view.get(Counter::Head),
-        done_seq: view.get(Counter::Done),
-        durable_seq: view.get(Counter::Acked),
-        acked_seq: view.get(Counter::Acked),
+        head_seq: of_ring(view.get(Counter::Head)),
+        done_seq: of_ring(view.get(Counter::Done)),
+        durable_seq: of_ring(view.get(Counter::Acked)),
+        acked_seq: of_ring(view.get(Counter::Acked)),
         point_seq: (figure(Figure::HasPoint) == 1).then(|| figure(Figure::PointSeq)),
-        lag_bytes: ring_used_bytes
-            + view.get(Counter::SpillUsedBytes)
-            + view.get(Counter::HistoryBytes)
-            + map_set_bytes,
-        lag_s: lag_s(view, map_set_bytes),
+        lag_bytes: of_ring(
+            ring_used_bytes
+                + view.get(Counter::SpillUsedBytes)
+                + view.get(Counter::HistoryBytes)
+                + map_set_bytes,
+        ),
+        lag_s: if view.has_ring() { lag_s(view, map_set_bytes) } else { f64::NAN },
         ring_bytes: view.ring_payload_bytes(),
-        ring_used_bytes,
-        spill_used_bytes: view.get(Counter::SpillUsedBytes),
+        ring_used_bytes: of_ring(ring_used_bytes),
+        spill_used_bytes: of_ring(view.get(Counter::SpillUsedBytes)),
         spill_bytes: view.get(Counter::SpillBytes),
         history_bytes: view.get(Counter::HistoryBytes),
         spill_written_bytes: view.get(Counter::SpillPayloadBytes),
         disk_written: disk_written(view),
         ladder_steps: view.get(Counter::LadderSteps),
         ladder: ladder(view),
-        map_set_bytes,
+        map_set_bytes: of_ring(map_set_bytes),
         map_suspect_bytes: view.get(Counter::SuspectBlocks) * BLOCK_BYTES,
         device,
         lacking_bytes: 0,
@@ -263,29 +268,59 @@ fn volumes(view: &GroupView) -> Vec<VolumeStatus> {
 
 fn last_error(view: &GroupView) -> Option<String> {
     let shipper = view.progress.as_ref().and_then(Progress::error);
-    shipper.or_else(|| {
+    let worse = shipper.or_else(|| {
         let error = view.ring_error.as_ref()?;
         Some(format!(
             "the ring is not usable ({error}): start `towline proxy`, which makes a new one; everything \
              is then compared with the target"
         ))
-    })
+    });
+    // A target that is away fills the spill: one does not hide the other.
+    let errors: Vec<_> = worse.into_iter().chain(spill_fault(view)).collect();
+    (!errors.is_empty()).then(|| errors.join("; also: "))
+}
+
+/// What is wrong with the spill, what that means, and what to do.
+fn spill_fault(view: &GroupView) -> Option<String> {
+    let fault = view.get(Counter::SpillFault);
+    let means = "changes that the ring cannot hold go to the change map, and no point is made until \
+                 the target has caught up";
+    match (fault, &view.state.spill) {
+        (0, _) => None,
+        (2, _) => Some(format!(
+            "the spill is full ({}): {means}; if that happens often, start the proxy with a larger \
+             --spill",
+            format_size(view.get(Counter::SpillBytes))
+        )),
+        (_, Some(device)) => Some(format!(
+            "the spill's device {} cannot be used: {means}; the proxy's log says why; make it work \
+             and, if it was missing, start the proxy again",
+            device.path.display()
+        )),
+        (_, None) => Some(format!(
+            "the spill in {} cannot be written: {means}; the proxy's log says why; make room on that \
+             disk (it takes {} at a time) or repair it: the proxy tries again every second",
+            view.dir.spill_path().display(),
+            format_size(SEGMENT_BYTES)
+        )),
+    }
 }
 
 /// `towline journal inspect`.
 pub fn inspect(view: &GroupView) -> InspectReport {
     let pending = view.pending();
+    let of_ring = |value| view.has_ring().then_some(value);
     InspectReport {
         group: view.state.group.to_string(),
         epoch: view.state.epoch,
         incarnation: view.state.incarnation,
-        head_seq: view.get(Counter::Head),
-        done_seq: view.get(Counter::Done),
-        durable_seq: view.get(Counter::Acked),
-        acked_seq: view.get(Counter::Acked),
+        head_seq: of_ring(view.get(Counter::Head)),
+        done_seq: of_ring(view.get(Counter::Done)),
+        durable_seq: of_ring(view.get(Counter::Acked)),
+        acked_seq: of_ring(view.get(Counter::Acked)),
         state: state_word(view).into(),
         volumes: volumes(view),
-        records: (pending.end() + 1).saturating_sub(*pending.start()),
+        records: of_ring((pending.end() + 1).saturating_sub(*pending.start())),
         oldest_age_s: oldest_age_s(view),
         ring_file: view.state.ring.path.display().to_string(),
     }

@@ -3,7 +3,7 @@
 use crate::DISK_BYTES;
 use serde_json::Value;
 use towline_tests::rig::Process;
-use towline_tests::{Rig, args};
+use towline_tests::{Rig, Status, args};
 
 const STATES: [&str; 8] =
     ["baseline", "live", "spill", "map", "resync", "cutover", "sealed", "promoted"];
@@ -137,4 +137,78 @@ fn a_new_target_of_an_old_group_is_at_its_baseline() {
     assert!(status.0["point_seq"].is_null(), "{}", status.0);
     rig.towline(args!["throttle", &rig.group, "--state", rig.state(), "--reset"]).exits(0);
     rig.wait_live();
+}
+
+#[test]
+fn with_the_ring_lost_what_it_alone_told_is_not_known() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_all();
+    rig.wait_drained();
+    rig.kill(Process::Ship);
+    rig.client("disk0").write(0, &[1; 4096]).unwrap();
+    let ring = rig.ring_path();
+    rig.kill(Process::Proxy);
+    std::fs::remove_file(ring).unwrap();
+    let status = rig.status().0;
+    let of_ring = ["head_seq", "done_seq", "durable_seq", "acked_seq", "lag_bytes", "lag_s"];
+    for key in of_ring.into_iter().chain(["ring_used_bytes", "spill_used_bytes", "map_set_bytes"]) {
+        assert!(status.get(key).is_some_and(Value::is_null), "{key}: {status}");
+    }
+    assert!(status["last_error"].as_str().is_some_and(|e| e.contains("towline proxy")), "{status}");
+    let text = rig.towline(args!["status", "--state", rig.state()]).ok();
+    assert!(text.contains("seq not known"), "{text}");
+    let row = |label: &str| text.lines().find(|line| line.trim_start().starts_with(label));
+    for label in ["lag ", "ring ", "spill ", "to copy "] {
+        assert!(row(label).is_some_and(|line| line.contains("not known")), "{label}: {text}");
+    }
+    let inspect = args!["journal", "inspect", rig.state()];
+    let text = rig.towline(inspect.clone()).ok();
+    for row in ["not known (last number given)", "not known (durable", "not known waiting"] {
+        assert!(text.contains(row), "{row}: {text}");
+    }
+    let inspect = rig.towline([inspect, args!["--json"]].concat()).json();
+    for key in &of_ring[..4] {
+        assert!(inspect.get(*key).is_some_and(Value::is_null), "{key}: {inspect}");
+    }
+    rig.start_proxy();
+    assert_keys(&rig.status().0);
+    assert!(rig.status().head_seq() > 0);
+}
+
+#[test]
+fn what_is_wrong_with_the_spill_is_the_last_error_beside_what_the_shipper_says() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    rig.start_all();
+    rig.wait_drained();
+    let error = |status: &Status| status.0["last_error"].as_str().unwrap_or_default().to_owned();
+    let spill = rig.state().join(&rig.group).join("spill");
+    std::fs::write(&spill, "in the way").unwrap();
+    rig.kill(Process::Receive);
+    let mut client = rig.client("disk0");
+    // More than the ring holds.
+    for n in 0..80 {
+        client.write((n % 60) << 18, &vec![n as u8 + 1; 1 << 18]).unwrap();
+    }
+    let status = rig.wait_status("told of spill and network", |status| {
+        let error = error(status);
+        error.contains("cannot be written") && error.contains("; also: the spill in ")
+    });
+    assert!(error(&status).contains("make room on that disk (it takes 64.0 MiB"), "{}", status.0);
+    let text = rig.towline(args!["status", "--state", rig.state()]).ok();
+    assert!(text.contains("the proxy tries again every second"), "{text}");
+    let reason = |status: &Status| {
+        let step = status.0["ladder"].as_array().and_then(|steps| steps.last().cloned());
+        step.unwrap_or_default()["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    rig.wait_status("on the map for the right reason", |status| {
+        reason(status).ends_with("the spill cannot be written")
+    });
+    std::fs::remove_file(&spill).unwrap();
+    rig.wait_status("told of the network alone", |status| {
+        let error = error(status);
+        !error.is_empty() && !error.contains("spill")
+    });
+    rig.start_receive();
+    let status = rig.wait_drained();
+    assert!(!error(&status).contains("spill"), "{}", status.0);
 }

@@ -180,16 +180,19 @@ fn describe(report: &Report) -> String {
     lines.row("state", pinned.state.clone());
     lines.row("epoch", pinned.epoch.to_string());
     lines.row("incarnation", pinned.incarnation.to_string());
-    lines.row("head", format!("{} (last number given)", pinned.head_seq));
-    lines.row("done", format!("{} (all up to here have their outcome)", pinned.done_seq));
-    lines.row("acked", format!("{} (durable at the target)", pinned.acked_seq));
+    let number = |seq: Option<u64>| seq.map_or_else(|| "not known".into(), |seq| seq.to_string());
+    lines.row("head", format!("{} (last number given)", number(pinned.head_seq)));
+    let done = number(pinned.done_seq);
+    lines.row("done", format!("{done} (all up to here have their outcome)"));
+    lines.row("acked", format!("{} (durable at the target)", number(pinned.acked_seq)));
     if !report.counters_sound {
         lines.row("", "damaged: these counters contradict each other");
     }
     let age = pinned
         .oldest_age_s
         .map_or_else(String::new, |s| format!(", the oldest {} old", table::duration(s)));
-    lines.row("records", format!("{} waiting for the target{age}", pinned.records));
+    let records = number(pinned.records);
+    lines.row("records", format!("{records} waiting for the target{age}"));
     lines.row("ring", pinned.ring_file.clone());
     if let Some(error) = &report.ring_error {
         // Nothing that follows is known.

@@ -259,7 +259,7 @@ fn group_samples(journal: &Journal) -> Vec<Sample> {
         ),
         Sample::gauge(
             "towline_spill_fault",
-            "1 while the spill cannot be written.",
+            "0 while the spill works, 1 while it cannot be written, 2 while it is full.",
             get(Counter::SpillFault) as f64,
         ),
         Sample::gauge(

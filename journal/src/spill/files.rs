@@ -81,13 +81,32 @@ impl Pen {
         };
         // Without one, or when the target has all of it already, its headers tell.
         let Some(trailer) = trailer else { return Ok(()) };
-        let mut storage = vec![0; trailer.len() + PAGE_BYTES as usize];
+        self.write_at(current, SPANS_END, &trailer, driver)
+    }
+
+    /// Whether the current segment can be written, found out where it holds nothing yet.
+    pub(super) fn try_segment(&mut self, driver: &mut Option<Driver>) -> Result<bool> {
+        if let Some(current) = self.current.as_ref().filter(|current| current.offset == 0) {
+            self.write_at(current, 0, &[0; SPAN_ALIGN as usize], driver)?;
+        }
+        Ok(true)
+    }
+
+    /// Writes whole pages into a segment, beside its spans.
+    fn write_at(
+        &self,
+        current: &Current,
+        offset: u64,
+        bytes: &[u8],
+        driver: &mut Option<Driver>,
+    ) -> Result<()> {
+        let mut storage = vec![0; bytes.len() + PAGE_BYTES as usize];
         let address = storage.as_ptr().addr();
         let start = address.next_multiple_of(PAGE_BYTES as usize) - address;
-        storage[start..start + trailer.len()].copy_from_slice(&trailer);
-        let (at, file) = (current.base + SPANS_END, segment_file(&self.spill, current.file));
-        durable::about(Event::WriteAt { file: &file, at, bytes: &trailer });
-        let window = Window::new(storage, start, trailer.len());
+        storage[start..start + bytes.len()].copy_from_slice(bytes);
+        let (at, file) = (current.base + offset, segment_file(&self.spill, current.file));
+        durable::about(Event::WriteAt { file: &file, at, bytes });
+        let window = Window::new(storage, start, bytes.len());
         let what = format!("cannot write {}", self.spill.store.name(current.file));
         let op = Op::Write(current.fd.clone(), at, window);
         let driver = made(driver)?;
@@ -96,7 +115,7 @@ impl Pen {
             completion.result.map_err(|e| Error::io(what.clone(), e))?;
         }
         let written = self.owner.ring.counter(Counter::SpillWrittenBytes);
-        written.fetch_add(trailer.len() as u64, Ordering::Relaxed);
+        written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use super::layout::SEGMENT_BYTES;
 use super::runs::{self, Run};
 use super::span::Built;
 use super::store::Store;
+use super::stretch::Stretches;
 use super::touched::{Touched, TouchedSet};
 use super::{Durability, SpillOptions};
 use crate::format::Counter;
@@ -32,6 +33,8 @@ pub struct Segment {
     pub last_ns: u64,
     /// Its records without the gaps.
     pub runs: Vec<Run>,
+    /// What its records are in bytes and time.
+    pub stretches: Stretches,
     pub touched: TouchedSet,
 }
 
@@ -47,6 +50,7 @@ impl Segment {
             first_ns: 0,
             last_ns: 0,
             runs: Vec::new(),
+            stretches: Stretches::default(),
             touched: TouchedSet::default(),
         }
     }
@@ -57,6 +61,7 @@ impl Segment {
         }
         (self.last_seq, self.last_ns) = (span.last_seq, span.unix_ns);
         self.bytes += span.bytes;
+        self.stretches.push(span);
         runs::push(&mut self.runs, Run { first: span.first_seq, last: span.last_seq });
         self.touched.extend(span.touched);
     }
@@ -68,6 +73,8 @@ pub struct SpanFigures<'a> {
     pub last_seq: u64,
     pub bytes: u64,
     pub unix_ns: u64,
+    /// Time of its last record; where that is not known, of its first.
+    pub last_ns: u64,
     pub touched: &'a [Touched],
 }
 
@@ -78,6 +85,7 @@ impl<'a> SpanFigures<'a> {
             last_seq: built.last_seq,
             bytes: built.bytes as u64,
             unix_ns: built.unix_ns,
+            last_ns: built.last_ns,
             touched: &built.touched,
         }
     }
@@ -116,26 +124,21 @@ impl Segments {
         self.live.len() + self.history.len() >= segments_max as usize
     }
 
-    /// Bytes that hold records above `acked`, a segment that is partly acknowledged in
-    /// proportion.
+    /// Bytes that hold records above `acked`.
     fn used_bytes(&self, acked: u64) -> u64 {
-        self.live.iter().map(|segment| left_of(segment, acked, segment.bytes)).sum()
+        let used = |segment: &Segment| match segment.first_seq > acked {
+            true => segment.bytes,
+            false => segment.stretches.bytes_above(acked),
+        };
+        self.live.iter().map(used).sum()
     }
 
     /// About the time of the oldest record above `acked`; 0 without one.
     fn oldest_ns(&self, acked: u64) -> u64 {
-        let Some(front) = self.live.iter().find(|segment| segment.last_seq > acked) else {
-            return 0;
-        };
-        let age = front.last_ns.saturating_sub(front.first_ns);
-        front.last_ns.saturating_sub(left_of(front, acked, age))
+        let mut oldest =
+            self.live.iter().filter_map(|segment| segment.stretches.oldest_ns_above(acked));
+        oldest.next().unwrap_or(0)
     }
-}
-
-fn left_of(segment: &Segment, acked: u64, whole: u64) -> u64 {
-    let count = segment.last_seq + 1 - segment.first_seq.min(segment.last_seq + 1);
-    let left = segment.last_seq.saturating_sub(acked).min(count);
-    (u128::from(whole) * u128::from(left) / u128::from(count.max(1))) as u64
 }
 
 /// What comes of looking for room.

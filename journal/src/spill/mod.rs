@@ -24,6 +24,7 @@ mod service;
 mod span;
 mod steps;
 mod store;
+mod stretch;
 mod touched;
 mod trailer;
 mod walk;

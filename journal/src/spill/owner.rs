@@ -24,7 +24,8 @@ pub struct Owner {
 impl Owner {
     /// A step was taken; `spills`: the group has a spill.
     pub(super) fn step(&self, from: Rung, to: Rung, fill_percent: u64, spills: bool) {
-        let reason = step_reason(from, to, spills);
+        let fault = spills.then(|| self.ring.get(Counter::SpillFault));
+        let reason = step_reason(from, to, fault);
         tracing::info!(group = %self.group, ?from, ?to, fill_percent, "{reason}");
         // Noted first: who sees the rung sees the step.
         let step =
@@ -43,8 +44,8 @@ impl Owner {
     }
 }
 
-/// Sentence for the log and for people.
-fn step_reason(from: Rung, to: Rung, spills: bool) -> &'static str {
+/// Sentence for the log and for people; `fault` is the spill's, if there is one.
+fn step_reason(from: Rung, to: Rung, fault: Option<u64>) -> &'static str {
     match (from, to) {
         (Rung::Ring, Rung::Spill) => {
             "the target lags: the ring is more than half full, its oldest records go to disk"
@@ -54,10 +55,15 @@ fn step_reason(from: Rung, to: Rung, spills: bool) -> &'static str {
         }
         (Rung::Map, Rung::Ring) => "healed: the journal holds every change, in memory",
         (Rung::Map, Rung::Spill) => "healed: the journal holds every change, in memory and on disk",
-        (_, Rung::Map) if spills => {
-            "changes bypass the journal until HEAL: the spill is full, or the target begins anew"
-        }
-        (_, Rung::Map) => "changes bypass the journal until HEAL: there is no spill",
+        (_, Rung::Map) => match fault {
+            None => "changes bypass the journal until HEAL: there is no spill",
+            Some(1) => "changes bypass the journal until HEAL: the spill cannot be written",
+            Some(2) => "changes bypass the journal until HEAL: the spill is full",
+            _ => {
+                "changes bypass the journal until HEAL: the ring was full before the spill had taken \
+                 enough, a write failed, or the target begins anew"
+            }
+        },
         _ => "no step",
     }
 }

@@ -246,6 +246,19 @@ impl Pen {
         self.owner.ring.set(Counter::SpillFault, 0);
     }
 
+    /// With nothing to write: whether a fault is over. Who waits for the disk wants to know,
+    /// and who looks at the figures.
+    fn look_at_fault(&mut self, driver: &mut Option<Driver>) -> Result<()> {
+        let is_over = match self.retry_at {
+            Some(_) => self.open_segment(driver)? && self.try_segment(driver)?,
+            None => self.full && self.spill.has_room(),
+        };
+        if is_over {
+            self.recovered();
+        }
+        Ok(())
+    }
+
     /// One look at ring and wishes, and at most one round of writes.
     fn turn(&mut self, driver: &mut Option<Driver>) -> Result<Next> {
         let ring = self.owner.ring.clone();
@@ -270,6 +283,7 @@ impl Pen {
             return Ok(Next::Again);
         }
         self.sync_if_wanted(driver)?;
+        self.look_at_fault(driver)?;
         self.prepare(driver);
         if upto > done {
             return Ok(Next::Pause(UNFINISHED_PAUSE));
@@ -307,7 +321,8 @@ impl Pen {
     /// Arms the appender's wake-up and says how to wait.
     fn rest(&mut self, waits: bool) -> Next {
         let ring = &self.owner.ring;
-        let looks = waits || self.ladder.rung() != Rung::Ring;
+        let is_faulty = self.retry_at.is_some() || self.full;
+        let looks = waits || is_faulty || self.ladder.rung() != Rung::Ring;
         self.spill.watches_acks.store(looks, Ordering::SeqCst);
         let mut cursor = self.owner.cursor.lock();
         let percent = self.ladder.start_percent();

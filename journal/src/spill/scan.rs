@@ -305,6 +305,7 @@ impl FileFound {
             last_seq: header.last_seq.get(),
             bytes: u64::from(header.span_bytes.get()),
             unix_ns: header.unix_ns.get(),
+            last_ns: header.unix_ns.get(),
             touched: &head.touched,
         });
         self.spans += 1;

@@ -35,6 +35,7 @@ pub struct SpanBuilder {
     first_seq: u64,
     last_seq: u64,
     unix_ns: u64,
+    last_ns: u64,
     pub payload_bytes: u64,
 }
 
@@ -46,7 +47,9 @@ pub struct Built {
     pub touched: Vec<Touched>,
     pub first_seq: u64,
     pub last_seq: u64,
+    /// Times of its first and its last record.
     pub unix_ns: u64,
+    pub last_ns: u64,
     pub payload_bytes: u64,
 }
 
@@ -67,6 +70,7 @@ impl SpanBuilder {
             first_seq: 0,
             last_seq: 0,
             unix_ns: 0,
+            last_ns: 0,
             payload_bytes: 0,
         }
     }
@@ -93,7 +97,7 @@ impl SpanBuilder {
         if self.records == 0 {
             (self.first_seq, self.unix_ns) = (record.seq, record.unix_ns);
         }
-        self.last_seq = record.seq;
+        (self.last_seq, self.last_ns) = (record.seq, record.unix_ns);
         self.records += 1;
         self.body_bytes += bytes;
         self.payload_bytes += payload as u64;
@@ -152,6 +156,7 @@ impl SpanBuilder {
             first_seq: self.first_seq,
             last_seq: self.last_seq,
             unix_ns: self.unix_ns,
+            last_ns: self.last_ns,
             payload_bytes: self.payload_bytes,
         }
     }

@@ -6,6 +6,7 @@ use super::index::Segment;
 use super::layout::*;
 use super::runs::Run;
 use super::span::{Place, SpanHead};
+use super::stretch::Stretches;
 use super::touched::TouchedSet;
 use crate::format::SLOT_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
@@ -90,14 +91,17 @@ pub fn parse(bytes: &[u8], first: &SpanHead, file: u32) -> Option<Segment> {
             .map(TouchedEntry::touched)
             .collect::<Vec<_>>(),
     );
+    let (bytes, first_ns, last_ns) =
+        (header.bytes.get(), header.first_ns.get(), header.last_ns.get());
     Some(Segment {
         file,
         serial: header.serial.get(),
         first_seq: header.first_seq.get(),
         last_seq: header.last_seq.get(),
-        bytes: header.bytes.get(),
-        first_ns: header.first_ns.get(),
-        last_ns: header.last_ns.get(),
+        bytes,
+        first_ns,
+        last_ns,
+        stretches: Stretches::of_runs(&runs, bytes, first_ns, last_ns),
         runs,
         touched,
     })

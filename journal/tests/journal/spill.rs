@@ -10,7 +10,7 @@ use towline_block::VolumeId;
 use towline_journal::format::{Counter, RING_BYTES_MIN};
 use towline_journal::spill::layout::SEGMENT_BYTES;
 use towline_journal::spill::{Rung, load_steps};
-use towline_journal::{Begun, Change, Durability, Journal, Outcome, SpillOptions};
+use towline_journal::{Begun, Change, Durability, Journal, Outcome, RingReader, SpillOptions};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -120,6 +120,18 @@ fn a_ring_more_than_half_full_is_spilled_by_itself_and_the_ladder_comes_back() {
     lab.assert_identical();
 }
 
+/// Of the last step that went past the journal, once it is noted.
+fn why_to_the_map(lab: &Lab) -> String {
+    let mut why = String::new();
+    until("it is on the map", || {
+        let steps = load_steps(&lab.group_dir().steps_path());
+        why =
+            steps.last().filter(|s| s.to == Rung::Map).map_or(String::new(), |s| s.reason.clone());
+        !why.is_empty()
+    });
+    why
+}
+
 #[test]
 fn a_full_spill_goes_to_the_map_and_comes_back_by_heal() {
     let mut lab = lab(1);
@@ -140,9 +152,12 @@ fn a_full_spill_goes_to_the_map_and_comes_back_by_heal() {
     let journal = lab.journal().clone();
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
     assert!(journal.get(Counter::SpillUsedBytes) <= SEGMENT_BYTES);
+    until("it is told to be full", || journal.get(Counter::SpillFault) == 2);
+    assert!(why_to_the_map(&lab).ends_with("the spill is full"), "{}", why_to_the_map(&lab));
     lab.drain();
     lab.assert_identical();
     assert_eq!(journal.get(Counter::Whole), 1);
+    until("it has room again", || journal.get(Counter::SpillFault) == 0);
 }
 
 #[test]
@@ -214,9 +229,12 @@ fn a_disk_that_fails_leads_to_the_map_and_is_used_again_when_it_works() {
         }
     }
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
-    std::fs::remove_file(&folder).unwrap();
+    assert!(why_to_the_map(&lab).ends_with("cannot be written"), "{}", why_to_the_map(&lab));
     lab.drain();
     lab.assert_identical();
+    assert_eq!(journal.get(Counter::SpillFault), 1);
+    std::fs::remove_file(&folder).unwrap();
+    until("it is seen to work again", || journal.get(Counter::SpillFault) == 0);
     write_mib(&lab, 8);
     assert_eq!(journal.get(Counter::SpillFault), 0);
     assert_eq!(journal.get(Counter::Breaks), breaks + 1);
@@ -347,4 +365,67 @@ fn a_break_without_a_full_ring_is_noted_too() {
     lab.drain();
     until("it is healed", || journal.get(Counter::Rung) == 0);
     assert_eq!(journal.get(Counter::LadderSteps), steps + 2);
+}
+
+/// The target is away more than once: its records go on in the segment of the first time,
+/// whose records it has, and what it took from memory meanwhile is not on disk.
+#[test]
+fn bytes_and_age_of_what_waits_on_disk_are_true_whenever_the_spill_is_used() {
+    let mut lab = lab(4);
+    write_mib(&lab, 4);
+    lab.drain();
+    for round in 0..1000u64 {
+        let _ = lab.write(0, round * 512 % SIZE, &[round as u8 | 1; 512], End::Done);
+        if round % 50 == 49 {
+            lab.ship(1);
+        }
+    }
+    lab.drain();
+    pause(1500);
+    write_slowly(&lab, 8);
+    assert_told(&lab);
+    for share in [4, 3, 2] {
+        let journal = lab.journal();
+        let (acked, spilled) = (journal.get(Counter::Acked), journal.get(Counter::Spilled));
+        journal.ack(acked + (spilled - acked) / share, 0);
+        assert_told(&lab);
+    }
+    lab.open();
+    assert_told(&lab);
+    // Without anything between the last use and this one.
+    let journal = lab.journal();
+    journal.ack(journal.get(Counter::Spilled), 0);
+    assert_told(&lab);
+    pause(1500);
+    write_slowly(&lab, 4);
+    assert_told(&lab);
+}
+
+fn pause(ms: u64) {
+    std::thread::park_timeout(Duration::from_millis(ms));
+}
+
+fn write_slowly(lab: &Lab, mib: u64) {
+    for _ in 0..mib {
+        write_mib(lab, 1);
+        pause(100);
+    }
+}
+
+/// Holds the spill's figures against the records themselves.
+fn assert_told(lab: &Lab) {
+    let journal = lab.journal();
+    let reader = RingReader::open(journal.ring_file()).unwrap().with_spill(lab.spill_store());
+    let (acked, spilled) = (journal.get(Counter::Acked), journal.get(Counter::Spilled));
+    let (mut payload, mut oldest) = (Vec::new(), None);
+    for seq in acked + 1..=spilled {
+        let record = reader.read(seq, &mut payload).unwrap();
+        oldest = oldest.or(Some(record.unix_ns));
+    }
+    let bytes = payload.len() as u64;
+    let (told, told_ns) =
+        (journal.get(Counter::SpillUsedBytes), journal.get(Counter::SpillOldestNs));
+    let slack = bytes / 20 + (128 << 10) * u64::from(bytes > 0);
+    assert!(told.abs_diff(bytes) <= slack, "{told} bytes told, {bytes} there");
+    assert!(told_ns.abs_diff(oldest.unwrap_or(0)) < 300_000_000, "{told_ns}, not {oldest:?}");
 }
