@@ -65,6 +65,8 @@ struct Inner {
     /// Smoothed times from the cut to durable and to applied, seconds.
     durable_s: Option<f64>,
     applied_s: Option<f64>,
+    /// The shortest time to durable: what no cutover goes below, whatever was slow lately.
+    least_s: Option<f64>,
     /// Frames that follow all batches of the window.
     messages: VecDeque<Message>,
     news: VecDeque<News>,
@@ -225,6 +227,7 @@ impl Inner {
             applied_at: Instant::now(),
             cut_at: VecDeque::new(),
             durable_s: None,
+            least_s: None,
             applied_s: None,
             messages: VecDeque::new(),
             news: VecDeque::new(),
@@ -249,6 +252,7 @@ impl Inner {
             && let Some(seconds) = age(&self.cut_at, ack.number)
         {
             blend(&mut self.durable_s, seconds);
+            self.least_s = Some(self.least_s.map_or(seconds, |least| least.min(seconds)));
             self.sizing.acked(now, ack.stream_bytes, Duration::from_secs_f64(seconds));
         }
         if ack.applied > self.ack.applied

@@ -66,6 +66,11 @@ impl Stream {
         self.lock().durable_s.map(Duration::from_secs_f64)
     }
 
+    /// The shortest that it ever took.
+    pub fn least_round_trip(&self) -> Option<Duration> {
+        self.lock().least_s.map(Duration::from_secs_f64)
+    }
+
     /// From durable to applied, as of late.
     pub fn apply_time(&self) -> Option<Duration> {
         let inner = self.lock();

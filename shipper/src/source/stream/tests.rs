@@ -213,3 +213,18 @@ fn a_target_stalls_from_when_it_has_what_it_does_not_apply() {
     lab.stream.lost();
     assert_eq!(lab.stream.stalled_for(), Duration::ZERO);
 }
+
+#[test]
+fn the_shortest_round_trip_outlives_a_slow_one() {
+    let (lab, sent) = Lab::fed(2);
+    let ack = |number: u64| {
+        let sealed = &sent[number as usize - 1];
+        let (position, stream_bytes) = (position(number), sealed.stream_bytes);
+        lab.stream.acked(Ack { number, position, stream_bytes, ..Ack::default() });
+        lab.stream.least_round_trip().unwrap()
+    };
+    let first = ack(1);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(ack(2), first);
+    assert!(lab.stream.round_trip().unwrap() > first);
+}
