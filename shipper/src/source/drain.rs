@@ -337,9 +337,12 @@ impl Drain {
         let is_stalled = self.stream.stalled_for() >= STALLED_AFTER;
         if is_stalled != self.is_stalled {
             self.is_stalled = is_stalled;
-            progress.set_error(if is_stalled { STALLED } else { "" });
             if is_stalled {
                 tracing::warn!("{STALLED}");
+                progress.set_error(STALLED);
+            } else if progress.error().as_deref() == Some(STALLED) {
+                // What went wrong since stays: a lost connection ends a stall, too.
+                progress.set_error("");
             }
         }
         let Some(feed) = &mut self.feed else {
