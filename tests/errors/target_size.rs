@@ -25,8 +25,8 @@ fn a_target_of_another_size_is_refused_with_both_sizes_and_nothing_is_written() 
     }
 }
 
-#[test]
-fn a_volume_without_a_target_is_refused_by_name() {
+/// A receiver without a target for the second volume, and the shipper that it has refused.
+fn refused() -> (Rig, Daemon) {
     let mut rig = Rig::new(2, DISK_BYTES);
     rig.start_proxy();
     let all = rig.volumes.clone();
@@ -36,20 +36,19 @@ fn a_volume_without_a_target_is_refused_by_name() {
     let mut ship = Daemon::start(&rig.ship_args());
     let line = ship.line_within(PATIENCE, |line| line.contains("disk1"));
     assert!(line.is_some(), "nothing about disk1 from {ship}");
+    (rig, ship)
+}
+
+#[test]
+fn a_volume_without_a_target_is_refused_by_name() {
+    let (mut rig, ship) = refused();
     drop(ship);
     crate::assert_serves(&mut rig);
 }
 
 #[test]
 fn a_shipper_that_was_refused_goes_on_by_itself_when_the_receiver_was_put_right() {
-    let mut rig = Rig::new(2, DISK_BYTES);
-    rig.start_proxy();
-    let all = rig.volumes.clone();
-    rig.volumes.pop();
-    rig.start_receive();
-    rig.volumes = all;
-    let mut ship = Daemon::start(&rig.ship_args());
-    assert!(ship.line_within(PATIENCE, |line| line.contains("disk1")).is_some(), "{ship}");
+    let (mut rig, mut ship) = refused();
     rig.terminate(Process::Receive);
     rig.start_receive();
     assert!(ship.line_within(PATIENCE, |line| line.contains("connected")).is_some(), "{ship}");
