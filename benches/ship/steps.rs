@@ -4,7 +4,7 @@ use crate::content::{BATCH_BYTES, blocks, chain, fill};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use towline_block::crc32c;
-use towline_shipper::BatchHash;
+use towline_shipper::Digest;
 use towline_shipper::batch::{Batch, BatchView, Encoder, GroupKey, KeyId, Keyring, Method};
 
 /// Each step is run for so long; the median counts.
@@ -17,7 +17,7 @@ pub fn measure() {
     let blocks = blocks();
     let plain = fill(&blocks, 1, STRIDE, Vec::new()).encode(&chain(), 1).bytes;
     timed("crc32c", || black_box(crc32c(black_box(&plain))));
-    timed("hash (BLAKE3-256)", || black_box(BatchHash::of(black_box(&plain))));
+    timed("hash (BLAKE3-256)", || black_box(Digest::of(black_box(&plain))));
     let mut memory = Vec::new();
     timed("build: copy into the batch", || {
         let batch = fill(&blocks, 1, STRIDE, std::mem::take(&mut memory));

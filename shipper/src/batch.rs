@@ -21,7 +21,7 @@ pub use encode::{Encoder, Gains, Sealed};
 pub use header::{encoded_len, number_of};
 pub use key::{GroupKey, KEY_BYTES, KEY_ID_BYTES, KeyId, Keyring, SALT_BYTES, TAG_BYTES};
 pub use layout::{HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, VERSION};
-pub use open::Batch;
+pub use open::{Batch, check};
 pub use pack::{Method, UNIT_BYTES, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
 pub use view::BatchView;
 

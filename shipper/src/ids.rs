@@ -66,15 +66,11 @@ hex_id!(SessionId, 16, "One run of a shipper against one target; random.");
 hex_id!(KeyId, 16, "Names a group key, so that keys can follow one another; not secret.");
 hex_id!(SetId, 16, "One export of a group onto transport devices; random.");
 hex_id!(Digest, 32, "BLAKE3-256 of the bytes of a file that another one names.");
-hex_id!(BatchHash, 32, "BLAKE3 of a whole encoded batch. All zero: before the first batch.");
+hex_id!(BatchHash, 32, "What a batch is known by in the chain. All zero: before the first batch.");
 
 impl BatchHash {
     /// What the first batch of a target names as its predecessor.
     pub const NONE: BatchHash = BatchHash([0; 32]);
-
-    pub fn of(encoded: &[u8]) -> BatchHash {
-        BatchHash(*blake3::hash(encoded).as_bytes())
-    }
 }
 
 impl Digest {

@@ -152,7 +152,7 @@ fn a_batch_with_right_checksums_and_wrong_meaning_is_refused() {
         let error = BatchView::parse(&forged(change)).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error}");
     }
-    let newer = forged(|h, _| h.version = 3.into());
+    let newer = forged(|h, _| h.version = 4.into());
     assert_eq!(BatchView::parse(&newer).unwrap_err().kind(), ErrorKind::TooNew);
 }
 

@@ -3,14 +3,14 @@
 use std::mem::offset_of;
 use towline_block::{Epoch, Incarnation, Position, Seq, VolumeId, crc32c};
 use towline_shipper::batch::{
-    Batch, BatchBuilder, BatchView, Chain, GroupKey, Header, KeyId, Keyring, Op, OpEntry,
+    self, Batch, BatchBuilder, BatchView, Chain, GroupKey, Header, KeyId, Keyring, Op, OpEntry,
 };
 use towline_shipper::device::{MapHeader, PackMap};
 use towline_shipper::receiver::{MarkHeader, Point, PreImage, Stream};
 use towline_shipper::store::{At, ObjectHeader, ObjectKind};
 use towline_shipper::wire::{Ack, AckLayout, FrameHeader, FrameKind, Message, write_message};
 use towline_shipper::{BatchHash, Digest, GroupUuid, SessionId};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const BATCH_DOC: &str = include_str!("../../docs/formats/batch.md");
 const WIRE_DOC: &str = include_str!("../../docs/formats/wire.md");
@@ -130,10 +130,12 @@ fn every_batch_that_the_document_shows_reads_back() {
     let long = b"hello".repeat(60);
     for (after, payload) in [
         ("as it is:", &hello),
+        ("The same in format 2:", &hello),
         ("in format 1:", &hello),
         ("one unit of lz4:", &long),
         ("one unit of zstd:", &long),
         ("and 32 bytes 44", &hello),
+        ("Sealed so in format 2:", &hello),
     ] {
         let bytes = shown(BATCH_DOC, after);
         let batch = Batch::open(bytes, &keys).expect(after);
@@ -141,7 +143,38 @@ fn every_batch_that_the_document_shows_reads_back() {
         let write = Op::Write { volume: VolumeId(1), offset: 4096, payload };
         assert_eq!(ops, [(Seq(7), write)], "{after}");
         let in_place = BatchView::parse(batch.bytes()).is_ok();
-        assert_eq!(in_place, payload.len() == 5 && !after.contains("44"), "{after}");
+        assert_eq!(in_place, payload.len() == 5 && !batch.is_sealed(), "{after}");
+    }
+}
+
+/// Hash by hash as the document says what each is of.
+#[test]
+fn the_hash_is_of_what_the_document_says() {
+    let sealed = |after: &str| after.contains("44") || after.contains("Sealed");
+    for (after, covers_all) in [
+        ("as it is:", false),
+        ("one unit of lz4:", false),
+        ("one unit of zstd:", false),
+        ("and 32 bytes 44", true),
+        ("The same in format 2:", true),
+        ("Sealed so in format 2:", true),
+        ("in format 1:", true),
+    ] {
+        let mut bytes = shown(BATCH_DOC, after);
+        let (header, _) = Header::read_from_prefix(&bytes).unwrap();
+        let tables = size_of::<Header>() + header.stored_bytes.get() as usize;
+        let expected = match covers_all {
+            true => blake3::hash(&bytes),
+            false => blake3::hash(&[&bytes[..size_of::<Header>()], &bytes[tables..]].concat()),
+        };
+        let hash = BatchHash(*expected.as_bytes());
+        assert_eq!(batch::check(&bytes).unwrap(), hash, "{after}");
+        // Data that is damaged is found, hashed or not, and without the key.
+        bytes[size_of::<Header>()] ^= 1;
+        match batch::check(&bytes) {
+            Ok(now) => assert!(sealed(after) && now != hash, "{after}"),
+            Err(error) => assert!(!sealed(after), "{after}: {error}"),
+        }
     }
 }
 
@@ -246,7 +279,7 @@ fn the_device_document_names_every_field_where_it_lies() {
 #[test]
 fn the_device_document_shows_these_bytes() {
     let map = PackMap {
-        batches: vec![(300, BatchHash([0x33; 32]))],
+        batches: vec![(300, Digest([0x33; 32]))],
         touched: vec![(1, 4, 2).into()],
         covered: vec![(1, 4, 1).into()],
     };

@@ -7,11 +7,12 @@
 use super::Kind;
 use super::build::{BatchBuilder, Chain, Parts};
 use super::bytes_after;
+use super::header;
 use super::key::{GroupKey, KEY_ID_BYTES, SALT_BYTES, TAG_BYTES};
 use super::layout::{self, HEADER_BYTES, Header, MAGIC, VERSION};
 use super::pack::{Method, Packer, UNIT_BYTES};
 use crate::error::Result;
-use crate::ids::BatchHash;
+use crate::ids::{BatchHash, Digest};
 use towline_block::checksum::crc32c_of;
 use towline_block::crc32c;
 use towline_block::{Extent, Position, VolumeId};
@@ -26,6 +27,7 @@ const SPARE_MAX: usize = 4;
 pub struct Sealed {
     pub bytes: Vec<u8>,
     pub hash: BatchHash,
+    pub is_sealed: bool,
     pub number: u64,
     /// Position of the stream after this batch.
     pub position: Position,
@@ -42,6 +44,13 @@ pub struct Sealed {
     pub gains: Gains,
     /// The ranges that it changes, where the encoder was asked to tell.
     pub touches: Vec<(VolumeId, Extent)>,
+}
+
+impl Sealed {
+    /// Of all its bytes.
+    pub fn digest(&self) -> Digest {
+        if self.is_sealed { Digest(self.hash.0) } else { Digest::of(&self.bytes) }
+    }
 }
 
 /// What coalescing and compressing made of the payloads of one batch, bytes.
@@ -113,7 +122,7 @@ impl Encoder {
         let payload_bytes = batch.data_bytes() as u64;
         let coalesced_bytes = batch.coalesce() as u64;
         let mut parts = batch.into_parts();
-        let mut header = header(&parts, chain, created_unix_ns);
+        let mut header = header_of(&parts, chain, created_unix_ns);
         let units = self.pack(&mut parts, &mut header)?;
         let touches = if self.tells_touches { touches(&parts) } else { Vec::new() };
         let (whole, ends_in_seal) = (wholeness(&parts), ends_in_seal(&parts));
@@ -127,7 +136,8 @@ impl Encoder {
         }
         let stored_bytes = header.stored_bytes.get().into();
         Ok(Sealed {
-            hash: BatchHash::of(&bytes),
+            hash: header::hash(&header, &header::shape(&header), &bytes),
+            is_sealed: self.key.is_some(),
             number: chain.number + 1,
             position: parts.position,
             claims_upto: parts.claims_upto,
@@ -186,7 +196,7 @@ fn ends_in_seal(parts: &Parts) -> bool {
     last.is_some_and(|op| op.kind == layout::OP_SEAL && op.seq.get() == parts.position.seq.0)
 }
 
-fn header(parts: &Parts, chain: &Chain, created_unix_ns: u64) -> Header {
+fn header_of(parts: &Parts, chain: &Chain, created_unix_ns: u64) -> Header {
     let data_bytes = (parts.buf.len() - HEADER_BYTES) as u32;
     Header {
         magic: MAGIC,

@@ -4,11 +4,12 @@
 use super::key::{KEY_ID_BYTES, KeyId, SALT_BYTES, TAG_BYTES};
 use super::layout::{
     self, FLAG_SEALED, HEADER_BYTES, Header, MAGIC, OP_BYTES, OpEntry, UNIT_ROW_BYTES, VERSION,
-    VERSION_TABLE_FIRST,
+    VERSION_HASHES_DATA, VERSION_TABLE_FIRST,
 };
 use super::pack::{UNIT_BYTES_MAX, UNIT_BYTES_MIN};
 use super::{BATCH_BYTES_MAX, DATA_BYTES_MAX, OPS_MAX};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::BatchHash;
 use std::ops::Range;
 use towline_block::checksum::crc32c_of;
 use towline_block::crc32c;
@@ -70,7 +71,7 @@ pub(super) fn check_whole(header: &Header, len: usize) -> Result<Shape> {
 }
 
 /// Of a header that passed its checks: all sizes are within limits.
-fn shape(header: &Header) -> Shape {
+pub(super) fn shape(header: &Header) -> Shape {
     let ops = header.op_count.get() as usize * OP_BYTES;
     let data = header.data_bytes.get() as usize;
     let is_packed = header.compression != layout::COMPRESSION_NONE;
@@ -98,6 +99,20 @@ fn shape(header: &Header) -> Shape {
         is_packed,
         is_sealed,
     }
+}
+
+/// What the next batch names as its predecessor. Data in the open is under the checksums of
+/// its rows, and these are hashed; of what is sealed everything is, so that it can be checked
+/// without the key.
+pub(super) fn hash(header: &Header, shape: &Shape, bytes: &[u8]) -> BatchHash {
+    let mut hasher = blake3::Hasher::new();
+    if shape.is_sealed || header.version.get() <= VERSION_HASHES_DATA {
+        hasher.update(bytes);
+    } else {
+        let tables = HEADER_BYTES + shape.stored.end;
+        hasher.update(bytes.split_at(HEADER_BYTES).0).update(bytes.split_at(tables).1);
+    }
+    BatchHash(*hasher.finalize().as_bytes())
 }
 
 /// The tables of a body in plain text, checksums included.

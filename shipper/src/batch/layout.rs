@@ -5,7 +5,9 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub const MAGIC: [u8; 8] = *b"TWLBATCH";
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
+/// Still read: its hash covers the data, too.
+pub(crate) const VERSION_HASHES_DATA: u16 = 2;
 /// Still read: the table before the data, nothing compressed, nothing sealed.
 pub(crate) const VERSION_TABLE_FIRST: u16 = 1;
 

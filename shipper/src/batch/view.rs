@@ -50,7 +50,7 @@ impl<'a> BatchView<'a> {
             table: rows.ops,
             data,
             encoded_len: bytes.len(),
-            hash: BatchHash::of(bytes),
+            hash: header::hash(header, &shape, bytes),
         };
         view.check_ops()?;
         Ok(view)

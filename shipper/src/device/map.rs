@@ -4,7 +4,7 @@
 use super::blocks::BlockRun;
 use crate::batch::{BATCH_BYTES_MAX, HEADER_BYTES};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{BatchHash, Digest};
+use crate::ids::Digest;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -54,8 +54,8 @@ const _: () = assert!(size_of::<RunRow>() == 16);
 /// What a pack holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackMap {
-    /// Length and hash of each batch, in order.
-    pub batches: Vec<(u32, BatchHash)>,
+    /// Length and digest of each batch, in order.
+    pub batches: Vec<(u32, Digest)>,
     /// Blocks that any of its operations changes.
     pub touched: Vec<BlockRun>,
     /// Of these: blocks of which it holds all content, whatever was there before.
@@ -79,8 +79,8 @@ impl PackMap {
             pack_bytes: self.pack_bytes().into(),
         };
         let mut bytes = header.as_bytes().to_vec();
-        for (len, hash) in &self.batches {
-            let row = BatchRow { bytes: (*len).into(), hash: hash.0 };
+        for (len, digest) in &self.batches {
+            let row = BatchRow { bytes: (*len).into(), hash: digest.0 };
             bytes.extend_from_slice(row.as_bytes());
         }
         bytes.extend_from_slice(touched.as_bytes());
@@ -118,7 +118,7 @@ impl PackMap {
         let batches = <[BatchRow]>::ref_from_bytes(part(0..batches_end)?).map_err(|_| wrong())?;
         let touched = part(batches_end..touched_end)?;
         let map = PackMap {
-            batches: batches.iter().map(|row| (row.bytes.get(), BatchHash(row.hash))).collect(),
+            batches: batches.iter().map(|row| (row.bytes.get(), Digest(row.hash))).collect(),
             touched: runs(touched, sizes)?,
             covered: runs(part(touched_end..covered_end)?, sizes)?,
         };

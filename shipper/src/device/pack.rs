@@ -6,7 +6,7 @@ use super::folder::{self, Folder};
 use super::map::{PackMap, ROWS_MAX};
 use crate::batch::{Batch, Keyring, Sealed};
 use crate::error::{Error, Result};
-use crate::ids::{BatchHash, GroupUuid};
+use crate::ids::{Digest, GroupUuid};
 use crate::receiver::Stream;
 use crate::receiver::medium::{LogFile, Medium};
 use rustix::fs::{Advice, fadvise};
@@ -23,7 +23,7 @@ pub(crate) struct PackWriter {
     synced: u64,
     /// A write of something else follows beyond this.
     pub bytes_max: u64,
-    batches: Vec<(u32, BatchHash)>,
+    batches: Vec<(u32, Digest)>,
     touched: BlockSet,
     covered: BlockSet,
     pub after: Stream,
@@ -65,7 +65,7 @@ impl PackWriter {
     pub fn push(&mut self, sealed: &Sealed) -> Result<()> {
         self.file.append(&sealed.bytes)?;
         self.bytes += sealed.bytes.len() as u64;
-        self.batches.push((sealed.bytes.len() as u32, sealed.hash));
+        self.batches.push((sealed.bytes.len() as u32, sealed.digest()));
         for (volume, extent) in &sealed.touches {
             self.touched.insert_touched(*volume, *extent);
             if let Some(whole) = self.covered.whole(*volume, *extent) {
@@ -104,7 +104,7 @@ impl PackWriter {
 pub(crate) struct PackReader<'a> {
     file: BufReader<File>,
     path: PathBuf,
-    rest: std::slice::Iter<'a, (u32, BatchHash)>,
+    rest: std::slice::Iter<'a, (u32, Digest)>,
     group: GroupUuid,
     stream: Stream,
 }
@@ -136,12 +136,12 @@ impl<'a> PackReader<'a> {
 
     /// The next batch's bytes, as they were cut; `None` at the end.
     pub fn next_bytes(&mut self) -> Result<Option<Vec<u8>>> {
-        let Some((len, hash)) = self.rest.next() else { return Ok(None) };
+        let Some((len, digest)) = self.rest.next() else { return Ok(None) };
         let mut bytes = vec![0; *len as usize];
         self.file
             .read_exact(&mut bytes)
             .map_err(|e| Error::storage(format!("cannot read {}", self.path.display()), e))?;
-        if BatchHash::of(&bytes) != *hash {
+        if Digest::of(&bytes) != *digest {
             return Err(self.damaged("a batch is not the one that was written"));
         }
         Ok(Some(bytes))

@@ -7,8 +7,9 @@
 use super::bucket::Bucket;
 use super::object::{ObjectHeader, ObjectKind};
 use super::{AHEAD_MAX, OBJECT_BYTES_MAX, OBJECT_HEADER_BYTES, names};
+use crate::batch;
 use crate::error::{Error, Result};
-use crate::ids::{BatchHash, GroupUuid};
+use crate::ids::GroupUuid;
 use crate::receiver::Stream;
 use bytes::Bytes;
 
@@ -81,7 +82,7 @@ impl Objects<'_> {
             return Ok(());
         }
         let batches = header.split(&bytes)?;
-        let hash = batches.last().map(|batch| BatchHash::of(batch));
+        let hash = batches.last().and_then(|bytes| batch::check(bytes).ok());
         if hash == Some(header.after().hash) {
             return Ok(());
         }
