@@ -277,7 +277,7 @@ impl FileDisk {
     /// `offset` are aligned to [`DIRECT_ALIGN`]: no memory of the host is filled with what nobody
     /// will read, and nothing is left to write back. Dear for little: it waits for the disk.
     ///
-    /// One thread may mix both ways: the kernel keeps page cache and disk coherent.
+    /// The kernel keeps page cache and disk coherent where both ways are used in turns, not at once.
     pub fn write_passing(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.check(Extent::new(offset, buf.len() as u64))?;
         let is_aligned = (buf.as_ptr().addr() as u64 | offset).is_multiple_of(DIRECT_ALIGN as u64);

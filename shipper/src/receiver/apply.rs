@@ -357,7 +357,14 @@ impl Apply {
 
 /// Writes a group to the targets; what was compared, with its verdicts.
 fn write(targets: &[Target], group: &[Ready], room: &mut Room) -> Result<Vec<Compared>> {
-    let mut gather = Gather::new(room);
+    std::thread::scope(|scope| gather(targets, group, Gather::new(room, scope)))
+}
+
+fn gather<'env>(
+    targets: &'env [Target],
+    group: &'env [Ready],
+    mut gather: Gather<'_, '_, 'env>,
+) -> Result<Vec<Compared>> {
     let mut verdicts = Vec::new();
     for next in group {
         let view = next.batch.view();

@@ -301,20 +301,19 @@ impl Target {
 
     /// Writes `parts` one behind the other, beginning at `offset`.
     pub fn write_run(&self, offset: u64, parts: &[&[u8]]) -> Result<()> {
-        let (file, mut at) = (self.disk.path(), offset);
+        let mut at = offset;
         for bytes in parts {
-            self.medium.about("write", file, Event::Write { file, offset: at, bytes })?;
+            self.announce(at, bytes)?;
             at += bytes.len() as u64;
         }
         self.disk.write_run(parts, offset)
     }
 
-    /// As [`Target::write`], past the page cache of a file or device where `bytes` and `offset` are
-    /// aligned for that.
-    pub fn write_passing(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    /// Says that `bytes` will be written at `offset`, to whoever watches; the write itself is the
+    /// caller's.
+    pub fn announce(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let file = self.disk.path();
-        self.medium.about("write", file, Event::Write { file, offset, bytes })?;
-        self.disk.write_passing(bytes, offset)
+        self.medium.about("write", file, Event::Write { file, offset, bytes })
     }
 
     pub fn zero(&self, extent: Extent, keep_allocated: bool) -> Result<()> {
