@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod buffer;
 pub mod checksum;
+pub mod copy;
 pub mod device;
 pub mod disk;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod zero;
 pub use blocks::{BLOCK_BYTES, BlockRange};
 pub use buffer::AlignedBuf;
 pub use checksum::crc32c;
+pub use copy::copy;
 pub use device::{Backend, Disk, PlainDisk, Syncer};
 pub use disk::{Access, Cache, DiskKind, FileDisk, Identity, Stamp};
 pub use error::{Error, ErrorKind, Result};

@@ -3,6 +3,7 @@
 
 use super::handshake::{Connection, Stream};
 use super::session::{Ask, Ended, Session};
+use crate::copy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::socket::receive_now;
 use crate::sys::uring::Window;
@@ -159,7 +160,7 @@ impl Client {
             if got == 0 {
                 return Err(nothing());
             }
-            buf[filled..filled + got].copy_from_slice(&ask.into_window().buf[skip..skip + got]);
+            copy(&mut buf[filled..filled + got], &ask.into_window().buf[skip..skip + got]);
             filled += got;
             start += read as u64;
         }

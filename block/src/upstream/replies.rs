@@ -16,6 +16,7 @@ use super::proto::{
     chunk,
 };
 use super::session::{Ask, Ended, Session, Violation, Waiting};
+use crate::copy;
 use std::io;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::{U32, U64};
@@ -89,7 +90,7 @@ impl Session {
             match self.part.step {
                 Step::Data(whose, at, left) => {
                     let now = left.min(bytes.len());
-                    self.waiting(whose)?.space(at, now).copy_from_slice(&bytes[..now]);
+                    copy(self.waiting(whose)?.space(at, now), &bytes[..now]);
                     bytes = &bytes[now..];
                     self.go(Step::Data(whose, at + now, left - now), ended)?;
                 }
@@ -108,7 +109,7 @@ impl Session {
         let part = &mut self.part;
         let needed = part.needed().unwrap_or(0);
         let now = (needed - part.len).min(bytes.len());
-        part.held[part.len..part.len + now].copy_from_slice(&bytes[..now]);
+        copy(&mut part.held[part.len..part.len + now], &bytes[..now]);
         part.len += now;
         // After the magic it is known how much more there is.
         if part.needed() == Some(part.len) {

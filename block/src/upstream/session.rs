@@ -7,6 +7,7 @@ use super::handshake::Terms;
 use super::proto::{REQUEST_MAGIC, RequestFrame, command, command_flag};
 use super::replies::Part;
 use crate::Extent;
+use crate::copy::append;
 use crate::sys::uring::Window;
 use std::io;
 use zerocopy::IntoBytes;
@@ -138,7 +139,7 @@ impl Session {
         };
         self.out.extend_from_slice(frame.as_bytes());
         if let Ask::Write { window, .. } = &ask {
-            self.out.extend_from_slice(&window.buf[window.start..][..extent.len as usize]);
+            append(&mut self.out, &window.buf[window.start..][..extent.len as usize]);
         }
         let slot = id as usize;
         if self.waiting.len() <= slot {

@@ -20,7 +20,7 @@ use crossbeam::channel::Sender;
 use std::io;
 use std::time::Instant;
 use towline_block::sys::uring::{Op, Window};
-use towline_block::{BLOCK_BYTES, Backend, Extent};
+use towline_block::{BLOCK_BYTES, Backend, Extent, copy};
 use towline_journal::{Change, Claim, Durability};
 
 impl Core {
@@ -61,7 +61,7 @@ impl Core {
         if let Kind::Write { .. } = kind {
             let data = &connection.input.unread()[REQUEST_FRAME_BYTES..raw.total_bytes()];
             let range = operation.data_range();
-            operation.buf.as_mut_slice()[range].copy_from_slice(data);
+            copy(&mut operation.buf.as_mut_slice()[range], data);
         }
         let used = if kind.is_read() { Use::Read } else { Use::Change };
         let slot = self.pending.insert(operation);
@@ -178,7 +178,7 @@ impl Core {
                 let head = ReadHead::new(structured, ended.cookie, offset, len32);
                 connection.output.put(head.as_bytes());
                 let data = &ended.buf.as_slice()[ended.data_range()];
-                connection.output.put_space(len).copy_from_slice(data);
+                copy(connection.output.put_space(len), data);
                 return;
             }
             Kind::Write { .. } => {

@@ -6,6 +6,7 @@ use super::layout::{self, HEADER_BYTES, OP_BYTES, OpEntry};
 use super::{Control, DATA_BYTES_MAX, DIGEST_BYTES, Kind, NOTE_BYTES_MAX, OPS_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{BatchHash, GroupUuid, SessionId};
+use towline_block::copy::append;
 use towline_block::{Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
 
 /// Where the next batch goes in the chain.
@@ -285,7 +286,7 @@ impl BatchBuilder {
             return Err(Error::new(ErrorKind::Full, what));
         }
         let at = self.data_bytes() as u32;
-        self.buf.extend_from_slice(payload);
+        append(&mut self.buf, payload);
         Ok(at)
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use towline_block::buffer::DIRECT_ALIGN;
-use towline_block::{AlignedBuf, Extent, VolumeId};
+use towline_block::{AlignedBuf, Extent, VolumeId, copy};
 
 /// At once past the page cache. The kernel makes requests of 1 MiB at most of it.
 const PIECE_BYTES: u64 = 2 << 20;
@@ -181,7 +181,7 @@ fn fill(mut into: &mut [u8], parts: &mut VecDeque<&[u8]>) {
     {
         let (now, later) = part.split_at(part.len().min(into.len()));
         let (filled, free) = into.split_at_mut(now.len());
-        filled.copy_from_slice(now);
+        copy(filled, now);
         into = free;
         if !later.is_empty() {
             parts.push_front(later);

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use towline_block::buffer::DIRECT_ALIGN;
-use towline_block::{AlignedBuf, BLOCK_BYTES, Extent, VolumeName};
+use towline_block::{AlignedBuf, BLOCK_BYTES, Extent, VolumeName, copy};
 
 /// Written at once past the page cache.
 const PIECE_BYTES: usize = 1 << 20;
@@ -209,7 +209,7 @@ impl LogFile {
             let whole = part.len().next_multiple_of(DIRECT_ALIGN);
             let room = piece.as_mut_slice().split_at_mut(whole).0;
             let (data, gap) = room.split_at_mut(part.len());
-            data.copy_from_slice(part);
+            copy(data, part);
             gap.fill(0);
             self.put(piece.as_slice().split_at(whole).0)?;
         }
