@@ -2,8 +2,8 @@
 //!
 //! glibc before 2.40 copies more than about 2 KiB with `rep movsb`. On AMD's processors since Zen 3
 //! that takes 10 to 25 times as long where the destination lies less than 32 bytes behind the
-//! source within their pages (glibc bug 30994): 2 GB/s instead of 55 in the cache. Frames with
-//! headers of a few bytes put payloads exactly there. Shorter copies go another way, at full speed.
+//! source within their pages (glibc bug 30994): 2 GB/s instead of 55 in the cache. Headers
+//! of a few bytes put payloads exactly there. Shorter copies go another way, at full speed.
 
 /// What no version of glibc takes for large.
 const PIECE_BYTES: usize = 2048;

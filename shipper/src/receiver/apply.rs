@@ -357,13 +357,13 @@ impl Apply {
 
 /// Writes a group to the targets; what was compared, with its verdicts.
 fn write(targets: &[Target], group: &[Ready], room: &mut Room) -> Result<Vec<Compared>> {
-    std::thread::scope(|scope| gather(targets, group, Gather::new(room, scope)))
+    std::thread::scope(|scope| write_by(Gather::new(room, scope), targets, group))
 }
 
-fn gather<'env>(
+fn write_by<'env>(
+    mut gather: Gather<'_, '_, 'env>,
     targets: &'env [Target],
     group: &'env [Ready],
-    mut gather: Gather<'_, '_, 'env>,
 ) -> Result<Vec<Compared>> {
     let mut verdicts = Vec::new();
     for next in group {

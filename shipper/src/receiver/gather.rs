@@ -19,7 +19,7 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 use towline_block::buffer::DIRECT_ALIGN;
 use towline_block::{AlignedBuf, Extent, VolumeId, copy};
 
-/// At once past the page cache. The kernel makes requests of 1 MiB at most of it.
+/// At once past the page cache, by a thread that is started for it.
 const PIECE_BYTES: u64 = 2 << 20;
 /// Pieces under way.
 const UNDER_WAY_MAX: usize = 4;
