@@ -14,6 +14,7 @@ mod faults;
 mod guest;
 mod ledger;
 mod oracle;
+mod parts;
 mod persister;
 mod proxy;
 mod receiver;

@@ -8,12 +8,13 @@ mod durable;
 mod link;
 mod start;
 
-pub use link::{Claim, HistoryPart, Link, LinkOp, Reply, Req};
+pub use link::{Claim, Granted, HistoryPart, Link, LinkOp, Reply, Req};
 pub use start::Start;
 
 use crate::activity::Activity;
 use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
 use crate::guest::Request;
+use crate::parts::Parts;
 use crate::persister::Index;
 use crate::ring::{Base, Kind, Pos, RECORD_CELLS_MAX, SLOTS_RESERVED, SlotState};
 use crate::world::{World, Zombie};
@@ -66,7 +67,9 @@ pub struct Proxy {
     pub lock: Option<Owner>,
     pub held: Option<Held>,
     pub link_op: Option<LinkOp>,
-    pub claims: Vec<(u64, Vec<usize>)>,
+    pub claims: Vec<Granted>,
+    /// Of dirty blocks: which cells.
+    pub parts: [Parts; BLOCKS],
     pub activity: Activity,
     pub index: Index,
     /// A flush of the volume's source has failed.
@@ -88,6 +91,7 @@ impl Proxy {
             held: None,
             link_op: None,
             claims: Vec::new(),
+            parts: [None; BLOCKS],
             activity: Activity::default(),
             index: Index::default(),
             sync_failed: [false; VOLUMES],
@@ -283,6 +287,8 @@ impl World {
         let any_dirty = (0..BLOCKS).filter(touched).any(|b| ring.dirty[b]);
         if !flush && (all_dirty || (any_dirty && !rules.unjournaled_needs_all_dirty)) {
             op.phase = Phase::Write(0);
+            let dirty = (0..BLOCKS).filter(|b| blocks[*b] && ring.dirty[*b]).collect::<Vec<_>>();
+            dirty.into_iter().for_each(|block| self.dirty_parts(block, &op.values));
             return;
         }
         op.needed = if flush { ring.head } else { 0 };
@@ -372,7 +378,10 @@ impl World {
             };
             return;
         };
-        self.ring_mut().set_dirty(next);
+        match then {
+            Then::Write => self.dirty_parts(next, &op.values),
+            Then::Tombstone | Then::Reply => self.dirty_whole(next),
+        }
         op.phase = Phase::Dirty(next + 1, then);
     }
 

@@ -72,6 +72,14 @@ rules! {
     no_cut_while_reading,
     /// R13: the shipper reads what the proxy has written, not what a descriptor of its own sees.
     reads_through_proxy,
+    /// A change past the journal joins its cells to those that a dirty block has.
+    parts_join,
+    /// A block that is dirty as a whole stays so, whatever part of it changes.
+    whole_stays_whole,
+    /// What else makes a block dirty takes its parts away.
+    other_dirt_is_whole,
+    /// A claim that reverts joins its parts to those of what changed since.
+    revert_joins_parts,
     /// R4: HEAL only when nothing is dirty or claimed.
     heal_needs_empty_map,
     /// R5: HEAL and an overflow exclude each other by the append lock.

@@ -46,6 +46,8 @@ pub struct Passed {
     /// Answers behind which the journal's durability stood, and late ones.
     pub durable_answers: [u64; 2],
     pub marks: u64,
+    /// Blocks of which only parts were sent.
+    pub parts: u64,
 }
 
 /// Runs a seed; a failing one is run again for its trace.
@@ -61,6 +63,7 @@ pub fn run(config: Config, seed: u64) -> Result<Passed, Box<Failure>> {
             shipped: world.seen.shipped,
             durable_answers: world.seen.durable_answers,
             marks: world.seen.marks,
+            parts: world.seen.parts,
         });
     };
     let trace = play(config, seed, true).trace.unwrap_or_default();

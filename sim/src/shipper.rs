@@ -490,6 +490,7 @@ impl World {
         let (block, content) = walk.read[walk.sent];
         walk.sent += 1;
         let last = walk.sent == walk.read.len();
+        let parts = walk.claim.parts_of(block);
         let first = walk.sent == 1;
         let id = walk.claim.id;
         let ends = (if rules.claim_ends_with_last_part { last } else { first }).then_some(id);
@@ -509,7 +510,8 @@ impl World {
                 self.ask(Req::Ack { pos, claims: id });
             }
         }
-        self.send_batch(Body::Block { block, content, ends });
+        self.seen.parts += u64::from(parts.is_some());
+        self.send_batch(Body::Block { block, content, parts, ends });
     }
 
     fn send_batch(&mut self, body: Body) {

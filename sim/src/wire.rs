@@ -1,6 +1,7 @@
 //! What travels between shipper and receiver, and the connections it travels on.
 
 use crate::disk::{CELLS_PER_BLOCK, cells_of};
+use crate::parts::Parts;
 use crate::ring::{Kind, Pos};
 use std::collections::VecDeque;
 
@@ -13,8 +14,9 @@ pub const BATCH_RECORDS_MAX: usize = 3;
 pub enum Body {
     /// A contiguous range of records, ending at the batch's position.
     Records { first: u64, kinds: Vec<Kind> },
-    /// One block of a claim. `ends`: the claim that this part completes.
-    Block { block: usize, content: [u32; CELLS_PER_BLOCK], ends: Option<u64> },
+    /// One block of a claim, or the cells of it that the target lacks. `ends`: the claim that
+    /// this completes.
+    Block { block: usize, content: [u32; CELLS_PER_BLOCK], parts: Parts, ends: Option<u64> },
     /// A question: does the block hold this? (The content stands for its digest.)
     Compare { claim: u64, block: usize, content: [u32; CELLS_PER_BLOCK], ends: Option<u64> },
     /// All of a compare claim is equal.
@@ -61,8 +63,10 @@ impl Batch {
     pub fn values(&self) -> Vec<(usize, u32)> {
         match &self.body {
             Body::Records { kinds, .. } => kinds.iter().flat_map(Kind::values).collect(),
-            Body::Block { block, content, .. } => {
-                cells_of(*block).zip(content.iter().copied()).collect()
+            Body::Block { block, content, parts, .. } => {
+                let cells = cells_of(*block).zip(content.iter().copied()).enumerate();
+                let lacking = cells.filter(|(i, _)| parts.is_none_or(|parts| parts[*i]));
+                lacking.map(|(_, value)| value).collect()
             }
             Body::Compare { .. } | Body::Equal { .. } => Vec::new(),
         }

@@ -156,6 +156,8 @@ pub struct Seen {
     pub verdicts: [u64; 2],
     /// Blocks that the loss of a ring did not make suspect.
     pub spared: u64,
+    /// Blocks of which only parts were sent.
+    pub parts: u64,
 }
 
 /// Weights of the classes for a pace.

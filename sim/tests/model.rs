@@ -23,14 +23,15 @@ fn must_hold<T>(result: Result<T, Box<Failure>>) -> T {
 
 #[test]
 fn storms_break_no_promise() {
-    let (mut points, mut promoted) = (0, 0);
+    let (mut points, mut promoted, mut parts) = (0, 0, 0);
     for seed in 0..seeds() {
         let passed = must_hold(run(Config::stormy(Rules::ALL, seed), seed));
         points += passed.points;
         promoted += u64::from(passed.promoted);
+        parts += passed.parts;
     }
-    assert!(points > 0 && promoted > 0, "the storms reach points and promotions");
-    println!("{points} points, {promoted} promotions");
+    assert!(points > 0 && promoted > 0 && parts > 0, "the storms reach all of these");
+    println!("{points} points, {promoted} promotions, {parts} blocks sent in part");
 }
 
 #[test]

@@ -58,9 +58,8 @@ impl World {
             self.answer(answer);
             return;
         };
-        let ring = self.ring_mut();
-        ring.suspect[block] |= suspect;
-        ring.set_dirty(block);
+        self.ring_mut().suspect[block] |= suspect;
+        self.dirty_whole(block);
         let next = Some(block + 1);
         self.proxy.link_op = Some(LinkOp::Dirty { blocks, next, suspect, answer });
     }

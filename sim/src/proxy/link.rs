@@ -4,6 +4,7 @@
 use super::{Held, Life, Owner, Seal, volume_of};
 use crate::activity::EXTENTS;
 use crate::disk::{BLOCKS, BlockSet, VOLUMES, volume_of_block};
+use crate::parts::Parts;
 use crate::ring::{Kind, Pos, SlotState};
 use crate::wire::Durable;
 use crate::world::World;
@@ -84,6 +85,23 @@ pub struct Claim {
     /// Compared before anything is sent.
     pub compare: bool,
     pub blocks: Vec<usize>,
+    /// Of each block.
+    pub parts: Vec<Parts>,
+}
+
+impl Claim {
+    pub fn parts_of(&self, block: usize) -> Parts {
+        let at = self.blocks.iter().position(|of| *of == block);
+        at.and_then(|at| self.parts.get(at).copied().flatten())
+    }
+}
+
+/// What the proxy remembers of a claim until it is acknowledged.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    pub id: u64,
+    pub blocks: Vec<usize>,
+    pub parts: Vec<Parts>,
 }
 
 /// What the spill has of a lost ring for a target that stands in it.
@@ -318,7 +336,7 @@ impl World {
                 _ => self.begin_resync(attach),
             },
             (Some(start), Some(block)) if block < BLOCKS => {
-                self.ring_mut().set_dirty(block);
+                self.dirty_whole(block);
                 let dirtied = Some(block + 1);
                 self.proxy.link_op = Some(LinkOp::Resync { attach, start: Some(start), dirtied });
             }
@@ -367,17 +385,6 @@ impl World {
         self.proxy.link_op = Some(LinkOp::Resync { attach, start: Some(start), dirtied: Some(0) });
     }
 
-    fn revert_claims(&mut self) {
-        let ring = self.ring_mut();
-        for block in 0..BLOCKS {
-            if ring.claimed[block] {
-                ring.set_dirty(block);
-                ring.clear_claimed(block);
-            }
-        }
-        self.proxy.claims.clear();
-    }
-
     /// Claims of older sessions are dirty again, and the new one may begin.
     fn finish_attach(&mut self, durable: Durable, start: u64, history: Option<HistoryPart>) {
         if self.rules.claims_revert_on_new_session {
@@ -411,14 +418,14 @@ impl World {
         if self.proxy.life != Life::Serving || pos.inc != self.head().inc {
             return;
         }
-        let (ended, open) = self.proxy.claims.drain(..).partition(|(id, _)| *id <= claims);
-        self.proxy.claims = open;
-        let ended: Vec<(u64, Vec<usize>)> = ended;
+        let ended: Vec<Granted>;
+        (ended, self.proxy.claims) =
+            self.proxy.claims.drain(..).partition(|claim| claim.id <= claims);
         let ring = self.ring_mut();
         let rises = pos.seq > ring.acked;
         ring.acked = ring.acked.max(pos.seq);
         ring.acked_claims = ring.acked_claims.max(claims);
-        for block in ended.into_iter().flat_map(|(_, blocks)| blocks) {
+        for block in ended.into_iter().flat_map(|claim| claim.blocks) {
             ring.suspect[block] = false;
             ring.clear_claimed(block);
         }
@@ -453,9 +460,10 @@ impl World {
             volume_of_block(*b) == volume_of_block(first) && free(*b) && ring.suspect[*b] == compare
         };
         let blocks: Vec<usize> = (first..BLOCKS).take_while(same).take(want).collect();
-        let claim = Claim { id: ring.next_claim, granted_at: ring.head, compare, blocks };
+        let (id, parts) = (ring.next_claim, vec![None; blocks.len()]);
         ring.next_claim += 1;
-        self.proxy.claims.push((claim.id, claim.blocks.clone()));
+        self.proxy.claims.push(Granted { id, blocks: blocks.clone(), parts: parts.clone() });
+        let claim = Claim { id, granted_at: self.head().seq, compare, blocks, parts };
         self.proxy.link_op = Some(LinkOp::Claim { claim, block: 0, store: 0 });
     }
 
@@ -474,7 +482,13 @@ impl World {
         match order[store] {
             SetClaimed => ring.claimed[at] = true,
             CountClaimed => ring.claimed_count += 1,
-            ClearDirty => ring.dirty[at] = false,
+            ClearDirty => {
+                ring.dirty[at] = false;
+                claim.parts[block] = self.proxy.parts[at].take().filter(|_| !claim.compare);
+                if let Some(granted) = self.proxy.claims.iter_mut().find(|c| c.id == claim.id) {
+                    granted.parts[block] = claim.parts[block];
+                }
+            }
             CountDirty => ring.dirty_count -= 1,
         }
         let (block, store) = if store == 3 { (block + 1, 0) } else { (block, store + 1) };
@@ -482,6 +496,7 @@ impl World {
             self.proxy.link_op = Some(LinkOp::Claim { claim, block, store });
             return;
         }
+        let ring = self.ring_mut();
         claim.granted_at = ring.head;
         if !rules.no_second_claim {
             // What is to be found is the lost block, not that the fault counts twice.
