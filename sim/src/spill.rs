@@ -95,7 +95,10 @@ impl Spill {
     pub fn end_sync(&mut self, issued: &Spill) {
         for (file, issued) in self.files.iter_mut().zip(&issued.files) {
             for place in (0..SPANS).filter(|place| !issued.given_up[*place]) {
-                file.synced[place] = issued.now[place].clone();
+                // What another sync has made durable meanwhile is newer.
+                if file.synced[place] == issued.synced[place] {
+                    file.synced[place] = issued.now[place].clone();
+                }
             }
         }
     }

@@ -63,6 +63,18 @@ fn storms_over_a_spill_of_any_durability_break_no_promise() {
 }
 
 #[test]
+fn storms_over_a_durable_spill_before_a_target_that_lags_break_no_promise() {
+    let (mut shipped, mut spared) = ([0, 0], 0);
+    for seed in 0..seeds() {
+        let passed = must_hold(run(Config::history(Rules::ALL, seed), seed));
+        shipped = [0, 1].map(|at| shipped[at] + passed.shipped[at]);
+        spared += passed.spared;
+    }
+    assert!(!shipped.contains(&0) && spared > 0);
+    println!("{} records shipped from a history, {} from the spill", shipped[0], shipped[1]);
+}
+
+#[test]
 fn what_machines_and_people_should_not_do_breaks_no_promise() {
     let points: u64 =
         (0..seeds()).map(|seed| must_hold(run(Config::odd(Rules::ALL, seed), seed)).points).sum();

@@ -29,13 +29,13 @@ impl Journal {
     /// point would lack the blocks) or a RESYNC (the target waits for it).
     pub fn spill_damaged(&self, seq: u64) -> Damage {
         let known = self.spill.as_ref().and_then(|spill| spill.damage_at(seq));
+        let mut cursor = self.lock_cursor();
+        // Under the lock: no HEAL comes between this and the BREAK.
         let behind =
             self.ring.get(Counter::HealedSeq).max(self.ring.get(Counter::ResyncSeq)) >= seq;
         if let Some((upto, touched)) = known
             && !behind
         {
-            self.heat(&touched);
-            let mut cursor = self.lock_cursor();
             // The stream breaks there even if the segment has no more than a mark: HEAL
             // has to follow.
             self.make_dirty(&mut cursor, VolumeId(0), BlockRange::new(0, 0));
@@ -53,8 +53,13 @@ impl Journal {
                 group = %self.group, seq, upto, ranges = touched.len(),
                 "the spill is damaged: the blocks of one segment are sent again"
             );
+            drop(cursor);
+            // Behind the dirty bits, or it could go cold before them; before the answer, since
+            // no target has passed the record until then.
+            self.heat(&touched);
             return Damage::Skip { upto };
         }
+        drop(cursor);
         let start_seq = self.resync_all(Resync::Compare);
         let claims_upto = self.ring.get(Counter::NextClaim).saturating_sub(1);
         tracing::error!(group = %self.group, seq, "the spill is damaged: everything is compared");

@@ -126,7 +126,7 @@ pub enum LinkOp {
     Dirty {
         blocks: BlockSet,
         next: Option<usize>,
-        suspect: bool,
+        lost: Option<u64>,
         answer: Reply,
     },
     Claim {
@@ -269,8 +269,8 @@ impl World {
     fn step_link_op(&mut self, op: LinkOp) {
         match op {
             LinkOp::Resync { attach, start, dirtied } => self.step_resync(attach, start, dirtied),
-            LinkOp::Dirty { blocks, next, suspect, answer } => {
-                self.step_dirty(blocks, next, suspect, answer);
+            LinkOp::Dirty { blocks, next, lost, answer } => {
+                self.step_dirty(blocks, next, lost, answer);
             }
             LinkOp::Claim { claim, block, store } => self.step_claim(claim, block, store),
             LinkOp::Hold { attempt, until } => {
