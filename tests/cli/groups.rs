@@ -73,6 +73,27 @@ fn a_group_that_cannot_be_received_or_shipped_holds_no_other_and_comes_by_itself
 }
 
 #[test]
+fn groups_of_several_connections_go_on_after_each_restart_of_their_receiver() {
+    let mut groups = Groups::new(3, 1);
+    (0..3).for_each(|group| groups.start_proxy(group));
+    groups.start_receive();
+    groups.start_ship();
+    (0..3).for_each(|group| groups.wait_drained(group));
+    for round in 1..=6 {
+        groups.restart_receive();
+        for group in 0..3 {
+            let mut client = groups.client(group, 0);
+            client.write(4096 * round as u64, &[round; 65536]).unwrap();
+            groups.wait_drained(group);
+            let said = groups.ship_says(group);
+            assert!(!said.contains("shipping stopped"), "{said}");
+        }
+    }
+    groups.end();
+    groups.assert_identical();
+}
+
+#[test]
 fn two_groups_of_one_name_are_refused_with_what_to_do() {
     let groups = Groups::new(1, 1);
     let twice = std::fs::read_to_string(groups.receive_file()).unwrap();

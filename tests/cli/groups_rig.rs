@@ -47,8 +47,9 @@ impl Groups {
     fn write_files(&self, count: usize) {
         let (state, targets) = (self.state(), self.dir.path().join("targets"));
         let address = self.address();
-        let mut ship =
-            format!("state = {state:?}\nto = {address:?}\ninsecure_loopback = true\nnice = 0\n");
+        let mut ship = format!(
+            "state = {state:?}\nto = {address:?}\ninsecure_loopback = true\nnice = 0\nstreams = 3\n"
+        );
         let mut receive =
             format!("state = {targets:?}\nlisten = {address:?}\ninsecure_loopback = true\n");
         for group in 0..count {
@@ -118,6 +119,14 @@ impl Groups {
     pub fn start_receive(&mut self) {
         let all = args!["receive", "--config", self.receive_file()];
         self.receive = Some(Daemon::ready(&all));
+    }
+
+    /// In order, as an upgrade does it.
+    #[track_caller]
+    pub fn restart_receive(&mut self) {
+        let ended = self.receive.take().unwrap().terminate();
+        assert!(ended.success());
+        self.start_receive();
     }
 
     #[track_caller]

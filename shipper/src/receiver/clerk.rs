@@ -66,6 +66,14 @@ pub struct Current {
     pub lanes: Lanes,
 }
 
+impl Current {
+    /// All its connections hear why.
+    pub fn end(self, refusal: Refusal) {
+        self.lanes.end(&refusal);
+        let _ = self.outbox.send(Message::Error(refusal));
+    }
+}
+
 pub struct Clerk {
     pub desk: Desk,
     pub bound: Option<Bound>,
@@ -231,7 +239,7 @@ impl Clerk {
         self.forget_waiting();
         if let Some(current) = self.current.take() {
             tracing::warn!(session = %current.session, code = ?refusal.code, "{}", refusal.message);
-            let _ = current.outbox.send(Message::Error(refusal));
+            current.end(refusal);
         }
     }
 

@@ -33,7 +33,7 @@ impl Clerk {
                         hello.session, hello.group, old.session
                     );
                     let refusal = Refusal::new(RefusalCode::Superseded, what);
-                    let _ = old.outbox.send(Message::Error(refusal));
+                    old.end(refusal);
                 }
                 add(&self.desk.counters.sessions, 1);
                 self.note(None);

@@ -7,7 +7,8 @@
 //! | a later one without lanes | refused as out of order |
 //! | the same number twice | refused |
 //! | a lane ends | the session ends: what it carried is sent again |
-//! | the session ends | its lanes are told, and end |
+//! | the session ends | its lanes hear the same reason, and end |
+//! | the receiver ends | its lanes hear that they may come again |
 //!
 //! A shipper gives each lane rising numbers. So the lane that carries the next batch has
 //! none before it that waits, and room for it: nothing waits in a circle.
@@ -72,13 +73,22 @@ impl Lanes {
     pub fn next(&mut self, number: u64) -> Option<Arrived> {
         self.early.remove(&number)
     }
+
+    /// The session ends, and this is why.
+    pub fn end(mut self, refusal: &Refusal) {
+        self.tell(refusal);
+    }
+
+    fn tell(&mut self, refusal: &Refusal) {
+        for (_, outbox) in self.lanes.drain(..) {
+            let _ = outbox.send(Message::Error(refusal.clone()));
+        }
+    }
 }
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        for (_, outbox) in &self.lanes {
-            let what = "the session of this connection is over";
-            let _ = outbox.send(Message::Error(Refusal::new(RefusalCode::Superseded, what)));
-        }
+        let what = "the session of this connection is over: connect again";
+        self.tell(&Refusal::new(RefusalCode::OutOfOrder, what));
     }
 }

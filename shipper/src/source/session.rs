@@ -33,6 +33,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(2);
 /// A target that says nothing for so long is gone: it answers every KEEPALIVE.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// Wait for the first connection, when another one hears that its session is over for good.
+const VERDICT_WAIT: Duration = Duration::from_secs(1);
 /// How often a missing group is looked for.
 const GROUP_POLL: Duration = Duration::from_millis(50);
 
@@ -189,11 +191,20 @@ async fn one_session(stream: &Stream, config: &ShipConfig, dir: &GroupDir) -> Re
         None => return Err(closed()),
     };
     let (mut reader, mut writer) = tokio::io::split(connection);
-    tokio::select! {
-        ended = receive(stream, &mut reader) => ended,
-        ended = send(stream, &mut writer) => ended,
+    let mut receiving = std::pin::pin!(receive(stream, &mut reader));
+    let ended = tokio::select! {
+        ended = &mut receiving => return ended,
+        ended = send(stream, &mut writer) => return ended,
         ended = lanes::carry(stream, lanes) => ended,
-        () = stream.stop_asked() => Ok(()),
+        () = stream.stop_asked() => return Ok(()),
+    };
+    match ended {
+        Err(error) if longest_pause(error.kind()).is_none() => {
+            // Nothing ends for good but by the word of the session's first connection.
+            let verdict = timeout(VERDICT_WAIT, receiving).await;
+            verdict.unwrap_or(Err(Error::new(ErrorKind::Unreachable, error.to_string())))
+        }
+        ended => ended,
     }
 }
 
