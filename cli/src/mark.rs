@@ -27,7 +27,7 @@ pub struct Args {
     /// State directory of the group's proxy.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
-    /// Wait so long until the target durably has it.
+    /// Wait so long until the target lists it.
     #[arg(long, value_name = "TIME", value_parser = config::span_arg)]
     wait: Option<Duration>,
     /// Print one JSON object.
@@ -40,7 +40,7 @@ struct Report {
     group: String,
     mark: String,
     seq: u64,
-    /// The target durably had it when this was printed.
+    /// The target listed it when this was printed.
     at_target: bool,
 }
 
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let dir = view::group_dir(&args.state, Some(&args.group))?;
     let seq = mark(&dir.proxy_socket(), &args.group, &args.name, ANSWER_WAIT)?;
     let deadline = Instant::now() + args.wait.unwrap_or_default();
-    let has_it = || -> anyhow::Result<bool> { Ok(GroupView::open(&dir)?.marks().acked >= seq) };
+    let has_it = || -> anyhow::Result<bool> { Ok(GroupView::open(&dir)?.is_applied(seq)) };
     let mut at_target = has_it()?;
     while !at_target && Instant::now() < deadline {
         std::thread::sleep(LOOK_EVERY);

@@ -15,7 +15,7 @@ mod verify;
 
 use crate::error::{Error, ErrorKind};
 use crate::format::{Control, Counter, Kind};
-use crate::progress::Progress;
+use crate::progress::{Figure, Progress};
 use crate::record::Record;
 use crate::ring::Ring;
 use crate::spill::{Headers, SpillReader, Store, Walk};
@@ -127,6 +127,13 @@ impl GroupView {
             }
             _ => value,
         }
+    }
+
+    /// Whether the target's disks have record `seq` of this incarnation, as the shipper knows.
+    pub fn is_applied(&self, seq: u64) -> bool {
+        let Some(progress) = &self.progress else { return false };
+        let applied = [Figure::AppliedIncarnation, Figure::AppliedSeq].map(|of| progress.get(of));
+        applied >= [u64::from(self.state.incarnation), seq]
     }
 
     /// The counters, checked.

@@ -80,6 +80,9 @@ pub enum Figure {
     /// Which `throttle.json` of the group and of the link the shipper has taken; 0: none.
     ThrottleGeneration = 32,
     LinkThrottleGeneration = 33,
+    /// Incarnation and record up to which the target has applied the stream, as far as is known.
+    AppliedIncarnation = 34,
+    AppliedSeq = 35,
 }
 
 pub struct Progress {

@@ -51,6 +51,7 @@ fn a_mark_named_at_the_source_is_where_the_target_can_go_back_to() {
     let marked = mark(&rig, "before-patch");
     assert_eq!(marked.code(), 0, "{marked}");
     assert_eq!(marked.json()["at_target"], true, "{marked}");
+    assert_eq!(list(&rig).len(), 1, "who waited for it finds it");
     rig.client("disk1").write(65536, &[2; 4096]).unwrap();
     rig.wait_drained();
     rig.settle_target();

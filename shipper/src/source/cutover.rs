@@ -30,6 +30,7 @@ const CAUGHT_UP_BYTES: u64 = 256 * 1024;
 pub(super) const STALLED_AFTER: Duration = Duration::from_secs(5);
 pub(super) const STALLED: &str = "the target has what was shipped and applies nothing of it: `towline status` \
                                   there says why";
+const UNREACHED: &str = "the target cannot be reached";
 /// Pause between two attempts to tell the proxy the decision, or to ask again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// How often progress is reported while draining.
@@ -131,7 +132,7 @@ impl Driver {
                 "the group is shipped to a store, which cannot take over: ship it to a receiver first",
             )
         } else if !stream.connected() {
-            Some("the target cannot be reached")
+            Some(UNREACHED)
         } else if stream.stalled_for() >= STALLED_AFTER {
             Some(STALLED)
         } else if feed.is_some_and(|feed| feed.reader.get(Counter::Whole) == 0) {
@@ -273,6 +274,9 @@ impl Driver {
             return;
         }
         let Some((_, order)) = self.catching_up.take() else { return };
+        if !stream.connected() {
+            return self.refuse(&order, None, UNREACHED.to_owned());
+        }
         if stream.stalled_for() >= STALLED_AFTER {
             return self.refuse(&order, None, STALLED.to_owned());
         }
@@ -297,6 +301,17 @@ impl Driver {
             let why = format!(
                 "a cutover takes {least} ms here at the least, more than the longest pause of {:?} that is \
                  allowed: nobody was held; allow a longer --max-pause",
+                order.max_pause
+            );
+            return self.refuse(&order, forecast, why);
+        }
+        // One that has caught up tries: its forecast is of a moment, and may be wrong.
+        let too_long = forecast.filter(|ms| Duration::from_millis(*ms) > order.max_pause);
+        if let Some(ms) = too_long.filter(|_| !caught_up) {
+            let why = format!(
+                "{backlog} bytes are still to go, which at the rate of late takes {ms} ms, more than the \
+                 longest pause of {:?} that is allowed: nobody was held; lift the limits on the rate, or \
+                 allow a longer --max-pause",
                 order.max_pause
             );
             return self.refuse(&order, forecast, why);

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
+use towline_block::Position;
 use towline_journal::progress::{Figure, Progress};
 use window::Sizing;
 
@@ -60,8 +61,10 @@ struct Inner {
     ack: Ack,
     /// When the target applied something last, or began to lag behind what it has.
     applied_at: Instant,
-    /// When batches were cut, until they are applied.
-    cut_at: VecDeque<(u64, Instant)>,
+    /// Batches until they are applied.
+    cut_at: VecDeque<CutBatch>,
+    /// Where the stream stood behind the last batch that was applied, as far as is known.
+    applied_at_position: Position,
     /// Smoothed times from the cut to durable and to applied, seconds.
     durable_s: Option<f64>,
     applied_s: Option<f64>,
@@ -77,6 +80,14 @@ struct Inner {
     stopping: bool,
     /// Set by a refusal after which trying again is no use.
     ended: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct CutBatch {
+    number: u64,
+    /// Of the stream behind it.
+    position: Position,
+    at: Instant,
 }
 
 pub(crate) struct Stream {
@@ -204,6 +215,12 @@ impl Stream {
         self.progress.set(Figure::WindowBytes, inner.sizing.bytes());
         self.progress.set(Figure::DurableIncarnation, u64::from(ack.position.incarnation.0));
         self.progress.set(Figure::DurableSeq, ack.position.seq.0);
+        let applied = match ack.applied == ack.number {
+            true => ack.position,
+            false => inner.applied_at_position,
+        };
+        self.progress.set(Figure::AppliedIncarnation, u64::from(applied.incarnation.0));
+        self.progress.set(Figure::AppliedSeq, applied.seq.0);
         self.progress.set(Figure::PointSeq, ack.point.map_or(0, |point| point.seq.0));
         self.progress.set(Figure::HasPoint, u64::from(ack.point.is_some()));
     }
@@ -226,6 +243,7 @@ impl Inner {
             ack: Ack::default(),
             applied_at: Instant::now(),
             cut_at: VecDeque::new(),
+            applied_at_position: Position::default(),
             durable_s: None,
             least_s: None,
             applied_s: None,
@@ -241,9 +259,9 @@ impl Inner {
     /// Learns how long batches take, from the newest that this ack covers.
     fn time(&mut self, ack: &Ack) {
         let now = Instant::now();
-        let age = |cut_at: &VecDeque<(u64, Instant)>, number: u64| {
-            let newest = cut_at.iter().rev().find(|(cut, _)| *cut <= number)?;
-            Some(now.duration_since(newest.1).as_secs_f64())
+        let age = |cut_at: &VecDeque<CutBatch>, number: u64| {
+            let newest = cut_at.iter().rev().find(|cut| cut.number <= number)?;
+            Some(now.duration_since(newest.at).as_secs_f64())
         };
         let blend = |old: &mut Option<f64>, new: f64| {
             *old = Some(old.map_or(new, |old| old * 0.8 + new * 0.2));
@@ -260,8 +278,8 @@ impl Inner {
         {
             blend(&mut self.applied_s, seconds);
         }
-        while self.cut_at.front().is_some_and(|(number, _)| *number <= ack.applied) {
-            self.cut_at.pop_front();
+        while let Some(cut) = self.cut_at.pop_front_if(|cut| cut.number <= ack.applied) {
+            self.applied_at_position = cut.position;
         }
     }
 

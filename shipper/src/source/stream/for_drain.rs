@@ -1,6 +1,6 @@
 //! What the drain does with the stream: begins it, fills it, hears.
 
-use super::{NEARLY_APPLIED, News, Stream, TIMED_MAX};
+use super::{CutBatch, NEARLY_APPLIED, News, Stream, TIMED_MAX};
 use crate::batch::{Chain, Sealed};
 use crate::wire::{Ack, Message, Welcome};
 use std::sync::Arc;
@@ -48,8 +48,8 @@ impl Stream {
     pub fn is_nearly_applied(&self) -> bool {
         let inner = self.lock();
         let cut = inner.window.back().map_or(inner.ack.number, |newest| newest.number);
-        let oldest = inner.cut_at.iter().find(|(number, _)| *number > inner.ack.applied);
-        cut <= inner.ack.applied || oldest.is_some_and(|(_, at)| at.elapsed() < NEARLY_APPLIED)
+        let oldest = inner.cut_at.iter().find(|cut| cut.number > inner.ack.applied);
+        cut <= inner.ack.applied || oldest.is_some_and(|cut| cut.at.elapsed() < NEARLY_APPLIED)
     }
 
     /// For how long the target, which is connected, has had batches and applied none.
@@ -131,7 +131,8 @@ impl Stream {
         }
         inner.window_bytes += sealed.bytes.len() as u64;
         if inner.cut_at.len() < TIMED_MAX {
-            inner.cut_at.push_back((sealed.number, Instant::now()));
+            let Sealed { number, position, .. } = sealed;
+            inner.cut_at.push_back(CutBatch { number, position, at: Instant::now() });
         }
         inner.window.push_back(Arc::new(sealed));
         drop(inner);

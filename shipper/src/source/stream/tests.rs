@@ -215,6 +215,28 @@ fn a_target_stalls_from_when_it_has_what_it_does_not_apply() {
 }
 
 #[test]
+fn what_is_applied_is_told_by_its_record_and_not_before() {
+    let (lab, sent) = Lab::fed(4);
+    let applied = |number: u64, applied: u64| {
+        let (position, stream_bytes) = (position(number), sent[number as usize - 1].stream_bytes);
+        lab.stream.acked(Ack { number, applied, position, stream_bytes, ..Ack::default() });
+        let of = [Figure::AppliedIncarnation, Figure::AppliedSeq];
+        of.map(|figure| lab.stream.progress().get(figure))
+    };
+    let incarnation = u64::from(position(0).incarnation.0);
+    assert_eq!(applied(2, 0), [0, 0]);
+    assert_eq!(applied(3, 2), [incarnation, 2]);
+    assert_eq!(applied(4, 2), [incarnation, 2]);
+    assert_eq!(applied(4, 4), [incarnation, 4]);
+    // Another process, which knows no batch's place but the last durable one's.
+    let again = Lab::new();
+    again.stream.welcome(Welcome { position: position(9), ..welcome(9, BatchHash::NONE, 0) });
+    assert_eq!(again.stream.progress().get(Figure::AppliedSeq), 0);
+    again.stream.acked(Ack { number: 9, applied: 9, position: position(9), ..Ack::default() });
+    assert_eq!(again.stream.progress().get(Figure::AppliedSeq), 9);
+}
+
+#[test]
 fn the_shortest_round_trip_outlives_a_slow_one() {
     let (lab, sent) = Lab::fed(2);
     let ack = |number: u64| {
