@@ -66,7 +66,7 @@ pub(crate) fn about(event: Event<'_>) {
 }
 
 /// Writes a file so that after any crash the old or the new content is there.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let what = |e| Error::io(format!("cannot write {}", path.display()), e);
     let temporary = path.with_extension("tmp");
     about(Event::Write { file: &temporary, bytes });

@@ -17,6 +17,7 @@
 //! alone replaces objects, by their headers, once a base (`bases/`) has what they did.
 
 mod base;
+mod begun;
 mod bucket;
 mod compact;
 mod fold;

@@ -400,3 +400,113 @@ fn a_store_whose_folder_goes_away_gets_nothing_and_acknowledges_nothing_until_it
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
 }
+
+#[test]
+fn another_store_in_the_place_of_the_one_that_is_written_gets_nothing() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    let other = Store { url: format!("file://{}", rig.path("other").display()), ..store.clone() };
+    ship_to(&mut rig, &other);
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    ship_to(&mut rig, &store);
+    rig.wait_drained();
+    // As it is now, and later no more.
+    let (here, away) = (rig.path("store"), rig.path("away"));
+    copy(&here, &rig.path("copy"));
+    write(&rig, VOLUME, 0, 1);
+    rig.wait_drained();
+    for stranger in ["other", "copy"].map(|name| rig.path(name)) {
+        let had = walk(&stranger).len();
+        std::fs::rename(&here, &away).unwrap();
+        std::fs::rename(&stranger, &here).unwrap();
+        write(&rig, VOLUME, 1 << 20, 5);
+        let status = rig.wait_status("told", |s| {
+            s.0["last_error"].as_str().is_some_and(|error| error.contains("another store"))
+        });
+        assert!(status.0["acked_seq"].as_u64() < status.0["head_seq"].as_u64(), "{}", status.0);
+        assert_eq!(walk(&here).len(), had, "{:?}", walk(&here));
+        std::fs::rename(&here, &stranger).unwrap();
+        std::fs::rename(&away, &here).unwrap();
+        rig.wait_drained();
+        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+    }
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}
+
+#[test]
+fn a_store_that_is_not_mounted_when_its_shipper_starts_is_waited_for_and_no_other_is_begun() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    write(&rig, VOLUME, 0, 1);
+    rig.wait_drained();
+    let (here, away) = (rig.path("store"), rig.path("away"));
+    // No folder; an empty one, as a mount point is.
+    for is_empty in [false, true] {
+        rig.terminate(Process::Ship);
+        std::fs::rename(&here, &away).unwrap();
+        if is_empty {
+            std::fs::create_dir(&here).unwrap();
+        }
+        ship_to(&mut rig, &store);
+        write(&rig, VOLUME, 1 << 20, 5);
+        rig.wait_status("told", |s| {
+            s.0["last_error"].as_str().is_some_and(|error| error.contains("mount it"))
+        });
+        assert!(!here.exists() || walk(&here).is_empty(), "{:?}", walk(&here));
+        let _ = std::fs::remove_dir(&here);
+        std::fs::rename(&away, &here).unwrap();
+        rig.wait_drained();
+        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+    }
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}
+
+#[test]
+fn a_receiver_says_that_the_store_it_follows_is_gone_and_goes_on_when_it_is_back() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    write(&rig, VOLUME, 0, 1);
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+    rig.terminate(Process::Ship);
+    let state = rig.path("target-state");
+    let said = || {
+        let args = args!["status", "--state", &state, "--json"];
+        rig.towline(args).exits(0).json()["groups"][0]["last_error"].clone()
+    };
+    let (here, away) = (rig.path("store"), rig.path("away"));
+    std::fs::rename(&here, &away).unwrap();
+    rig.wait_status("told", |_| said().as_str().is_some_and(|error| error.contains("store")));
+    std::fs::rename(&away, &here).unwrap();
+    rig.wait_status("well again", |_| said().is_null());
+}
+
+#[test]
+fn sessions_of_a_store_are_read_without_a_pause_between() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    for round in 0..6 {
+        ship_to(&mut rig, &store);
+        write(&rig, VOLUME, 65536 * round, 1 + round as u8);
+        rig.wait_drained();
+        rig.terminate(Process::Ship);
+    }
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+    let said = rig.receive.as_ref().unwrap().said();
+    assert!(!said.contains("trying again"), "{said}");
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let done = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(done.success());
+}

@@ -15,14 +15,16 @@ use crate::store::{Base, Bucket, Found, GroupFile, Reader, StoreUrl};
 use crate::wire::{Hello, Message, PROTOCOL, Refusal, RefusalCode, Welcome};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use towline_block::{Epoch, GroupName};
 use zerocopy::FromBytes;
 
 /// How often a store that has nothing new is looked at.
 const POLL: Duration = Duration::from_millis(500);
+/// How often it is looked whether that store is still there.
+const LOOK_FOR_STORE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after a failure; where the store answers and what it has cannot be used, doubled up to the
 /// longest: each attempt reads the same again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -137,6 +139,7 @@ impl Follower {
         let next = self.seat.progress.borrow().durable.number + 1;
         let mut reader = Reader::open(bucket, file.group_uuid, next).await?;
         tracing::info!(from = %self.follow.url, batch = next, "following the store");
+        let mut looked = Instant::now();
         loop {
             match reader.next().await? {
                 Found::Batches(batches) => {
@@ -151,6 +154,10 @@ impl Follower {
                 }
                 Found::Nothing => {
                     self.idle().await?;
+                    if looked.elapsed() >= LOOK_FOR_STORE_EVERY {
+                        self.check_there(&file).await?;
+                        looked = Instant::now();
+                    }
                     let url = &self.follow.url;
                     self.note(reader.hole().map(|name| {
                         format!(
@@ -162,6 +169,17 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Nothing new, or nothing there any more? The folder may be another one by now.
+    async fn check_there(&self, file: &GroupFile) -> Result<()> {
+        let bucket = self.follow.url.open(&self.follow.group, false)?;
+        if GroupFile::load(&*bucket, &self.follow.group).await?.as_ref() == Some(file) {
+            return Ok(());
+        }
+        let what =
+            "the store that was followed is not there any more: it was unmounted, moved or emptied";
+        Err(Error::new(ErrorKind::Unreachable, what))
     }
 
     /// A new target begins with the base, not with the first batch.
@@ -194,6 +212,7 @@ impl Follower {
         let header = header.ok_or_else(|| Error::damaged("a batch in the store is cut off"))?;
         let session = SessionId(header.session);
         if self.session != Some(session) {
+            self.wait_durable(header.number.get().saturating_sub(1)).await?;
             self.hello(file, &header).await?;
         }
         let limit = self.seat.limits.staging_bytes_max.max(1);
@@ -209,6 +228,19 @@ impl Follower {
             return Err(Halt::Over("the receiver ends".into()));
         }
         self.hear()
+    }
+
+    /// A HELLO goes on from what is durable: what the session before it brought has to be.
+    async fn wait_durable(&mut self, number: u64) -> std::result::Result<(), Halt> {
+        while self.session.is_some() {
+            let durable = self.seat.progress.wait_for(|progress| progress.durable.number >= number);
+            match timeout(POLL, durable).await.map(|waited| waited.is_ok()) {
+                Ok(true) => break,
+                Ok(false) => return Err(Halt::Over("the receiver ends".into())),
+                Err(_) => self.hear()?,
+            }
+        }
+        Ok(())
     }
 
     /// Takes the place of the shipper whose batch comes next.
@@ -275,6 +307,13 @@ fn check_welcome(welcome: &Welcome, header: &Header) -> std::result::Result<(), 
 fn halt(code: RefusalCode, message: String) -> Halt {
     match code {
         RefusalCode::Superseded | RefusalCode::AlreadyPromoted => Halt::Over(message),
+        RefusalCode::OutOfOrder => {
+            let what = format!(
+                "the store went another way than this target, which was shipped to from elsewhere: ship to \
+                 it over the network, or begin with an empty state directory ({message})"
+            );
+            Halt::Failed(Error::new(ErrorKind::Protocol, what))
+        }
         _ => Halt::Failed(Refusal::new(code, message).into()),
     }
 }

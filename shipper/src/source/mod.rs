@@ -9,6 +9,7 @@
 //! memory is bounded by the window; the proxy never waits for anything here.
 
 mod compare;
+pub(crate) mod complaint;
 mod compress;
 pub mod control;
 mod cutover;

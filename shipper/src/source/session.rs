@@ -2,6 +2,7 @@
 //! again and again with jittered back-off.
 
 use super::ShipConfig;
+use super::complaint::{Complaint, SAY_AGAIN_AFTER};
 use super::lanes;
 use super::stream::{News, Next, Stream};
 use super::together::until_next;
@@ -25,8 +26,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
 /// The longest after a refusal that somebody has to put right: a certificate, a target's size.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(60);
-/// How often a failure that stays the same is said again.
-const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Longest wait for a connection and for WELCOME.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// When nothing else was sent for so long at most, a KEEPALIVE is.
@@ -69,11 +68,7 @@ async fn sessions(stream: &Stream, config: &ShipConfig, dir: &GroupDir) {
         if began.elapsed() > SAY_AGAIN_AFTER {
             complaint = Complaint::default();
         }
-        match complaint.say(&what, Instant::now()) {
-            Some(1) => tracing::warn!(to = %config.to, "{what}; trying again"),
-            Some(times) => tracing::warn!(to = %config.to, times, "still: {what}"),
-            None => {}
-        }
+        complaint.tell(&what, std::time::Instant::now());
         let jitter = 0.5 + rand::random::<f64>() / 2.0;
         tokio::select! {
             () = sleep(backoff.mul_f64(jitter)) => {}
@@ -92,29 +87,6 @@ fn longest_pause(kind: ErrorKind) -> Option<Duration> {
         | ErrorKind::TooNew
         | ErrorKind::NoSpace => Some(BACKOFF_REFUSED),
         _ => Some(BACKOFF_LAST),
-    }
-}
-
-/// A failure that repeats is said when it is new, and now and then.
-#[derive(Default)]
-struct Complaint {
-    what: String,
-    times: u64,
-    said: Option<Instant>,
-}
-
-impl Complaint {
-    /// How often it was seen, when it is to be said.
-    fn say(&mut self, what: &str, now: Instant) -> Option<u64> {
-        if self.what != what {
-            *self = Complaint { what: what.to_owned(), ..Complaint::default() };
-        }
-        self.times += 1;
-        let is_due = self.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN_AFTER);
-        is_due.then(|| {
-            self.said = Some(now);
-            self.times
-        })
     }
 }
 
@@ -356,16 +328,6 @@ mod tests {
         for code in [OutOfOrder, Damaged, Protocol, Storage, AlreadyPromoted, Unknown] {
             assert_eq!(after(code), Some(BACKOFF_LAST), "{code:?}");
         }
-    }
-
-    #[test]
-    fn the_same_failure_is_said_once_and_again_after_a_minute() {
-        let mut complaint = Complaint::default();
-        let now = Instant::now();
-        assert_eq!(complaint.say("a", now), Some(1));
-        assert_eq!(complaint.say("a", now), None);
-        assert_eq!(complaint.say("b", now), Some(1));
-        assert_eq!(complaint.say("b", now + SAY_AGAIN_AFTER), Some(2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is asked of a store: create if absent, and read; of compaction also to replace and to
 //! remove. All of it is here, so that tests can stand between.
 
+use super::group::GROUP_BYTES_MAX;
 use super::names;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use towline_block::GroupName;
 
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -45,8 +46,18 @@ pub struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: String,
     /// A folder can go away, and what is written then lands in what its path leads to instead: it
-    /// was unmounted, or moved.
+    /// was unmounted or moved, or another disk is mounted in its place.
     may_go_away: bool,
+    known: Mutex<Known>,
+}
+
+/// By what a store is known again.
+#[derive(Default)]
+struct Known {
+    /// `group.json`, which never changes.
+    group: Option<Bytes>,
+    /// An object that was made here: its place stays taken. A copy of the store lacks it.
+    object: Option<String>,
 }
 
 impl Objects {
@@ -55,7 +66,7 @@ impl Objects {
             "" => group.to_string(),
             prefix => format!("{prefix}/{group}"),
         };
-        Objects { store, prefix, may_go_away: false }
+        Objects { store, prefix, may_go_away: false, known: Mutex::default() }
     }
 
     /// As [`Objects::new`], in a folder.
@@ -65,16 +76,43 @@ impl Objects {
 
     /// Whether the group's folder is the one that was begun.
     async fn check_there(&self) -> Result<()> {
-        if self.read(names::GROUP, Some(1), u64::MAX).await?.is_some() {
-            return Ok(());
+        let (group, object) = {
+            let known = self.known();
+            (known.group.clone(), known.object.clone())
+        };
+        let unreachable = |what: String| {
+            let what = format!("{what}; nothing is written before it is back");
+            Err(Error::new(ErrorKind::Unreachable, what))
+        };
+        let Some(found) = self.read(names::GROUP, None, GROUP_BYTES_MAX).await? else {
+            return unreachable(format!(
+                "the store's folder of group {} has no {} any more: it was unmounted, moved or emptied",
+                self.prefix,
+                names::GROUP
+            ));
+        };
+        let is_other = group.is_some_and(|group| group != found);
+        let lacks = match object {
+            Some(object) if !is_other => self.read(&object, Some(1), u64::MAX).await?.is_none(),
+            _ => false,
+        };
+        if is_other || lacks {
+            return unreachable(format!(
+                "another store of group {} lies where the one was that is written: another disk is \
+                 mounted there",
+                self.prefix
+            ));
         }
-        let what = format!(
-            "the store's folder of group {} has no {} any more: it was unmounted, moved or emptied; nothing \
-             is written before it is back",
-            self.prefix,
-            names::GROUP
-        );
-        Err(Error::new(ErrorKind::Unreachable, what))
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this is the store's `group.json`.
+    fn learn_group(&self, bytes: &Bytes) {
+        self.known().group.get_or_insert_with(|| bytes.clone());
     }
 
     fn path(&self, name: &str) -> Path {
@@ -91,15 +129,15 @@ impl Bucket for Objects {
                 self.check_there().await?;
             }
             let options = PutOptions::from(PutMode::Create);
-            let created =
-                match self.store.put_opts(&path, PutPayload::from_bytes(bytes), options).await {
-                    Ok(_) => Created::Yes,
-                    Err(
-                        object_store::Error::AlreadyExists { .. }
-                        | object_store::Error::Precondition { .. },
-                    ) => Created::Exists,
-                    Err(e) => return Err(failed("write", &path, e)),
-                };
+            let payload = PutPayload::from_bytes(bytes.clone());
+            let created = match self.store.put_opts(&path, payload, options).await {
+                Ok(_) => Created::Yes,
+                Err(
+                    object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. },
+                ) => Created::Exists,
+                Err(e) => return Err(failed("write", &path, e)),
+            };
             // It may have gone away, and come back, in between.
             if is_watched {
                 self.check_there().await?;
@@ -107,6 +145,9 @@ impl Bucket for Objects {
                     let what = format!("{path} was written, and is not in the store's folder");
                     return Err(Error::new(ErrorKind::Unreachable, what));
                 }
+                self.known().object = Some(name.to_owned());
+            } else if created == Created::Yes && name == names::GROUP {
+                self.learn_group(&bytes);
             }
             Ok(created)
         })
@@ -134,7 +175,11 @@ impl Bucket for Objects {
                     "{path} has {size} bytes, at most {max} belong there"
                 )));
             }
-            found.bytes().await.map(Some).map_err(|e| failed("read", &path, e))
+            let bytes = found.bytes().await.map_err(|e| failed("read", &path, e))?;
+            if name == names::GROUP && first.is_none() {
+                self.learn_group(&bytes);
+            }
+            Ok(Some(bytes))
         })
     }
 

@@ -12,7 +12,7 @@ use towline_block::{Epoch, GroupName};
 
 pub const STORE_VERSION: u32 = 1;
 /// As of a HELLO, which says the same.
-const GROUP_BYTES_MAX: u64 = 64 << 10;
+pub(super) const GROUP_BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupFile {
@@ -73,7 +73,7 @@ impl GroupFile {
 
     /// Whether this shipper's group may go on in a store that `theirs` began.
     pub fn check(&self, theirs: &GroupFile) -> Result<()> {
-        let refused = |what: String| Err(Error::new(ErrorKind::Refused, what));
+        let refused = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         if self.group_uuid != theirs.group_uuid {
             return refused(format!(
                 "the store holds another group of the name {} ({}, not {}): give this one a folder \

@@ -1,6 +1,7 @@
 //! The shipper's session with a store: takes batches of the stream in order, makes
 //! objects of them, and acknowledges what is durable.
 
+use super::begun::Begun;
 use super::bucket::Bucket;
 use super::writer::{Made, Writer, put};
 use super::{GroupFile, LINGER, PUTS_MAX, StoreUrl};
@@ -8,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::GroupUuid;
 use crate::receiver::Stream as Stand;
 use crate::source::ShipConfig;
+use crate::source::complaint::Complaint;
 use crate::source::stream::{News, Next, Stream};
 use crate::wire::{Ack, PROTOCOL, VolumeSize, Welcome};
 use std::collections::VecDeque;
@@ -22,6 +24,8 @@ use towline_journal::progress::Figure;
 /// First and longest pause between two attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// The longest where something has to be put right.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(60);
 /// How often a missing group, and the wish to stop, is looked for.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -48,23 +52,27 @@ pub(crate) fn run(stream: &Arc<Stream>, url: &StoreUrl, config: &ShipConfig, dir
     }
 }
 
-/// What no other attempt cures.
-fn is_final(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Refused | ErrorKind::InvalidInput | ErrorKind::Damaged | ErrorKind::TooNew
-    )
+/// The longest pause until the next attempt; `None` where that would take a newer shipper's or
+/// epoch's place.
+fn longest_pause(kind: ErrorKind) -> Option<Duration> {
+    match kind {
+        ErrorKind::Refused => None,
+        // Somebody has to put it right.
+        ErrorKind::InvalidInput | ErrorKind::Damaged | ErrorKind::TooNew => Some(BACKOFF_REFUSED),
+        _ => Some(BACKOFF_LAST),
+    }
 }
 
 /// Pauses between attempts, and what is shown of them.
 struct Attempts<'a> {
     stream: &'a Stream,
     backoff: Duration,
+    complaint: Complaint,
 }
 
 impl Attempts<'_> {
     fn of(stream: &Stream) -> Attempts<'_> {
-        Attempts { stream, backoff: BACKOFF_FIRST }
+        Attempts { stream, backoff: BACKOFF_FIRST, complaint: Complaint::default() }
     }
 
     /// What an attempt came to: `None` after a pause when another one may succeed.
@@ -78,14 +86,15 @@ impl Attempts<'_> {
                 }
                 return Ok(Some(done));
             }
-            Err(error) if is_final(error.kind()) => return Err(error),
             Err(error) => error,
         };
-        tracing::warn!("{error}; trying again");
-        progress.set_error(&error.to_string());
+        let Some(longest) = longest_pause(error.kind()) else { return Err(error) };
+        let what = error.to_string();
+        self.complaint.tell(&what, std::time::Instant::now());
+        progress.set_error(&what);
         progress.set(Figure::Connected, 0);
         sleep(self.backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        self.backoff = (self.backoff * 2).min(BACKOFF_LAST);
+        self.backoff = (self.backoff * 2).min(longest);
         Ok(None)
     }
 }
@@ -100,8 +109,19 @@ async fn ship(
     let mut attempts = Attempts::of(stream);
     let (bucket, writer) = loop {
         let attempt = async {
-            let bucket = url.open(&config.group, true)?;
+            let begun = Begun::load(dir, url)?;
+            let opened = url.open(&config.group, begun.is_none());
+            let bucket = match (&begun, opened) {
+                (Some(begun), Err(e)) if e.kind() == ErrorKind::Unreachable => {
+                    return Err(begun.away(dir, &config.group));
+                }
+                (_, opened) => opened?,
+            };
+            if let Some(begun) = begun {
+                begun.check(dir, &*bucket, &config.group).await?;
+            }
             let writer = Writer::take_over(&bucket, &own).await?;
+            Begun::keep(dir, url, &*bucket, &config.group).await?;
             Ok((bucket, writer))
         };
         if let Some(done) = attempts.judge(attempt.await).await? {
@@ -116,6 +136,7 @@ async fn ship(
     crate::device::check_travelling(dir, &welcome)?;
     stream.progress().set_error("");
     stream.welcome(welcome);
+    stream.acked(ack(writer.after()));
     Sink::new(stream, bucket, writer).run().await
 }
 

@@ -67,8 +67,8 @@ impl Writer {
     /// Begins a session of its own behind everything that counts in the store.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] when the store is of another group, other volumes or a later
-    /// epoch; [`ErrorKind::Damaged`] when its end is not sound.
+    /// [`ErrorKind::Refused`] when the store is of a later epoch; [`ErrorKind::InvalidInput`] when
+    /// it is of another group or other volumes; [`ErrorKind::Damaged`] when its end is not sound.
     pub async fn take_over(bucket: &Arc<dyn Bucket>, own: &GroupFile) -> Result<Writer> {
         let theirs = own.load_or_create(&**bucket).await?;
         own.check(&theirs)?;
