@@ -23,6 +23,8 @@ mod ledger;
 mod manifest;
 mod map;
 mod pack;
+mod places;
+mod room;
 mod set;
 mod shelf;
 mod sign;
@@ -31,7 +33,7 @@ mod travel;
 mod verify;
 
 pub use blocks::{BlockRun, BlockSet};
-pub use export::{ExportPlan, ExportView, Exported, Exporter, FolderView};
+pub use export::{ExportPlan, ExportView, Exporter, FolderView};
 pub use folder::Folder;
 pub use import::{ImportConfig, Imported, Stands, import};
 pub use manifest::{Manifest, PACKS_MAX, Pack};

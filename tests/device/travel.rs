@@ -143,6 +143,32 @@ fn an_export_that_is_killed_or_stopped_goes_on_where_it_was() {
 }
 
 #[test]
+fn the_same_command_without_a_device_says_which_and_writes_nothing_in_its_place() {
+    let mut lab = Lab::new(2);
+    lab.rig.prefill();
+    lab.rig.start_proxy();
+    let mut export = lab.start_export(args!["--rate", "8M"]);
+    for _ in 0..2 {
+        export.wait_for_line(|line| line.contains("a pack is closed"));
+    }
+    export.kill();
+    let (mount, away) = (&lab.devices[1], lab.devices[1].with_extension("away"));
+    std::fs::rename(mount, &away).unwrap();
+    std::fs::create_dir(mount).unwrap();
+    let finished = lab.rig.towline(lab.export_args(&lab.devices)).exits(1);
+    assert!(finished.stderr.contains("was device 2 of this export"), "{finished}");
+    let report = finished.json();
+    assert_eq!(report["finished"], true, "{report}");
+    assert_eq!(report["devices"][1]["device"], 2, "{report}");
+    assert_eq!(report["devices"][1]["up_to_date"], false, "{report}");
+    assert_eq!(std::fs::read_dir(mount).unwrap().count(), 0);
+    std::fs::remove_dir(mount).unwrap();
+    std::fs::rename(&away, mount).unwrap();
+    lab.export();
+    lab.verify(&lab.devices).exits(0);
+}
+
+#[test]
 fn a_proxy_that_is_killed_while_a_pack_is_open_costs_that_pack() {
     let mut lab = Lab::new(1);
     lab.rig.prefill();

@@ -9,7 +9,7 @@ use crate::ship::{self, NICE_DEFAULT};
 use crate::table;
 use crate::view;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use towline_block::GroupName;
 use towline_block::size::format_size;
@@ -18,7 +18,7 @@ use towline_control::rate::{Limit, Plan, Window};
 use towline_journal::progress::Progress as Page;
 use towline_journal::state::GroupDir;
 use towline_shipper::device::{
-    ExportPlan, Exported, Exporter, PACK_BYTES_DEFAULT, PACK_BYTES_MAX, PACK_BYTES_MIN,
+    ExportPlan, ExportView, Exporter, PACK_BYTES_DEFAULT, PACK_BYTES_MAX, PACK_BYTES_MIN,
 };
 use towline_shipper::security::Security;
 use towline_shipper::source::{self, Link, WINDOW_BYTES_MIN};
@@ -96,10 +96,11 @@ struct Report {
 #[derive(Serialize)]
 struct DeviceReport {
     device: u32,
-    dir: PathBuf,
+    /// Null: not in `--to`, and where it was is not known.
+    dir: Option<PathBuf>,
     packs: usize,
     bytes: u64,
-    /// It has the last manifest.
+    /// It has the last manifest. False while it is not there.
     up_to_date: bool,
 }
 
@@ -186,18 +187,17 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let finished = outcome.is_some();
     let stopped = exporter.stop();
-    let done = outcome.unwrap_or(Exported { view: stopped, behind: Vec::new() });
-    tell(&args, &done, finished, began.elapsed())
+    tell(&args, &outcome.unwrap_or(stopped), finished, began.elapsed())
 }
 
-fn tell(args: &Args, done: &Exported, finished: bool, took: Duration) -> anyhow::Result<Exit> {
-    let (view, position) = (&done.view, done.view.after.position);
+fn tell(args: &Args, view: &ExportView, finished: bool, took: Duration) -> anyhow::Result<Exit> {
+    let position = view.after.position;
     let device = |folder: &towline_shipper::device::FolderView| DeviceReport {
         device: folder.device,
         dir: folder.dir.clone(),
         packs: folder.packs,
         bytes: folder.bytes,
-        up_to_date: !done.behind.contains(&folder.dir),
+        up_to_date: folder.up_to_date,
     };
     let report = Report {
         group: args.group.to_string(),
@@ -212,24 +212,33 @@ fn tell(args: &Args, done: &Exported, finished: bool, took: Duration) -> anyhow:
         seq: position.seq.0,
         elapsed_s: took.as_secs_f64(),
     };
-    let is_complete = finished && done.behind.is_empty();
-    let exit = if is_complete { Exit::Ok } else { Exit::Failed };
+    let behind: Vec<usize> =
+        view.folders.iter().filter(|f| !f.up_to_date).map(|f| f.device as usize).collect();
+    let exit = if finished && behind.is_empty() { Exit::Ok } else { Exit::Failed };
     if args.json {
         output::json(&report)?;
         return Ok(exit);
     }
     for device in &report.devices {
-        let behind = if device.up_to_date { "" } else { "  NOT UP TO DATE: plug it in and repeat" };
+        let behind = if device.up_to_date { "" } else { "  NOT THERE, or not up to date" };
+        let dir = device.dir.as_deref().map_or("?".into(), Path::to_string_lossy);
         output::text_line(&format!(
-            "device {}  {}  {} packs, {}{behind}",
+            "device {}  {dir}  {} packs, {}{behind}",
             device.device,
-            device.dir.display(),
             device.packs,
             format_size(device.bytes)
         ))?;
     }
     let rate = table::rate(report.bytes as f64 / report.elapsed_s.max(1e-3));
     output::text_line(&match finished {
+        true if !behind.is_empty() => format!(
+            "{}: everything is exported, {} packs, {}, but devices {} are not there or do not have the \
+             last manifest: plug them in and repeat this with their folders in --to, before they travel",
+            report.group,
+            report.packs,
+            format_size(report.bytes),
+            table::numbers(&behind)
+        ),
         true => format!(
             "{}: {} packs, {}, up to seq {}; {rate}. Take the devices to `towline device import`; the \
              guests go on, and their changes are kept for the network",

@@ -22,16 +22,20 @@ pub struct ExportPlan {
 /// A device as the export uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FolderView {
-    pub dir: PathBuf,
+    /// Where it is, or was last if that is known.
+    pub dir: Option<PathBuf>,
     pub device: u32,
     pub packs: usize,
     pub bytes: u64,
+    /// It has the last manifest. False while it is not there.
+    pub up_to_date: bool,
 }
 
 /// What there is by now.
 #[derive(Clone, Debug, Default)]
 pub struct ExportView {
     pub set: Option<SetId>,
+    /// Those in use, and those that are not but have packs.
     pub folders: Vec<FolderView>,
     pub packs: usize,
     pub bytes: u64,
@@ -39,18 +43,10 @@ pub struct ExportView {
     pub after: Stream,
 }
 
-/// How an export ended.
-#[derive(Clone, Debug)]
-pub struct Exported {
-    pub view: ExportView,
-    /// Devices that were away at the end and do not have the last manifest.
-    pub behind: Vec<PathBuf>,
-}
-
 #[derive(Default)]
 pub(crate) struct Shared {
     view: Mutex<ExportView>,
-    ended: Mutex<Option<Result<Vec<PathBuf>>>>,
+    ended: Mutex<Option<Result<()>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,7 +58,7 @@ impl Shared {
         *lock(&self.view) = view;
     }
 
-    pub fn end(&self, outcome: Result<Vec<PathBuf>>) {
+    pub fn end(&self, outcome: Result<()>) {
         *lock(&self.ended) = Some(outcome);
     }
 }
@@ -88,10 +84,10 @@ impl Exporter {
         lock(&self.shared.view).clone()
     }
 
-    /// How it ended, once it has.
-    pub fn ended(&self) -> Option<Result<Exported>> {
+    /// What there is at its end, once it has ended.
+    pub fn ended(&self) -> Option<Result<ExportView>> {
         if let Some(outcome) = lock(&self.shared.ended).take() {
-            return Some(outcome.map(|behind| Exported { view: self.view(), behind }));
+            return Some(outcome.map(|()| self.view()));
         }
         let why = self.shipper.ended()?;
         Some(Err(Error::new(crate::ErrorKind::Refused, why)))

@@ -65,6 +65,11 @@ impl Folder {
         self.dir.join("packs").join(format!("{number:08}.part"))
     }
 
+    /// Of the source's own copy: where the devices are.
+    pub(crate) fn folders(&self) -> PathBuf {
+        self.dir.join("folders.json")
+    }
+
     fn device(&self) -> PathBuf {
         self.dir.join("device.json")
     }

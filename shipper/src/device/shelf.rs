@@ -2,6 +2,7 @@
 //! where the next pack goes. A copy of manifest and maps lies in the state directory, so
 //! that devices may be away.
 
+use super::RESERVE_BYTES;
 use super::export::{ExportPlan, FolderView};
 use super::folder::{self, Folder};
 use super::manifest::{
@@ -9,16 +10,16 @@ use super::manifest::{
 };
 use super::map::PackMap;
 use super::pack::PackWriter;
+use super::places::Places;
+use super::room::{self, Lack, Room};
 use super::sign::{ManifestSigner, Trust};
-use super::{RESERVE_BYTES, ROOM_BYTES_MIN};
-use crate::batch::BATCH_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Digest, GroupUuid, KeyId, SetId};
 use crate::receiver::Stream;
 use crate::receiver::medium::Medium;
 use crate::wire::VolumeSize;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use towline_block::size::format_size;
 use towline_block::{Epoch, GroupName};
 use towline_journal::GroupDir;
@@ -47,11 +48,26 @@ struct Slot {
     device: u32,
     /// Packs of which the map is known to lie there.
     maps: usize,
+    /// It had the manifest when it was last brought up to date.
+    is_current: bool,
+}
+
+impl Slot {
+    /// What is to be said while it is not there.
+    fn away(&self) -> Error {
+        let what = format!(
+            "{} was device {} of this export and is empty now: is it mounted?",
+            self.dir.display(),
+            self.device
+        );
+        Error::new(ErrorKind::Unreachable, what)
+    }
 }
 
 pub(crate) struct Shelf {
     local: Folder,
     slots: Vec<Slot>,
+    places: Places,
     pub manifest: Manifest,
     signer: Option<ManifestSigner>,
     medium: Medium,
@@ -91,7 +107,8 @@ impl Own {
 
 impl Shelf {
     /// Goes on with the export that was begun, or begins one. Everything that can be
-    /// refused is refused here, before anything is written.
+    /// refused is refused here, before anything is written. A folder that was a device and
+    /// is none now is one that was pulled out.
     ///
     /// # Errors
     /// [`ErrorKind::Refused`] when a device carries something else, or the export is
@@ -142,12 +159,13 @@ impl Shelf {
         if !manifest.finished {
             (manifest.key, manifest.pack_bytes) = (key, plan.pack_bytes);
         }
+        let places = if is_new { Places::none() } else { Places::load(&local.folders())? };
         let mut highest = if is_new { 0 } else { manifest.devices };
-        let mut slots = Vec::new();
+        let mut slots: Vec<Slot> = Vec::new();
         for (to, folder) in plan.to.iter().zip(given) {
-            let device = match folder.identity()? {
-                Some(found) if found.set == manifest.set => found.device,
-                Some(found) => {
+            let device = match (folder.identity()?, places.device(to)) {
+                (Some(found), _) if found.set == manifest.set => found.device,
+                (Some(found), _) => {
                     let what = format!(
                         "{} carries another export ({}): give an empty folder, or remove that one",
                         folder.dir().display(),
@@ -155,13 +173,23 @@ impl Shelf {
                     );
                     return Err(Error::new(ErrorKind::Refused, what));
                 }
-                None if manifest.finished => return Err(finished(&own.group)),
-                None => {
+                (None, Some(device)) => device,
+                (None, None) if manifest.finished => return Err(finished(&own.group)),
+                (None, None) => {
                     highest += 1;
                     highest
                 }
             };
-            slots.push(Slot { dir: to.clone(), folder, device, maps: 0 });
+            if let Some(other) = slots.iter().find(|slot| slot.device == device) {
+                let what = format!(
+                    "{} and {} would both be device {device} of this export: leave one out; for a new \
+                     device give another folder",
+                    other.dir.display(),
+                    to.display()
+                );
+                return Err(Error::new(ErrorKind::Refused, what));
+            }
+            slots.push(Slot { dir: to.clone(), folder, device, maps: 0, is_current: false });
         }
         manifest.devices = manifest.devices.max(highest);
         if manifest.devices > DEVICES_MAX {
@@ -169,7 +197,8 @@ impl Shelf {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let signer = plan.pki.as_deref().map(|pki| ManifestSigner::load(pki, &own.group));
-        let mut shelf = Shelf { local, slots, manifest, signer: signer.transpose()?, medium };
+        let signer = signer.transpose()?;
+        let mut shelf = Shelf { local, slots, places, manifest, signer, medium };
         if !shelf.manifest.finished {
             shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
         }
@@ -177,11 +206,20 @@ impl Shelf {
         Ok(shelf)
     }
 
+    /// Whether it was a device of this export and is none now.
+    fn is_away(&self, slot: &Slot) -> Result<bool> {
+        Ok(self.places.folder(slot.device).is_some() && slot.folder.identity()?.is_none())
+    }
+
+    /// What a device that is away has free is not known: then it shows later.
     fn check_space(&self, data_bytes: u64) -> Result<()> {
         let needed = data_bytes.saturating_sub(self.manifest.bytes());
         let mut free = 0u64;
         let mut seen = Vec::new();
         for slot in &self.slots {
+            if self.is_away(slot)? {
+                return Ok(());
+            }
             // Two folders of one file system share its room.
             let device = slot.dir.metadata().map(|meta| meta.dev());
             let device = device.map_err(|e| {
@@ -206,7 +244,8 @@ impl Shelf {
         Err(Error::new(ErrorKind::NoSpace, what))
     }
 
-    /// Local copy first: it says which devices there are.
+    /// Local copy first: it says which devices there are. Where they are is noted behind
+    /// what makes them devices, and before the first pack.
     fn begin(&mut self) -> Result<()> {
         std::fs::create_dir_all(self.local.dir()).map_err(|e| {
             Error::storage(format!("cannot make {}", self.local.dir().display()), e)
@@ -228,8 +267,12 @@ impl Shelf {
         }
         self.write_manifest(&self.local)?;
         for slot in &self.slots {
-            slot.folder.identify(self.manifest.set, slot.device, &self.medium)?;
+            if !self.is_away(slot)? {
+                slot.folder.identify(self.manifest.set, slot.device, &self.medium)?;
+                self.places.note(slot.device, &slot.dir);
+            }
         }
+        self.places.store(&self.local.folders(), &self.medium)?;
         self.bring_up_to_date();
         Ok(())
     }
@@ -245,48 +288,51 @@ impl Shelf {
         self.medium.replace_plain(&folder.manifest(), &bytes)
     }
 
-    /// Whether any device is there.
-    pub fn is_any_there(&self) -> bool {
-        self.slots.iter().any(|slot| slot.folder.is_there(self.manifest.set, slot.device))
-    }
-
     /// The device for the next pack, and how large that may become: of those that have
     /// room the one with the least of this export on it.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSpace`] when all that are there are full.
+    /// [`ErrorKind::NoSpace`] when all are there and full; [`ErrorKind::Unreachable`] while
+    /// one that is not there may have room.
     pub fn choose(&self) -> Result<(Folder, u32, u64)> {
         if self.manifest.packs.len() >= PACKS_MAX {
             let what = format!("an export has at most {PACKS_MAX} packs: begin with larger ones");
             return Err(Error::new(ErrorKind::Refused, what));
         }
-        let mut best: Option<(&Slot, u64, u64)> = None;
-        let mut there = 0;
-        for slot in &self.slots {
-            if !slot.folder.is_there(self.manifest.set, slot.device) {
-                continue;
+        let room = |slot: &Slot| {
+            let is_there = slot.folder.is_there(self.manifest.set, slot.device);
+            let free_bytes = is_there.then(|| slot.folder.free_bytes()).transpose()?;
+            Ok(Room { free_bytes, used_bytes: self.used(slot.device).1 })
+        };
+        let rooms = self.slots.iter().map(room).collect::<Result<Vec<_>>>()?;
+        let (index, room) = room::choose(&rooms).map_err(|lack| self.no_room(lack, &rooms))?;
+        let slot = &self.slots[index];
+        Ok((slot.folder.clone(), slot.device, room.min(self.manifest.pack_bytes)))
+    }
+
+    fn no_room(&self, lack: Lack, rooms: &[Room]) -> Error {
+        let away = self.slots.iter().zip(rooms).filter(|(_, room)| room.free_bytes.is_none());
+        let away: Vec<_> = away.map(|(slot, _)| slot.dir.display().to_string()).collect();
+        let away = away.join(" and ");
+        match lack {
+            Lack::NoneThere => {
+                let what = format!(
+                    "none of the devices is there (is {away} mounted?): plug one in, or end this and \
+                     start again with other folders"
+                );
+                Error::new(ErrorKind::Unreachable, what)
             }
-            there += 1;
-            let free = slot.folder.free_bytes()?.saturating_sub(RESERVE_BYTES);
-            let used = self.used(slot.device).1;
-            if free >= ROOM_BYTES_MIN && best.is_none_or(|(_, least, _)| used < least) {
-                best = Some((slot, used, free));
+            Lack::Away => {
+                let what = format!(
+                    "the devices that are here are full, and {away} is not there: plug it in, or start \
+                     again with one more folder"
+                );
+                Error::new(ErrorKind::Unreachable, what)
             }
-        }
-        match best {
-            Some((slot, _, free)) => {
-                let room = free - BATCH_BYTES_MAX as u64;
-                Ok((slot.folder.clone(), slot.device, room.min(self.manifest.pack_bytes)))
-            }
-            None if there == 0 => {
-                let what = "none of the devices is there: plug one in, or end this and start again \
-                            with other folders";
-                Err(Error::new(ErrorKind::Unreachable, what))
-            }
-            None => {
+            Lack::Full => {
                 let what = "the devices are full: start again with another folder in --to; what is \
                             there stays";
-                Err(Error::new(ErrorKind::NoSpace, what))
+                Error::new(ErrorKind::NoSpace, what)
             }
         }
     }
@@ -324,31 +370,30 @@ impl Shelf {
         Ok(())
     }
 
-    /// Nothing more comes. Answers the devices that do not know it.
-    pub fn finish(&mut self) -> Result<Vec<PathBuf>> {
+    /// Nothing more comes.
+    pub fn finish(&mut self) -> Result<()> {
         self.manifest.finished = true;
         self.write_manifest(&self.local)?;
-        Ok(self.bring_up_to_date())
+        self.bring_up_to_date();
+        Ok(())
     }
 
-    /// Gives every device that is there what it lacks. Answers those that are behind.
-    pub fn bring_up_to_date(&mut self) -> Vec<PathBuf> {
-        let mut behind = Vec::new();
+    /// Gives every device that is there what it lacks.
+    pub fn bring_up_to_date(&mut self) {
         for index in 0..self.slots.len() {
-            if let Err(error) = self.update(index) {
-                let dir = self.slots[index].dir.clone();
-                tracing::warn!(device = %dir.display(), "{error}; it is tried again later");
-                behind.push(dir);
+            let updated = self.update(index);
+            self.slots[index].is_current = updated.is_ok();
+            if let Err(error) = updated {
+                let dir = self.slots[index].dir.display();
+                tracing::warn!(device = %dir, "{error}; it is tried again later");
             }
         }
-        behind
     }
 
     fn update(&mut self, index: usize) -> Result<()> {
         let slot = &self.slots[index];
         if !slot.folder.is_there(self.manifest.set, slot.device) {
-            let what = "the device is not there";
-            return Err(Error::new(ErrorKind::Unreachable, what));
+            return Err(slot.away());
         }
         for number in slot.maps + 1..=self.manifest.packs.len() {
             if self.sound_map(&slot.folder, number).is_some() {
@@ -366,12 +411,19 @@ impl Shelf {
         Ok(())
     }
 
+    /// The devices in use, and those that are not but have packs.
     pub fn views(&self) -> Vec<FolderView> {
-        let view = |slot: &Slot| {
-            let (packs, bytes) = self.used(slot.device);
-            FolderView { dir: slot.dir.clone(), device: slot.device, packs, bytes }
+        let view = |device: u32, dir: Option<PathBuf>, up_to_date: bool| {
+            let (packs, bytes) = self.used(device);
+            FolderView { dir, device, packs, bytes, up_to_date }
         };
-        self.slots.iter().map(view).collect()
+        let in_use = self.slots.iter();
+        let in_use = in_use.map(|slot| view(slot.device, Some(slot.dir.clone()), slot.is_current));
+        let others = (1..=self.manifest.devices)
+            .filter(|device| self.slots.iter().all(|slot| slot.device != *device))
+            .map(|device| view(device, self.places.folder(device).map(Path::to_owned), false))
+            .filter(|view| view.packs > 0);
+        in_use.chain(others).collect()
     }
 }
 

@@ -17,7 +17,6 @@ use crate::receiver::medium::Medium;
 use crate::source::ShipConfig;
 use crate::source::stream::{News, Next, Stream};
 use crate::wire::{Ack, PROTOCOL, Welcome};
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use towline_journal::GroupDir;
@@ -44,24 +43,24 @@ pub(crate) fn run(
     stream.progress().set(Figure::Connected, 0);
     match outcome {
         // Asked to stop.
-        Ok(None) => {}
-        Ok(Some(behind)) => shared.end(Ok(behind)),
+        Ok(false) => {}
+        Ok(true) => shared.end(Ok(())),
         Err(error) => shared.end(Err(error)),
     }
     stream.end();
 }
 
-/// `None` when it was asked to stop before it was finished.
+/// False when it was asked to stop before it was finished.
 async fn export(
     stream: &Stream,
     plan: &ExportPlan,
     shared: &Shared,
     config: &ShipConfig,
     dir: &GroupDir,
-) -> Result<Option<Vec<PathBuf>>> {
+) -> Result<bool> {
     let own = loop {
         if stream.stopping() {
-            return Ok(None);
+            return Ok(false);
         }
         if let Some(state) = dir.load().map_err(crate::source::from_journal)? {
             break Own::of(state);
@@ -69,10 +68,10 @@ async fn export(
         sleep(POLL).await;
     };
     let key = config.keys.newest().map(|key| key.id);
-    let mut shelf = Shelf::open(&own, plan, key, dir, Medium::default())?;
+    let shelf = Shelf::open(&own, plan, key, dir, Medium::default())?;
     if shelf.manifest.finished {
         show(shared, &shelf);
-        return Ok(Some(shelf.bring_up_to_date()));
+        return Ok(true);
     }
     let closed = shelf.manifest.after();
     tracing::info!(
@@ -136,18 +135,23 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    async fn run(&mut self) -> Result<Option<Vec<PathBuf>>> {
+    async fn run(&mut self) -> Result<bool> {
         loop {
             let step = self.step().await;
             match step {
-                Ok(true) => return self.shelf.finish().map(Some),
+                Ok(true) => {
+                    self.shelf.finish()?;
+                    show(self.shared, &self.shelf);
+                    return Ok(true);
+                }
                 Ok(false) => {}
                 Err(error) if is_final(error.kind()) => return Err(error),
                 Err(error) => self.wait_for_devices(&error).await,
             }
             if self.stream.stopping() {
                 self.close()?;
-                return Ok(None);
+                show(self.shared, &self.shelf);
+                return Ok(false);
             }
         }
     }
@@ -264,7 +268,9 @@ impl Sink<'_> {
             if self.stream.stopping() {
                 return;
             }
-            if self.shelf.is_any_there() {
+            // A device that came back and is full is final: the next step says so.
+            let chosen = self.shelf.choose();
+            if !chosen.is_err_and(|error| error.kind() == ErrorKind::Unreachable) {
                 break;
             }
         }

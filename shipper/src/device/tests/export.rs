@@ -3,6 +3,7 @@
 use super::*;
 use crate::batch::Sealed;
 use crate::device::shelf::{Own, Shelf};
+use std::path::Path;
 use towline_journal::GroupDir;
 
 /// The packs' batches, and what the volumes hold after them.
@@ -36,6 +37,10 @@ impl Journey {
     }
 
     fn open(&self, medium: Medium) -> Shelf {
+        self.open_on(self.devices(), medium).unwrap()
+    }
+
+    fn open_on(&self, to: Vec<PathBuf>, medium: Medium) -> crate::error::Result<Shelf> {
         let volume = |(n, size): (usize, &usize)| VolumeSize {
             name: format!("disk{n}").parse().unwrap(),
             size_bytes: *size as u64,
@@ -47,25 +52,45 @@ impl Journey {
             volumes: SIZES.iter().enumerate().map(volume).collect(),
             data_bytes: 0,
         };
-        let plan =
-            ExportPlan { to: self.devices(), pack_bytes: PACK_BYTES_MIN, expect: None, pki: None };
+        let plan = ExportPlan { to, pack_bytes: PACK_BYTES_MIN, expect: None, pki: None };
         let dir = GroupDir::of(&self.there().join("state"), &own.group);
-        Shelf::open(&own, &plan, None, &dir, medium).unwrap()
+        Shelf::open(&own, &plan, None, &dir, medium)
+    }
+
+    /// Puts the next pack on a device. Answers which.
+    fn put(&self, shelf: &mut Shelf) -> u32 {
+        let number = shelf.manifest.packs.len() + 1;
+        let (folder, device, bytes_max) = shelf.choose().unwrap();
+        let mut writer = shelf.begin_pack(&folder, bytes_max).unwrap();
+        self.packs[number - 1].iter().for_each(|sealed| writer.push(sealed).unwrap());
+        let (map, after) = writer.close(&folder, number).unwrap();
+        shelf.add(device, &map, after).unwrap();
+        device
     }
 
     /// Goes on to the end. `closed` hears of each pack that the source may forget.
     fn run(&self, medium: Medium, mut closed: impl FnMut()) {
         let mut shelf = self.open(medium);
         while shelf.manifest.packs.len() < PACKS {
-            let number = shelf.manifest.packs.len() + 1;
-            let (folder, device, bytes_max) = shelf.choose().unwrap();
-            let mut writer = shelf.begin_pack(&folder, bytes_max).unwrap();
-            self.packs[number - 1].iter().for_each(|sealed| writer.push(sealed).unwrap());
-            let (map, after) = writer.close(&folder, number).unwrap();
-            shelf.add(device, &map, after).unwrap();
+            self.put(&mut shelf);
             closed();
         }
-        assert!(shelf.finish().unwrap().is_empty());
+        shelf.finish().unwrap();
+        assert!(shelf.views().iter().all(|view| view.up_to_date));
+    }
+
+    /// What is left of a device's folder when the device is not mounted. Answers where the
+    /// device is.
+    fn unmount(&self, device: &Path) -> PathBuf {
+        let away = self.dir.path().join("away");
+        std::fs::rename(device, &away).unwrap();
+        std::fs::create_dir(device).unwrap();
+        away
+    }
+
+    fn mount(&self, away: &Path, device: &Path) {
+        std::fs::remove_dir(device).unwrap();
+        std::fs::rename(away, device).unwrap();
     }
 
     /// The devices bring a target to where the volumes were.
@@ -116,4 +141,69 @@ fn what_was_acknowledged_of_an_export_outlives_a_crash_at_any_step_and_it_goes_o
         }
         model.make(change);
     }
+}
+
+/// Two devices with a pack each, of an export that was killed then.
+fn begun() -> (Journey, [PathBuf; 2]) {
+    let journey = Journey::new(6);
+    let mut shelf = journey.open(Medium::default());
+    assert_eq!([journey.put(&mut shelf), journey.put(&mut shelf)], [1, 2]);
+    let [first, second] = ["d0", "d1"].map(|name| journey.there().join(name));
+    (journey, [first, second])
+}
+
+#[test]
+fn a_mount_point_without_its_device_is_no_new_device() {
+    let (journey, [_, second]) = begun();
+    let away = journey.unmount(&second);
+    let mut shelf = journey.open(Medium::default());
+    assert_eq!(shelf.manifest.devices, 2);
+    while shelf.manifest.packs.len() < PACKS {
+        assert_eq!(journey.put(&mut shelf), 1);
+    }
+    shelf.finish().unwrap();
+    let told: Vec<_> = shelf.views().iter().map(|view| (view.device, view.up_to_date)).collect();
+    assert_eq!(told, [(1, true), (2, false)]);
+    assert_eq!(std::fs::read_dir(&second).unwrap().count(), 0, "below the mount point");
+
+    journey.mount(&away, &second);
+    let shelf = journey.open(Medium::default());
+    assert!(shelf.views().iter().all(|view| view.up_to_date));
+    journey.assert_brings_all("plugged in again");
+}
+
+#[test]
+fn an_export_without_any_of_its_devices_waits_for_one() {
+    let (journey, [_, second]) = begun();
+    let away = journey.unmount(&second);
+    let shelf = journey.open_on(vec![second.clone()], Medium::default()).unwrap();
+    let error = shelf.choose().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(error.to_string().contains(&second.display().to_string()), "{error}");
+    journey.mount(&away, &second);
+    assert_eq!(shelf.choose().unwrap().1, 2);
+}
+
+#[test]
+fn a_device_is_known_in_another_folder_and_its_old_one_is_no_new_device() {
+    let (journey, [first, second]) = begun();
+    let elsewhere = journey.dir.path().join("away");
+    journey.unmount(&second);
+    let error = journey.open_on(vec![second.clone(), elsewhere.clone()], Medium::default());
+    let error = error.err().expect("which of them is device 2?");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    journey.open_on(vec![first.clone(), elsewhere], Medium::default()).unwrap();
+    let shelf = journey.open_on(vec![first, second], Medium::default()).unwrap();
+    let told: Vec<_> = shelf.views().iter().map(|view| (view.device, view.up_to_date)).collect();
+    assert_eq!(told, [(1, true), (2, false)]);
+}
+
+#[test]
+fn a_device_with_packs_that_is_not_among_the_folders_is_told_as_behind() {
+    let (journey, [first, second]) = begun();
+    let shelf = journey.open_on(vec![first], Medium::default()).unwrap();
+    let views = shelf.views();
+    let told: Vec<_> = views.iter().map(|view| (view.device, view.up_to_date)).collect();
+    assert_eq!(told, [(1, true), (2, false)]);
+    assert_eq!(views[1].dir.as_deref(), Some(second.canonicalize().unwrap().as_path()));
 }
