@@ -3,6 +3,9 @@
 use super::{RESERVE_BYTES, ROOM_BYTES_MIN};
 use crate::batch::BATCH_BYTES_MAX;
 
+/// A device with less than this free is full: what is reserved, and the least room.
+pub(super) const KEPT_BYTES: u64 = RESERVE_BYTES + ROOM_BYTES_MIN;
+
 /// Of a device in use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
@@ -28,6 +31,12 @@ pub(super) fn pack_room(free_bytes: u64) -> Option<u64> {
     (room >= ROOM_BYTES_MIN).then(|| room - BATCH_BYTES_MAX as u64)
 }
 
+/// What packs of any size surely find room for: the last one may leave less than
+/// [`ROOM_BYTES_MIN`], which is not used.
+pub(super) fn usable(free_bytes: u64) -> u64 {
+    free_bytes.saturating_sub(KEPT_BYTES)
+}
+
 /// Of those with room the one with the least on it, and how large the pack may become.
 pub(super) fn choose(rooms: &[Room]) -> Result<(usize, u64), Lack> {
     let with_room = rooms.iter().enumerate().filter_map(|(index, room)| {
@@ -49,8 +58,8 @@ pub(super) fn choose(rooms: &[Room]) -> Result<(usize, u64), Lack> {
 mod tests {
     use super::*;
 
-    const FULL: Option<u64> = Some(RESERVE_BYTES + ROOM_BYTES_MIN - 1);
-    const ROOM: Option<u64> = Some(RESERVE_BYTES + ROOM_BYTES_MIN);
+    const FULL: Option<u64> = Some(KEPT_BYTES - 1);
+    const ROOM: Option<u64> = Some(KEPT_BYTES);
 
     fn chosen(rooms: &[(Option<u64>, u64)]) -> Result<usize, Lack> {
         let room = |(free_bytes, used_bytes): &(Option<u64>, u64)| Room {
@@ -78,5 +87,26 @@ mod tests {
         let free = RESERVE_BYTES + 3 * ROOM_BYTES_MIN;
         let largest = pack_room(free).unwrap() + BATCH_BYTES_MAX as u64;
         assert_eq!(free - largest, RESERVE_BYTES);
+    }
+
+    /// What packs take of a device before it is full.
+    fn taken(free_bytes: u64, pack_bytes: u64) -> u64 {
+        let mut taken = 0;
+        while let Some(room) = pack_room(free_bytes - taken) {
+            taken += room.min(pack_bytes);
+        }
+        taken
+    }
+
+    #[test]
+    fn what_is_usable_is_taken_before_a_device_is_full() {
+        for free_bytes in (0..40).map(|n| n * (ROOM_BYTES_MIN / 4 + 4097)) {
+            for pack_bytes in [1 << 20, ROOM_BYTES_MIN - 1, ROOM_BYTES_MIN + 1, 1 << 32] {
+                let (usable, taken) = (usable(free_bytes), taken(free_bytes, pack_bytes));
+                assert!(taken >= usable, "{free_bytes}, {pack_bytes}: {taken} of {usable}");
+            }
+        }
+        // A device of 100 MiB takes no pack, so none of it counts.
+        assert_eq!(usable(100 << 20), 0);
     }
 }

@@ -2,7 +2,6 @@
 //! where the next pack goes. A copy of manifest and maps lies in the state directory, so
 //! that devices may be away.
 
-use super::RESERVE_BYTES;
 use super::export::{ExportPlan, FolderView};
 use super::folder::{self, Folder};
 use super::manifest::{
@@ -11,7 +10,7 @@ use super::manifest::{
 use super::map::PackMap;
 use super::pack::PackWriter;
 use super::places::Places;
-use super::room::{self, Lack, Room};
+use super::room::{self, KEPT_BYTES, Lack, Room};
 use super::sign::{ManifestSigner, Trust};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Digest, GroupUuid, KeyId, SetId};
@@ -71,6 +70,8 @@ pub(crate) struct Shelf {
     pub manifest: Manifest,
     signer: Option<ManifestSigner>,
     medium: Medium,
+    /// What all packs are expected to take.
+    expected_bytes: u64,
 }
 
 /// The group as the proxy's state directory has it.
@@ -198,9 +199,10 @@ impl Shelf {
         }
         let signer = plan.pki.as_deref().map(|pki| ManifestSigner::load(pki, &own.group));
         let signer = signer.transpose()?;
-        let mut shelf = Shelf { local, slots, places, manifest, signer, medium };
+        let expected_bytes = plan.expect.unwrap_or(own.data_bytes);
+        let mut shelf = Shelf { local, slots, places, manifest, signer, medium, expected_bytes };
         if !shelf.manifest.finished {
-            shelf.check_space(plan.expect.unwrap_or(own.data_bytes))?;
+            shelf.check_space()?;
         }
         shelf.begin()?;
         Ok(shelf)
@@ -212,13 +214,14 @@ impl Shelf {
     }
 
     /// What a device that is away has free is not known: then it shows later.
-    fn check_space(&self, data_bytes: u64) -> Result<()> {
-        let needed = data_bytes.saturating_sub(self.manifest.bytes());
-        let mut free = 0u64;
+    fn check_space(&self) -> Result<()> {
+        let needed = self.needed();
+        let (mut free, mut is_all_known) = (0u64, true);
         let mut seen = Vec::new();
         for slot in &self.slots {
             if self.is_away(slot)? {
-                return Ok(());
+                is_all_known = false;
+                continue;
             }
             // Two folders of one file system share its room.
             let device = slot.dir.metadata().map(|meta| meta.dev());
@@ -228,20 +231,26 @@ impl Shelf {
             })?;
             if !seen.contains(&device) {
                 seen.push(device);
-                free += slot.folder.free_bytes()?.saturating_sub(RESERVE_BYTES);
+                free += room::usable(slot.folder.free_bytes()?);
             }
         }
-        if needed <= free {
+        if needed <= free || !is_all_known {
             return Ok(());
         }
         let what = format!(
             "the volumes hold up to {} that the devices do not have yet, and there is room for {} \
-             beyond the {} that stay free on each: add a device to --to, or say with --expect what you expect the compressed data to take",
+             beyond the {} that may stay free on each: add a device to --to, or say with --expect what \
+             you expect the compressed data to take",
             format_size(needed),
             format_size(free),
-            format_size(RESERVE_BYTES)
+            format_size(KEPT_BYTES)
         );
         Err(Error::new(ErrorKind::NoSpace, what))
+    }
+
+    /// What is expected to come yet.
+    fn needed(&self) -> u64 {
+        self.expected_bytes.saturating_sub(self.manifest.bytes())
     }
 
     /// Local copy first: it says which devices there are. Where they are is noted behind
@@ -330,8 +339,15 @@ impl Shelf {
                 Error::new(ErrorKind::Unreachable, what)
             }
             Lack::Full => {
-                let what = "the devices are full: start again with another folder in --to; what is \
-                            there stays";
+                let free = rooms.iter().filter_map(|room| room.free_bytes).max();
+                let what = format!(
+                    "the devices are full: {} more were expected, none has more than {} free, and one \
+                     with less than {} takes no pack: start again with another folder in --to; what is \
+                     there stays",
+                    format_size(self.needed()),
+                    format_size(free.unwrap_or(0)),
+                    format_size(KEPT_BYTES)
+                );
                 Error::new(ErrorKind::NoSpace, what)
             }
         }
