@@ -4,12 +4,13 @@
 use super::sign::{ManifestSigner, Signature, Trust};
 use super::{PACK_BYTES_MAX, PACK_BYTES_MIN};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Digest, GroupUuid, KeyId, SetId};
+use crate::ids::{BatchHash, Digest, GroupUuid, KeyId, SetId};
 use crate::receiver::Stream;
 use crate::wire::{VOLUMES_MAX, VolumeSize};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use towline_block::{Epoch, GroupName};
+use towline_block::{Epoch, GroupName, Position};
 
 pub const MANIFEST_VERSION: u32 = 1;
 /// Packs of one export: their numbers are kept in 16 bits a block where devices come out
@@ -72,6 +73,18 @@ impl Manifest {
     /// Numbers of all packs.
     pub fn numbers(&self) -> std::ops::RangeInclusive<usize> {
         1..=self.packs.len()
+    }
+
+    /// Whether a target that stands there needs nothing of this export: it has its last
+    /// batch, or went on behind it. A number alone says nothing: it may be of another
+    /// chain.
+    pub(crate) fn is_had_at(&self, number: u64, hash: BatchHash, position: Position) -> bool {
+        let end = self.after();
+        match number.cmp(&end.number) {
+            Ordering::Less => false,
+            Ordering::Equal => hash == end.hash,
+            Ordering::Greater => position >= end.position,
+        }
     }
 
     pub fn sizes(&self) -> Vec<u64> {

@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use towline_block::{BLOCK_BYTES, Epoch, Extent, Incarnation, Position, Seq, VolumeId, crc32c};
 
 mod export;
+mod travel;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// In blocks; the second volume ends in a short one.

@@ -49,21 +49,21 @@ pub fn travel(dir: &GroupDir) -> Result<Option<Travel>> {
 /// [`ErrorKind::Unreachable`]: it may be imported any time.
 pub(crate) fn check_travelling(dir: &GroupDir, welcome: &Welcome) -> Result<()> {
     let Some(manifest) = load(&local(dir))? else { return Ok(()) };
-    let travels = manifest.after().number;
     if welcome.promoted.is_some() {
         return Ok(());
     }
-    if welcome.number >= travels {
+    if manifest.is_had_at(welcome.number, welcome.hash, welcome.position) {
         if let Err(error) = std::fs::write(imported(dir), []) {
             tracing::warn!("status will not show that the devices are imported: {error}");
         }
         return Ok(());
     }
+    let end = manifest.after();
     let what = format!(
-        "batches up to {travels} of group {} travel on transport devices and the target has {}: import \
-         them there (towline device import), then shipping goes on by itself. To send everything over \
-         the network instead, drop the export: towline device forget",
-        manifest.group, welcome.number
+        "batches up to {} (seq {}) of group {} travel on transport devices and the target has up to {} \
+         (seq {}): import them there (towline device import), then shipping goes on by itself. To send \
+         everything over the network instead, drop the export: towline device forget",
+        end.number, end.position.seq.0, manifest.group, welcome.number, welcome.position.seq.0
     );
     Err(Error::new(ErrorKind::Unreachable, what))
 }
