@@ -85,8 +85,13 @@ fn a_device_of_another_export_group_or_epoch_is_refused() {
         let finished = import(&lab).exits(1);
         assert!(finished.stderr.contains(says), "{finished}");
     }
-    // One that has it already.
+    // One that has it already, and one that has a stream of its own.
     std::fs::write(&state, &text).unwrap();
+    let again = import(&lab).exits(0).json();
+    assert!(again["already"] == true && again["ready"] == true, "{again}");
+    let mut changed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    changed["applied"]["hash"] = "00".repeat(32).into();
+    std::fs::write(&state, changed.to_string()).unwrap();
     let finished = import(&lab).exits(1);
     assert!(finished.stderr.contains("batches already"), "{finished}");
 }

@@ -36,12 +36,14 @@ struct Report {
     group: String,
     /// The receiver can be started.
     ready: bool,
+    /// An earlier call had done it.
+    already: bool,
     packs: usize,
     imported: usize,
     missing: Vec<usize>,
     damaged: Vec<DamagedPack>,
     /// What comes over the network because it is lost; null: not known yet, or all is
-    /// compared.
+    /// compared, or an earlier call said it.
     lacking_bytes: Option<u64>,
     has_point: bool,
     epoch: u32,
@@ -81,6 +83,7 @@ fn report(imported: &Imported) -> Report {
     Report {
         group: imported.group.to_string(),
         ready: stands.is_some(),
+        already: imported.already,
         packs: imported.packs,
         imported: imported.done,
         missing: imported.missing.clone(),
@@ -107,6 +110,11 @@ fn tell(imported: &Imported) -> anyhow::Result<()> {
         None => format!(
             "{group}: {done} of {packs} packs are imported. Bring the others and call this again with \
              their folders; if nothing more comes, add --without-missing: the network sends what is lost"
+        ),
+        Some(stands) if imported.already => format!(
+            "{group}: already imported, nothing is left to do. Start the receiver on this state \
+             directory and these targets, then the shipper: it goes on at seq {}",
+            stands.after.position.seq.0
         ),
         Some(stands) => {
             let lost = match stands.lacking_bytes {

@@ -50,10 +50,13 @@ pub struct ImportConfig {
 #[derive(Debug)]
 pub struct Imported {
     pub group: GroupName,
-    /// Packs of the export, and those that are at the targets.
+    /// An earlier call had done all of it: nothing was written.
+    pub already: bool,
+    /// Packs of the export, and those that are at the targets or, where that is not known
+    /// any more, all.
     pub packs: usize,
     pub done: usize,
-    /// Packs that are on none of these devices.
+    /// Packs that are on none of these devices and are not at the targets.
     pub missing: Vec<usize>,
     pub damaged: Vec<(usize, String)>,
     /// Where the receiver stands; `None`: it waits for the rest.
@@ -65,7 +68,7 @@ pub struct Imported {
 pub struct Stands {
     pub after: Stream,
     /// Bytes that come over the network because they are lost; `None`: not known, so all is
-    /// compared.
+    /// compared; or it was said by the call that did it.
     pub lacking_bytes: Option<u64>,
 }
 
@@ -126,7 +129,7 @@ pub(super) fn import_on(
         false => None,
     };
     let (group, packs) = (set.manifest.group.clone(), set.manifest.packs.len());
-    Ok(Imported { group, packs, done, missing, damaged, stands })
+    Ok(Imported { group, already: false, packs, done, missing, damaged, stands })
 }
 
 fn check_key(set: &DeviceSet, keys: &Keyring) -> Result<()> {
@@ -171,28 +174,35 @@ fn check_state(set: &DeviceSet, state: &State) -> Result<()> {
     }
 }
 
-/// The receiver has batches already: of this import, or of a shipper.
+/// The receiver has batches already: of this import, or of a shipper. What is missing of an
+/// import that has ended is lacking there, and waited for no more.
 fn finished_before(set: &DeviceSet, state: &State, ledger: Option<Ledger>) -> Result<Imported> {
-    let manifest = &set.manifest;
-    let is_ours = ledger.as_ref().is_some_and(|ledger| ledger.set == manifest.set);
-    if !is_ours {
-        let what = format!(
-            "the target has {} batches already: a device is imported into a new target; what it \
-             lacks comes over the network",
-            state.applied.number
-        );
-        return Err(Error::new(ErrorKind::Refused, what));
-    }
-    let ledger = ledger.ok_or_else(|| Error::damaged("the import's ledger is gone"))?;
-    ledger.remove()?;
-    let done = manifest.numbers().filter(|n| ledger.is_done(*n)).count();
+    let (manifest, applied) = (&set.manifest, &state.applied);
+    let done = match ledger {
+        Some(ledger) if ledger.set == manifest.set => {
+            ledger.remove()?;
+            manifest.numbers().filter(|n| ledger.is_done(*n)).count()
+        }
+        None if manifest.is_had_at(applied.number, applied.hash, applied.position) => {
+            manifest.packs.len()
+        }
+        _ => {
+            let what = format!(
+                "the target has {} batches already: a device is imported into a new target; what it \
+                 lacks comes over the network",
+                applied.number
+            );
+            return Err(Error::new(ErrorKind::Refused, what));
+        }
+    };
     Ok(Imported {
         group: manifest.group.clone(),
+        already: true,
         packs: manifest.packs.len(),
         done,
-        missing: manifest.numbers().filter(|n| !ledger.is_done(*n)).collect(),
+        missing: Vec::new(),
         damaged: Vec::new(),
-        stands: Some(Stands { after: state.applied.clone(), lacking_bytes: None }),
+        stands: Some(Stands { after: applied.clone(), lacking_bytes: None }),
     })
 }
 
