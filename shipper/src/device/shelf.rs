@@ -401,7 +401,7 @@ impl Shelf {
             self.slots[index].is_current = updated.is_ok();
             if let Err(error) = updated {
                 let dir = self.slots[index].dir.display();
-                tracing::warn!(device = %dir, "{error}; it is tried again later");
+                tracing::warn!(device = %dir, "{error} (it is tried again later)");
             }
         }
     }
