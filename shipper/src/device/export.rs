@@ -27,7 +27,8 @@ pub struct FolderView {
     pub device: u32,
     pub packs: usize,
     pub bytes: u64,
-    /// It has the last manifest. False while it is not there.
+    /// It has the last manifest. False while it is not there, but if it is known to be
+    /// complete.
     pub up_to_date: bool,
 }
 

@@ -5,6 +5,7 @@ use super::folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::receiver::medium::Medium;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 1;
@@ -16,6 +17,8 @@ pub(super) struct Places {
     version: u32,
     /// Each folder once, the one that was noted last at the end.
     folders: Vec<Place>,
+    /// Devices that have the manifest of the finished export.
+    complete: BTreeSet<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,7 +31,7 @@ struct Place {
 
 impl Places {
     pub fn none() -> Places {
-        Places { version: VERSION, folders: Vec::new() }
+        Places { version: VERSION, folders: Vec::new(), complete: BTreeSet::new() }
     }
 
     /// None are known of an export that was begun before they were noted.
@@ -71,6 +74,15 @@ impl Places {
         let dir = whole(dir);
         self.folders.retain(|place| place.dir != dir);
         self.folders.push(Place { dir, device });
+    }
+
+    pub fn is_complete(&self, device: u32) -> bool {
+        self.complete.contains(&device)
+    }
+
+    /// Answers whether that is news.
+    pub fn note_complete(&mut self, device: u32) -> bool {
+        self.complete.insert(device)
     }
 }
 

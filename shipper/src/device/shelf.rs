@@ -394,15 +394,23 @@ impl Shelf {
         Ok(())
     }
 
-    /// Gives every device that is there what it lacks.
+    /// Gives every device that is there what it lacks. Which of them are complete is noted,
+    /// so that they may be away while others are brought up to date.
     pub fn bring_up_to_date(&mut self) {
+        let mut is_news = false;
         for index in 0..self.slots.len() {
             let updated = self.update(index);
             self.slots[index].is_current = updated.is_ok();
+            if updated.is_ok() && self.manifest.finished {
+                is_news |= self.places.note_complete(self.slots[index].device);
+            }
             if let Err(error) = updated {
                 let dir = self.slots[index].dir.display();
                 tracing::warn!(device = %dir, "{error} (it is tried again later)");
             }
+        }
+        if is_news && let Err(error) = self.places.store(&self.local.folders(), &self.medium) {
+            tracing::warn!("{error}; a device that is complete is asked for again");
         }
     }
 
@@ -437,7 +445,10 @@ impl Shelf {
         let in_use = in_use.map(|slot| view(slot.device, Some(slot.dir.clone()), slot.is_current));
         let others = (1..=self.manifest.devices)
             .filter(|device| self.slots.iter().all(|slot| slot.device != *device))
-            .map(|device| view(device, self.places.folder(device).map(Path::to_owned), false))
+            .map(|device| {
+                let dir = self.places.folder(device).map(Path::to_owned);
+                view(device, dir, self.places.is_complete(device))
+            })
             .filter(|view| view.packs > 0);
         in_use.chain(others).collect()
     }

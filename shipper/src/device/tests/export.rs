@@ -207,3 +207,19 @@ fn a_device_with_packs_that_is_not_among_the_folders_is_told_as_behind() {
     assert_eq!(told, [(1, true), (2, false)]);
     assert_eq!(views[1].dir.as_deref(), Some(second.canonicalize().unwrap().as_path()));
 }
+
+#[test]
+fn devices_that_are_never_there_together_are_brought_up_to_date_one_by_one() {
+    let (journey, [first, second]) = begun();
+    let mut shelf = journey.open_on(vec![second], Medium::default()).unwrap();
+    while shelf.manifest.packs.len() < PACKS {
+        journey.put(&mut shelf);
+    }
+    shelf.finish().unwrap();
+    let told = |shelf: &Shelf| -> Vec<_> {
+        shelf.views().iter().map(|view| (view.device, view.up_to_date)).collect()
+    };
+    assert_eq!(told(&shelf), [(2, true), (1, false)]);
+    let shelf = journey.open_on(vec![first], Medium::default()).unwrap();
+    assert_eq!(told(&shelf), [(1, true), (2, true)]);
+}
