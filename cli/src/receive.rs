@@ -5,7 +5,7 @@ mod groups;
 use crate::address::nbd_uri;
 use crate::config::{self, Disk, ReceiveConfig};
 use crate::daemon::Daemon;
-use crate::exit::Exit;
+use crate::exit::{Exit, sentence};
 use crate::metrics::{self, Sample};
 use crate::ship::security;
 use crate::target_view;
@@ -18,9 +18,12 @@ use towline_block::{GroupName, VolumeName};
 use towline_proxy::{ExportConfig, LatencyPolicy, ListenAddr, Reserved, Server, StartGate};
 use towline_shipper::receiver::marks::KEEP_DEFAULT;
 use towline_shipper::receiver::{
-    self, Counters, Door, Follow, Limits, MarkPolicy, Promote, Receiver,
+    self, Counters, Door, Follow, Layout, Limits, MarkPolicy, Promote, Receiver,
 };
 use towline_shipper::{Error, ErrorKind};
+
+/// How often a target's server that is not there at the start is looked for.
+const LOOK_FOR_TARGETS_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -105,7 +108,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let daemon = Daemon::prepare("receive")?;
     let metrics = config.metrics;
     let followed = config.from.as_ref().map(|from| format!("following {from}"));
-    let (receiver, place) = start(config, None)?;
+    let Some((receiver, place)) = start_with_targets(&config, &daemon)? else {
+        return Ok(Exit::Ok);
+    };
     if let Some(address) = metrics {
         let (counters, place) = (Arc::clone(receiver.counters()), Arc::clone(&place));
         metrics::serve(address, move || samples(&counters, &place))?;
@@ -116,6 +121,33 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let has_failed = daemon.wait_while_sound(|| receiver.has_failed());
     end(receiver, &place)?;
     Ok(has_failed)
+}
+
+/// Once the servers of all targets are there; `None` when asked to end before.
+fn start_with_targets(
+    config: &ReceiveConfig,
+    daemon: &Daemon,
+) -> anyhow::Result<Option<(Receiver, Arc<Place>)>> {
+    let mut said = String::new();
+    loop {
+        let error = match start(config.clone(), None) {
+            Ok(started) => return Ok(Some(started)),
+            Err(error) => error,
+        };
+        let is_away = |error: &Error| error.kind() == ErrorKind::Unreachable;
+        if !error.downcast_ref::<Error>().is_some_and(is_away) {
+            return Err(error);
+        }
+        let why = sentence(&error);
+        if why != said {
+            tracing::warn!("{why}; trying again");
+            receiver::note(&Layout::of(&config.state), Some(&why));
+            said = why;
+        }
+        if daemon.wait_for(LOOK_FOR_TARGETS_EVERY) {
+            return Ok(None);
+        }
+    }
 }
 
 /// Clients first: what they wrote is flushed before the receiver lets go.

@@ -188,6 +188,33 @@ fn after_a_cutover_the_guest_goes_on_in_the_qcow2_image() {
 }
 
 #[test]
+fn a_receiver_that_starts_before_its_targets_server_waits_for_it() {
+    require!("nbdkit");
+    let mut rig = rig();
+    std::fs::File::create(rig.target("disk0")).unwrap().set_len(DISK_BYTES).unwrap();
+    let server = nbdkit(&rig, &[]);
+    rig.start_all();
+    rig.wait_live();
+    rig.terminate(Process::Receive);
+    drop(server);
+    let mut receive = Daemon::start(&rig.receive_args());
+    let state = rig.path("target-state");
+    let args = args!["status", "--state", &state, "--json"];
+    let said =
+        |rig: &Rig| rig.towline(args.clone()).exits(0).json()["groups"][0]["last_error"].clone();
+    rig.wait_status("told", |_| {
+        said(&rig).as_str().is_some_and(|error| error.contains("target disk0"))
+    });
+    let server = nbdkit(&rig, &[]);
+    receive.wait_ready();
+    rig.receive = Some(receive);
+    rig.client("disk0").write(0, &[7; 65536]).unwrap();
+    rig.wait_drained();
+    assert!(said(&rig).is_null(), "{}", said(&rig));
+    drop(server);
+}
+
+#[test]
 fn a_target_goes_back_to_a_mark_behind_a_server() {
     require!("nbdkit");
     let mut rig = rig();

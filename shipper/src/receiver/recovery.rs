@@ -202,7 +202,14 @@ fn load_marks(layout: &Layout, medium: &Medium, limits: &Limits, state: &State) 
 
 pub fn open_targets(state: &State, medium: &Medium) -> Result<Vec<Target>> {
     let open = |record: &super::state::TargetRecord| {
-        let disk = TargetDisk::open(&record.path)?;
+        let disk = TargetDisk::open(&record.path).map_err(|error| {
+            let error = error.of(format_args!("target {}", record.name));
+            // Its server may come.
+            match (super::target::is_remote(&record.path), error.kind()) {
+                (true, ErrorKind::Storage) => Error::new(ErrorKind::Unreachable, error.to_string()),
+                _ => error,
+            }
+        })?;
         if disk.size_bytes() != record.size_bytes {
             let what = format!(
                 "target {} at {} has {} bytes, but had {} when it was last used: put the right \

@@ -39,6 +39,11 @@ pub fn place(path: &Path) -> PathBuf {
     }
 }
 
+/// Whether this names another server's disk.
+pub fn is_remote(path: &Path) -> bool {
+    matches!(uri(path), Ok(Some(_)))
+}
+
 /// Whether this is the path of a file that is not there yet.
 pub fn is_to_be_made(path: &Path) -> bool {
     matches!(uri(path), Ok(None)) && !path.exists()

@@ -245,6 +245,7 @@ impl Drain {
         }
         if let Some(reason) = &attached.resync {
             let what = match welcome.position.incarnation {
+                _ if self.stream.is_store() => "everything is sent",
                 Incarnation(0) => "everything is sent",
                 _ => "everything is compared with the target, and sent where it differs",
             };

@@ -136,7 +136,6 @@ async fn ship(
     crate::device::check_travelling(dir, &welcome)?;
     stream.progress().set_error("");
     stream.welcome(welcome);
-    stream.acked(ack(writer.after()));
     Sink::new(stream, bucket, writer).run().await
 }
 

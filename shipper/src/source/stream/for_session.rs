@@ -40,7 +40,11 @@ impl Stream {
             number: welcome.number,
             position: welcome.position,
             claims_upto: welcome.claims_upto,
-            applied: inner.ack.applied.min(welcome.number),
+            applied: match self.is_store {
+                // It applies nothing: what it durably has counts.
+                true => welcome.number,
+                false => inner.ack.applied.min(welcome.number),
+            },
             stream_bytes: welcome.stream_bytes,
             point: welcome.point,
             broken: welcome.broken,
