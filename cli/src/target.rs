@@ -202,7 +202,11 @@ fn choose(marks: &[Mark], to: &str, now_ns: u64) -> anyhow::Result<u64> {
     };
     let before = marks.iter().rev().find(|mark| mark.unix_ns <= moment);
     before.map(|mark| mark.stream.number).ok_or_else(|| {
-        usage(format!("no mark is as old as {}: the oldest counts", when::format(moment)))
+        let oldest = marks.first().map_or_else(
+            || "there is no mark; a target that has taken over keeps none".to_owned(),
+            |oldest| format!("the oldest mark is of {}", when::format(oldest.unix_ns)),
+        );
+        usage(format!("no mark is as old as {}: {oldest}", when::format(moment)))
     })
 }
 

@@ -86,6 +86,10 @@ async fn reach(security: &Security, address: &str, group: &GroupName) -> Result<
     let stream = stream.map_err(|e| {
         let kind = handshake_kind(&e);
         let what = match kind {
+            _ if is_of_another_time(&e) => format!(
+                "the certificate of the receiver at {address} is expired or not yet valid: issue it anew \
+                 and restart the receiver, or set this host's clock"
+            ),
             ErrorKind::NotAuthorised => format!(
                 "{address} is no receiver of this CA: check that both sides' certificates were issued \
                  from the same directory"
@@ -134,6 +138,14 @@ fn tune(tcp: BorrowedFd<'_>) {
 fn handshake_kind(error: &std::io::Error) -> ErrorKind {
     let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
     if is_tls { ErrorKind::NotAuthorised } else { ErrorKind::Unreachable }
+}
+
+/// The other side's certificate is expired or not yet valid.
+fn is_of_another_time(error: &io::Error) -> bool {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(why)) = tls else { return false };
+    matches!(why, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
 }
 
 /// The receiving side: what it needs to accept connections, loaded once.
