@@ -58,11 +58,15 @@ pub fn groups(
             all.push(source_status(&GroupView::open(&found)?, device(&found)?));
         }
     }
-    all.extend(
-        crate::target_view::all(dir, keys)?
-            .into_iter()
-            .filter(|s| group.is_none_or(|g| s.group == g.as_str())),
-    );
+    for mut target in crate::target_view::all(dir, keys)? {
+        // A receiver without a group may be the one that is waited for.
+        if let Some(group) = group.filter(|_| target.group.is_empty()) {
+            target.group = group.to_string();
+        }
+        if group.is_none_or(|group| target.group == group.as_str()) {
+            all.push(target);
+        }
+    }
     Ok(all)
 }
 

@@ -118,6 +118,9 @@ fn a_receiver_that_has_no_group_yet_is_shown() {
     let shown = rig.towline([status, args!["--json"]].concat()).json()["groups"][0].clone();
     let process = &shown["processes"][0];
     assert_eq!((&process["process"], &process["alive"]), (&"receive".into(), &true.into()));
+    // It may be the one of any group that is asked for.
+    let named = args!["status", "erp", "--state", rig.path("target-state"), "--json"];
+    assert_eq!(rig.towline(named).exits(0).json()["groups"][0]["group"], "erp");
 }
 
 #[test]

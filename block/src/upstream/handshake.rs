@@ -284,7 +284,8 @@ impl<S: Read + Write> Haggler<'_, S> {
 
     fn lost(&self, error: io::Error) -> Error {
         if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
-            let what = format!("{} says nothing in the handshake: it hangs or is stopped", self.uri);
+            let what =
+                format!("{} says nothing in the handshake: it hangs or is stopped", self.uri);
             return Error::new(ErrorKind::Unreachable, what);
         }
         let what = format!("the handshake with {} did not end", self.uri);
