@@ -412,8 +412,12 @@ fn another_store_in_the_place_of_the_one_that_is_written_gets_nothing() {
     rig.terminate(Process::Ship);
     ship_to(&mut rig, &store);
     rig.wait_drained();
-    // As it is now, and later no more.
     let (here, away) = (rig.path("store"), rig.path("away"));
+    // What the former shipper drained says nothing of this store.
+    let first = here.join(&rig.group).join("00000001/0000000001.batches");
+    rig.wait_status("begun", |_| first.exists());
+    rig.wait_drained();
+    // As it is now, and later no more.
     copy(&here, &rig.path("copy"));
     write(&rig, VOLUME, 0, 1);
     rig.wait_drained();
@@ -463,6 +467,33 @@ fn a_store_that_is_not_mounted_when_its_shipper_starts_is_waited_for_and_no_othe
         rig.wait_drained();
         rig.wait_status("well again", |s| s.0["last_error"].is_null());
     }
+    receive_from(&mut rig, &store, vec![]);
+    wait_same(&rig);
+}
+
+#[test]
+fn a_state_directory_that_takes_nothing_costs_the_store_one_place_and_no_more() {
+    let mut rig = Rig::new(1, DISK_BYTES);
+    let store = folder(&rig);
+    rig.start_proxy();
+    ship_to(&mut rig, &store);
+    write(&rig, VOLUME, 0, 1);
+    rig.wait_drained();
+    rig.terminate(Process::Ship);
+    let (here, state) = (rig.path("store"), rig.state().join(&rig.group));
+    std::fs::remove_file(state.join("store.json")).unwrap();
+    std::fs::create_dir(state.join("store.tmp")).unwrap();
+    let had = walk(&here).len();
+    ship_to(&mut rig, &store);
+    rig.wait_status("told", |s| {
+        s.0["last_error"].as_str().is_some_and(|error| error.contains("store.json"))
+    });
+    let told = std::time::Instant::now();
+    rig.wait_status("tried again", |_| told.elapsed() > std::time::Duration::from_secs(2));
+    assert_eq!(walk(&here).len(), had + 1, "{:?}", walk(&here));
+    std::fs::remove_dir(state.join("store.tmp")).unwrap();
+    write(&rig, VOLUME, 65536, 2);
+    rig.wait_drained();
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
 }

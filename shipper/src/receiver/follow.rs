@@ -137,7 +137,7 @@ impl Follower {
             self.hydrate(&bucket, &file, base).await?;
         }
         let next = self.seat.progress.borrow().durable.number + 1;
-        let mut reader = Reader::open(bucket, file.group_uuid, next).await?;
+        let mut reader = Reader::open(bucket.clone(), file.group_uuid, next).await?;
         tracing::info!(from = %self.follow.url, batch = next, "following the store");
         let mut looked = Instant::now();
         loop {
@@ -155,7 +155,7 @@ impl Follower {
                 Found::Nothing => {
                     self.idle().await?;
                     if looked.elapsed() >= LOOK_FOR_STORE_EVERY {
-                        self.check_there(&file).await?;
+                        self.check_there(&bucket, &file).await?;
                         looked = Instant::now();
                     }
                     let url = &self.follow.url;
@@ -172,9 +172,8 @@ impl Follower {
     }
 
     /// Nothing new, or nothing there any more? The folder may be another one by now.
-    async fn check_there(&self, file: &GroupFile) -> Result<()> {
-        let bucket = self.follow.url.open(&self.follow.group, false)?;
-        if GroupFile::load(&*bucket, &self.follow.group).await?.as_ref() == Some(file) {
+    async fn check_there(&self, bucket: &Arc<dyn Bucket>, file: &GroupFile) -> Result<()> {
+        if GroupFile::load(&**bucket, &self.follow.group).await?.as_ref() == Some(file) {
             return Ok(());
         }
         let what =
@@ -309,8 +308,8 @@ fn halt(code: RefusalCode, message: String) -> Halt {
         RefusalCode::Superseded | RefusalCode::AlreadyPromoted => Halt::Over(message),
         RefusalCode::OutOfOrder => {
             let what = format!(
-                "the store went another way than this target, which was shipped to from elsewhere: ship to \
-                 it over the network, or begin with an empty state directory ({message})"
+                "{message} (if this stays, the target was shipped to from elsewhere since the store was: \
+                 ship to it over the network, or begin with an empty state directory)"
             );
             Halt::Failed(Error::new(ErrorKind::Protocol, what))
         }

@@ -68,16 +68,11 @@ impl Begun {
     }
 
     /// From now on the group's store.
-    pub async fn keep(
-        dir: &GroupDir,
-        url: &StoreUrl,
-        bucket: &dyn Bucket,
-        group: &GroupName,
-    ) -> Result<()> {
-        let Some(GroupFile { session, .. }) = GroupFile::load(bucket, group).await? else {
-            return Ok(());
-        };
+    pub fn keep(dir: &GroupDir, url: &StoreUrl, session: SessionId) -> Result<()> {
         let begun = Begun { url: url.to_string(), session };
+        if Begun::load(dir, url).is_ok_and(|known| known.as_ref() == Some(&begun)) {
+            return Ok(());
+        }
         let bytes = serde_json::to_vec_pretty(&begun)
             .map_err(|e| Error::caused(ErrorKind::InvalidInput, "cannot write store.json", e))?;
         durable::replace(&path(dir), &bytes).map_err(crate::source::from_journal)

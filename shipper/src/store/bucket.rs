@@ -208,7 +208,39 @@ fn failed(verb: &str, path: &Path, error: object_store::Error) -> Error {
         Store::NotSupported { .. } | Store::NotImplemented { .. } | Store::InvalidPath { .. } => {
             ErrorKind::InvalidInput
         }
+        _ if is_refused_by_disk(&error) => ErrorKind::Storage,
         _ => ErrorKind::Unreachable,
     };
     Error::caused(kind, format!("cannot {verb} {path} in the store"), error)
+}
+
+/// The store is there and takes nothing: full, or not to be written.
+fn is_refused_by_disk(error: &object_store::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            let kinds = [PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull];
+            return kinds.contains(&error.kind());
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_full_is_there() {
+        let kind = |source: std::io::ErrorKind| {
+            let source = Box::new(std::io::Error::from(source));
+            let error = object_store::Error::Generic { store: "LocalFileSystem", source };
+            failed("write", &Path::from("x"), error).kind()
+        };
+        assert_eq!(kind(std::io::ErrorKind::StorageFull), ErrorKind::Storage);
+        assert_eq!(kind(std::io::ErrorKind::ReadOnlyFilesystem), ErrorKind::Storage);
+        assert_eq!(kind(std::io::ErrorKind::ConnectionReset), ErrorKind::Unreachable);
+    }
 }

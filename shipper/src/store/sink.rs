@@ -105,8 +105,12 @@ async fn ship(
     config: &ShipConfig,
     dir: &GroupDir,
 ) -> Result<()> {
-    let own = own_group(stream, dir).await?;
     let mut attempts = Attempts::of(stream);
+    let own = loop {
+        if let Some(own) = attempts.judge(own_group(stream, dir).await).await? {
+            break own;
+        }
+    };
     let (bucket, writer) = loop {
         let attempt = async {
             let begun = Begun::load(dir, url)?;
@@ -121,7 +125,6 @@ async fn ship(
                 begun.check(dir, &*bucket, &config.group).await?;
             }
             let writer = Writer::take_over(&bucket, &own).await?;
-            Begun::keep(dir, url, &*bucket, &config.group).await?;
             Ok((bucket, writer))
         };
         if let Some(done) = attempts.judge(attempt.await).await? {
@@ -133,7 +136,12 @@ async fn ship(
         "the store has everything up to here"
     );
     let welcome = welcome(writer.after());
-    crate::device::check_travelling(dir, &welcome)?;
+    // The place in the store is taken: what fails from here on takes no other.
+    let ready = || {
+        Begun::keep(dir, url, writer.begun_by())?;
+        crate::device::check_travelling(dir, &welcome)
+    };
+    while attempts.judge(ready()).await?.is_none() {}
     stream.progress().set_error("");
     stream.welcome(welcome);
     Sink::new(stream, bucket, writer).run().await

@@ -23,6 +23,8 @@ const CONTENDERS_MAX: usize = 256;
 pub(crate) struct Writer {
     group: GroupUuid,
     owner: SessionId,
+    /// Of the store's `group.json`.
+    begun_by: SessionId,
     session: u32,
     /// Place of the next object.
     index: u32,
@@ -75,7 +77,7 @@ impl Writer {
         let objects = Objects { bucket: &**bucket, group: own.group_uuid };
         let mut at = objects.frontier().await?;
         if (at.session, at.index) == (1, 1) && theirs.session == own.session {
-            return Ok(Writer::at(own, at));
+            return Ok(Writer::at(own, &theirs, at));
         }
         for _ in 0..CONTENDERS_MAX {
             if at.after.position.epoch > own.epoch {
@@ -86,17 +88,18 @@ impl Writer {
                 return Err(Error::new(ErrorKind::Refused, what));
             }
             at = match end(bucket, objects, own, &at).await? {
-                (next, true) => return Ok(Writer::at(own, next)),
+                (next, true) => return Ok(Writer::at(own, &theirs, next)),
                 (next, false) => next,
             };
         }
         Err(Error::new(ErrorKind::Unreachable, "too many shippers take over the store at once"))
     }
 
-    fn at(own: &GroupFile, at: Frontier) -> Writer {
+    fn at(own: &GroupFile, theirs: &GroupFile, at: Frontier) -> Writer {
         Writer {
             group: own.group_uuid,
             owner: own.session,
+            begun_by: theirs.session,
             session: at.session,
             index: at.index,
             after: at.after,
@@ -107,6 +110,11 @@ impl Writer {
     /// Where the stream stands behind all objects made so far.
     pub fn after(&self) -> &Stream {
         &self.after
+    }
+
+    /// By what the store is known again.
+    pub fn begun_by(&self) -> SessionId {
+        self.begun_by
     }
 
     pub fn session(&self) -> u32 {
