@@ -50,9 +50,7 @@ fn a_proxy_killed_while_it_holds_the_guest_comes_back_unheld() {
     rig.start_all();
     let guest = rig.guest(&plan(13));
     rig.wait_live();
-    rig.relay.set_black_hole(true);
-    let mut asked = Running::start(&rig, "5s");
-    asked.wait_held();
+    let asked = Running::held_without_network(&rig, "5s");
     rig.kill(Process::Proxy);
     rig.start_proxy();
     assert!(guest.wait_for_acks(50, PATIENCE), "{:?}", guest.progress());
@@ -67,9 +65,7 @@ fn a_shipper_killed_while_the_guest_is_held_leaves_no_hold_behind() {
     rig.start_all();
     let guest = rig.guest(&plan(14));
     rig.wait_live();
-    rig.relay.set_black_hole(true);
-    let mut asked = Running::start(&rig, "2s");
-    asked.wait_held();
+    let asked = Running::held_without_network(&rig, "2s");
     rig.kill(Process::Ship);
     // The proxy lifts the hold by its own deadline, or when the link ends.
     assert!(guest.wait_for_acks(50, PATIENCE), "{:?}", guest.progress());

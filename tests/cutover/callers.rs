@@ -108,9 +108,7 @@ fn a_caller_killed_while_the_guest_is_held_gives_the_guest_back() {
     rig.start_all();
     let guest = rig.guest(&plan(32));
     rig.wait_live();
-    rig.relay.set_black_hole(true);
-    let mut asked = Running::start(&rig, "10m");
-    asked.wait_held();
+    let asked = Running::held_without_network(&rig, "10m");
     asked.kill();
     // Long before the longest pause.
     assert!(guest.wait_for_acks(50, PATIENCE), "{:?}", guest.progress());

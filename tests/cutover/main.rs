@@ -6,11 +6,11 @@ mod demo;
 mod promote;
 mod seal;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use towline_bench::nbd_client::{Client, NbdUri, Options};
 use towline_bench::stamp::Plan;
 use towline_tests::program::Finished;
-use towline_tests::{Daemon, Rig, args};
+use towline_tests::{Daemon, PATIENCE, Rig, args};
 
 const DISK_BYTES: u64 = 16 << 20;
 
@@ -31,16 +31,30 @@ fn cutover_args(rig: &Rig, max_pause: &str) -> Vec<std::ffi::OsString> {
 /// A cutover that runs beside the test.
 struct Running(Daemon);
 
+/// By then a group with nothing to go is held.
+const HELD_WITHIN: Duration = Duration::from_secs(3);
+
 impl Running {
     fn start(rig: &Rig, max_pause: &str) -> Running {
         Running(Daemon::start(&cutover_args(rig, max_pause)))
     }
 
-    /// Waits until the guest is held. What cannot drain is caught up with for some
-    /// seconds first.
+    /// With the guest held and the network dead, so that the drain cannot end. A cutover holds
+    /// nobody while much is still to go: then it is asked again, with nothing to go.
     #[track_caller]
-    fn wait_held(&mut self) {
-        self.0.wait_for_line(|line| line.contains("hold"));
+    fn held_without_network(rig: &Rig, max_pause: &str) -> Running {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            rig.relay.set_black_hole(true);
+            let mut asked = Running::start(rig, max_pause);
+            if asked.0.line_within(HELD_WITHIN, |line| line.contains("hold")).is_some() {
+                return asked;
+            }
+            assert!(Instant::now() < deadline, "never held: {}", asked.0);
+            asked.kill();
+            rig.relay.set_black_hole(false);
+            rig.wait_live();
+        }
     }
 
     #[track_caller]
