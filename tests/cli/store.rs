@@ -6,7 +6,7 @@ use crate::DISK_BYTES;
 use servers::Server;
 use std::ffi::OsString;
 use towline_tests::rig::Process;
-use towline_tests::{Daemon, PATIENCE, Rig, args, require};
+use towline_tests::{Daemon, PATIENCE, Rig, Status, args, require};
 
 const VOLUME: &str = "disk0";
 
@@ -58,6 +58,19 @@ fn wait_same(rig: &Rig) {
         })
     };
     rig.wait_status("the same at the target", |_| same());
+}
+
+/// Until the shipper says that something is wrong, in these words among others.
+fn wait_told(rig: &Rig, word: &str) -> Status {
+    rig.wait_status("told", |status| {
+        status.0["last_error"].as_str().is_some_and(|error| error.contains(word))
+    })
+}
+
+/// Until nothing is wrong any more, and all is shipped.
+fn wait_well(rig: &Rig) {
+    rig.wait_drained();
+    rig.wait_status("well again", |status| status.0["last_error"].is_null());
 }
 
 fn write(rig: &Rig, volume: &str, offset: u64, byte: u8) {
@@ -387,15 +400,12 @@ fn a_store_whose_folder_goes_away_gets_nothing_and_acknowledges_nothing_until_it
     for root in [rig.path("store"), here.clone()] {
         std::fs::rename(&root, &away).unwrap();
         write(&rig, VOLUME, 1 << 20, 5);
-        let status = rig.wait_status("told", |s| {
-            s.0["last_error"].as_str().is_some_and(|error| error.contains("unmounted"))
-        });
+        let status = wait_told(&rig, "unmounted");
         assert!(status.0["acked_seq"].as_u64() < status.0["head_seq"].as_u64(), "{}", status.0);
         assert!(!here.exists() || walk(&here).is_empty(), "something was made: {:?}", walk(&here));
         let _ = std::fs::remove_dir_all(&root);
         std::fs::rename(&away, &root).unwrap();
-        rig.wait_drained();
-        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+        wait_well(&rig);
     }
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
@@ -426,15 +436,12 @@ fn another_store_in_the_place_of_the_one_that_is_written_gets_nothing() {
         std::fs::rename(&here, &away).unwrap();
         std::fs::rename(&stranger, &here).unwrap();
         write(&rig, VOLUME, 1 << 20, 5);
-        let status = rig.wait_status("told", |s| {
-            s.0["last_error"].as_str().is_some_and(|error| error.contains("another store"))
-        });
+        let status = wait_told(&rig, "another store");
         assert!(status.0["acked_seq"].as_u64() < status.0["head_seq"].as_u64(), "{}", status.0);
         assert_eq!(walk(&here).len(), had, "{:?}", walk(&here));
         std::fs::rename(&here, &stranger).unwrap();
         std::fs::rename(&away, &here).unwrap();
-        rig.wait_drained();
-        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+        wait_well(&rig);
     }
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
@@ -458,14 +465,11 @@ fn a_store_that_is_not_mounted_when_its_shipper_starts_is_waited_for_and_no_othe
         }
         ship_to(&mut rig, &store);
         write(&rig, VOLUME, 1 << 20, 5);
-        rig.wait_status("told", |s| {
-            s.0["last_error"].as_str().is_some_and(|error| error.contains("mount it"))
-        });
+        wait_told(&rig, "mount it");
         assert!(!here.exists() || walk(&here).is_empty(), "{:?}", walk(&here));
         let _ = std::fs::remove_dir(&here);
         std::fs::rename(&away, &here).unwrap();
-        rig.wait_drained();
-        rig.wait_status("well again", |s| s.0["last_error"].is_null());
+        wait_well(&rig);
     }
     receive_from(&mut rig, &store, vec![]);
     wait_same(&rig);
@@ -485,9 +489,7 @@ fn a_state_directory_that_takes_nothing_costs_the_store_one_place_and_no_more() 
     std::fs::create_dir(state.join("store.tmp")).unwrap();
     let had = walk(&here).len();
     ship_to(&mut rig, &store);
-    rig.wait_status("told", |s| {
-        s.0["last_error"].as_str().is_some_and(|error| error.contains("store.json"))
-    });
+    wait_told(&rig, "store.json");
     let told = std::time::Instant::now();
     rig.wait_status("tried again", |_| told.elapsed() > std::time::Duration::from_secs(2));
     assert_eq!(walk(&here).len(), had + 1, "{:?}", walk(&here));

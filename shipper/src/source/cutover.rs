@@ -1,6 +1,10 @@
 //! Carries out what `control::cutover` decides: speaks to the proxy over a link of its
 //! own, to the target through the stream, and answers whoever asked.
 
+mod outlook;
+
+pub(super) use outlook::{STALLED, STALLED_AFTER};
+
 use super::control::{Caller, ControlReply, Order};
 use super::drain::{LINK_ANSWER_MAX, SessionNews};
 use super::feed::{Feed, unexpected};
@@ -11,26 +15,18 @@ use crate::error::Result;
 use crate::wire::{
     Abort, Decision as WireDecision, Message, Outcome as WireOutcome, Promote, Promoted,
 };
+use outlook::{Outlook, UNREACHED};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use towline_block::{GroupName, Position};
 use towline_control::report::ReportContext;
-use towline_control::{
-    Action, Attempt, Cutover, CutoverReport, Decision, Event, Outcome, PauseInput, State,
-    forecast_pause_ms,
-};
+use towline_control::{Action, Attempt, Cutover, CutoverReport, Decision, Event, Outcome, State};
 use towline_journal::GroupDir;
 use towline_journal::format::Counter;
 use towline_journal::link::{Link, Reply, Request};
 
-/// Before guests are held, the stream gets so long to catch up to `CAUGHT_UP_BYTES`.
+/// Before guests are held, the stream gets so long to catch up.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
-const CAUGHT_UP_BYTES: u64 = 256 * 1024;
-/// A target that has applied nothing for so long of what it has will not do so while guests wait.
-pub(super) const STALLED_AFTER: Duration = Duration::from_secs(5);
-pub(super) const STALLED: &str = "the target has what was shipped and applies nothing of it: `towline status` \
-                                  there says why";
-const UNREACHED: &str = "the target cannot be reached";
 /// Pause between two attempts to tell the proxy the decision, or to ask again.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// How often progress is reported while draining.
@@ -43,9 +39,6 @@ const PROXY_ANSWER_MAX: Duration = Duration::from_secs(4);
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 /// Before anybody is held; `towline cutover` knows it.
 const CATCHING_UP: &str = "catching up";
-/// Assumed until measured: from sending a batch to its durable acknowledgement.
-const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(5);
-const FLUSH_ASSUMED: Duration = Duration::from_millis(5);
 
 /// The name under which the target knows an attempt.
 pub(crate) fn attempt_name(attempt: u64) -> String {
@@ -264,56 +257,16 @@ impl Driver {
             self.catching_up = None;
             return dropped();
         }
-        let backlog = stream.progress().get(towline_journal::progress::Figure::LagBytes);
-        // A hold right after the start waits for the first rate: it is to have a forecast.
-        let has_forecast = backlog == 0 || meter.durable_rate > 0.0;
-        let caught_up = backlog <= CAUGHT_UP_BYTES && stream.is_nearly_applied() && has_forecast;
-        if !caught_up && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
+        let outlook = Outlook::of(stream, meter);
+        if !outlook.is_caught_up() && since.elapsed() < CATCH_UP_MAX && cut.is_some() {
             let phase = CATCHING_UP.to_owned();
-            order.caller.say(ControlReply::Progress { phase, backlog_bytes: backlog });
+            let backlog_bytes = outlook.backlog_bytes;
+            order.caller.say(ControlReply::Progress { phase, backlog_bytes });
             return;
         }
         let Some((_, order)) = self.catching_up.take() else { return };
-        if !stream.connected() {
-            return self.refuse(&order, None, UNREACHED.to_owned());
-        }
-        if stream.stalled_for() >= STALLED_AFTER {
-            return self.refuse(&order, None, STALLED.to_owned());
-        }
-        let input = PauseInput {
-            backlog_bytes: backlog,
-            drain_bytes_per_s: meter.durable_rate as u64,
-            round_trip: stream.round_trip().unwrap_or(ROUND_TRIP_ASSUMED),
-            source_flush: FLUSH_ASSUMED,
-            target_flush: stream.apply_time().unwrap_or(FLUSH_ASSUMED),
-        };
-        let forecast = forecast_pause_ms(&input);
-        // What even a drained group takes at its best: what was slow lately, a target's server that was
-        // away, says nothing of now. The guests need not be held to see that it is too long.
-        let least = forecast_pause_ms(&PauseInput {
-            backlog_bytes: 0,
-            drain_bytes_per_s: 0,
-            round_trip: stream.least_round_trip().unwrap_or_default(),
-            source_flush: Duration::ZERO,
-            target_flush: Duration::ZERO,
-        });
-        if let Some(least) = least.filter(|ms| Duration::from_millis(*ms) > order.max_pause) {
-            let why = format!(
-                "a cutover takes {least} ms here at the least, more than the longest pause of {:?} that is \
-                 allowed: nobody was held; allow a longer --max-pause",
-                order.max_pause
-            );
-            return self.refuse(&order, forecast, why);
-        }
-        // One that has caught up tries: its forecast is of a moment, and may be wrong.
-        let too_long = forecast.filter(|ms| Duration::from_millis(*ms) > order.max_pause);
-        if let Some(ms) = too_long.filter(|_| !caught_up) {
-            let why = format!(
-                "{backlog} bytes are still to go, which at the rate of late takes {ms} ms, more than the \
-                 longest pause of {:?} that is allowed: nobody was held; lift the limits on the rate, or \
-                 allow a longer --max-pause",
-                order.max_pause
-            );
+        let forecast = outlook.forecast_ms();
+        if let Some(why) = outlook.refusal(order.max_pause) {
             return self.refuse(&order, forecast, why);
         }
         let attempt = Attempt(rand::random());

@@ -73,16 +73,16 @@ impl GroupFile {
 
     /// Whether this shipper's group may go on in a store that `theirs` began.
     pub fn check(&self, theirs: &GroupFile) -> Result<()> {
-        let refused = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+        let wrong = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         if self.group_uuid != theirs.group_uuid {
-            return refused(format!(
+            return wrong(format!(
                 "the store holds another group of the name {} ({}, not {}): give this one a folder \
                  or prefix of its own",
                 self.group, theirs.group_uuid, self.group_uuid
             ));
         }
         if self.volumes != theirs.volumes {
-            return refused(format!(
+            return wrong(format!(
                 "the volumes of group {} are not those that the store was begun with: give it a \
                  folder or prefix of its own",
                 self.group

@@ -63,39 +63,31 @@ fn longest_pause(kind: ErrorKind) -> Option<Duration> {
     }
 }
 
-/// Pauses between attempts, and what is shown of them.
-struct Attempts<'a> {
-    stream: &'a Stream,
-    backoff: Duration,
-    complaint: Complaint,
-}
-
-impl Attempts<'_> {
-    fn of(stream: &Stream) -> Attempts<'_> {
-        Attempts { stream, backoff: BACKOFF_FIRST, complaint: Complaint::default() }
-    }
-
-    /// What an attempt came to: `None` after a pause when another one may succeed.
-    async fn judge<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
-        let progress = self.stream.progress();
-        let error = match outcome {
+/// The same until it succeeds, or fails for good; what failed is shown meanwhile.
+async fn repeat<T, F>(stream: &Stream, attempt: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let progress = stream.progress();
+    let (mut backoff, mut complaint) = (BACKOFF_FIRST, Complaint::default());
+    loop {
+        let error = match attempt().await {
             Ok(done) => {
-                if self.backoff != BACKOFF_FIRST {
+                if backoff != BACKOFF_FIRST {
                     progress.set_error("");
-                    progress.set(Figure::Connected, 1);
+                    progress.set(Figure::Connected, u64::from(stream.connected()));
                 }
-                return Ok(Some(done));
+                return Ok(done);
             }
             Err(error) => error,
         };
         let Some(longest) = longest_pause(error.kind()) else { return Err(error) };
         let what = error.to_string();
-        self.complaint.tell(&what, std::time::Instant::now());
+        complaint.tell(&what, std::time::Instant::now());
         progress.set_error(&what);
         progress.set(Figure::Connected, 0);
-        sleep(self.backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        self.backoff = (self.backoff * 2).min(longest);
-        Ok(None)
+        sleep(backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+        backoff = (backoff * 2).min(longest);
     }
 }
 
@@ -105,43 +97,34 @@ async fn ship(
     config: &ShipConfig,
     dir: &GroupDir,
 ) -> Result<()> {
-    let mut attempts = Attempts::of(stream);
-    let own = loop {
-        if let Some(own) = attempts.judge(own_group(stream, dir).await).await? {
-            break own;
-        }
-    };
-    let (bucket, writer) = loop {
-        let attempt = async {
-            let begun = Begun::load(dir, url)?;
-            let opened = url.open(&config.group, begun.is_none());
-            let bucket = match (&begun, opened) {
-                (Some(begun), Err(e)) if e.kind() == ErrorKind::Unreachable => {
-                    return Err(begun.away(dir, &config.group));
-                }
-                (_, opened) => opened?,
-            };
-            if let Some(begun) = begun {
-                begun.check(dir, &*bucket, &config.group).await?;
+    let own = repeat(stream, || own_group(stream, dir)).await?;
+    let take_over = || async {
+        let begun = Begun::load(dir, url)?;
+        let opened = url.open(&config.group, begun.is_none());
+        let bucket = match (&begun, opened) {
+            (Some(begun), Err(e)) if e.kind() == ErrorKind::Unreachable => {
+                return Err(begun.away(dir, &config.group));
             }
-            let writer = Writer::take_over(&bucket, &own).await?;
-            Ok((bucket, writer))
+            (_, opened) => opened?,
         };
-        if let Some(done) = attempts.judge(attempt.await).await? {
-            break done;
+        if let Some(begun) = begun {
+            begun.check(dir, &*bucket, &config.group).await?;
         }
+        let writer = Writer::take_over(&bucket, &own).await?;
+        Ok((bucket, writer))
     };
+    let (bucket, writer) = repeat(stream, take_over).await?;
     tracing::info!(
         to = %url, session = writer.session(), number = writer.after().number,
         "the store has everything up to here"
     );
     let welcome = welcome(writer.after());
     // The place in the store is taken: what fails from here on takes no other.
-    let ready = || {
+    let settle = || async {
         Begun::keep(dir, url, writer.begun_by())?;
         crate::device::check_travelling(dir, &welcome)
     };
-    while attempts.judge(ready()).await?.is_none() {}
+    repeat(stream, settle).await?;
     stream.progress().set_error("");
     stream.welcome(welcome);
     Sink::new(stream, bucket, writer).run().await
@@ -308,11 +291,5 @@ async fn deliver(stream: &Stream, bucket: &dyn Bucket, made: &Made) -> Result<()
         pace.pass(piece as u64, std::mem::take(&mut ops)).await;
         rest -= piece;
     }
-    let mut attempts = Attempts::of(stream);
-    loop {
-        let outcome = put(bucket, made).await;
-        if attempts.judge(outcome).await?.is_some() {
-            return Ok(());
-        }
-    }
+    repeat(stream, || put(bucket, made)).await
 }
